@@ -1,0 +1,63 @@
+"""What the commands share: where the peer is, how errors end a command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from edgeshard_p2p.config import DEFAULT_LISTEN, ConfigError, parse_address
+
+FAILED, USAGE = 1, 2
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def fail(text: str, exit_code: int = FAILED, as_json: bool = False) -> NoReturn:
+    """One line on stderr (with --json also an object on stdout), and the exit code."""
+    if as_json:
+        print(json.dumps({"error": text, "exit_code": exit_code}), flush=True)
+    click.echo(f"edgeshard: {text}", err=True)
+    sys.exit(exit_code)
+
+
+def peer_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--peer, --swarm, --secret-file, --json of the commands that talk to a running peer."""
+    options: list[Decorator] = [
+        click.option("--peer", "peer_address", default=DEFAULT_LISTEN, show_default=True,
+                     metavar="HOST:PORT", help="The peer to talk to."),
+        click.option("--swarm", default="default", show_default=True, help="Its swarm."),
+        click.option("--secret-file", type=click.Path(path_type=Path), metavar="FILE",
+                     help="The swarm's secret, if it has one."),
+        click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@contextmanager
+def talking(
+    peer_address: str, swarm: str, secret_file: Path | None, as_json: bool
+) -> Iterator[Any]:
+    """A Client for the peer; every way in which the conversation can fail becomes one line."""
+    from edgeshard_p2p.net.client import Client, NoAnswer
+    from edgeshard_p2p.net.security import SecretError, open_security, read_secrets
+    from edgeshard_p2p.wire.errors import WireError
+
+    try:
+        address = parse_address(peer_address)
+        secrets = read_secrets(secret_file) if secret_file is not None else ()
+        with Client(address, open_security(swarm, secrets)) as client:
+            yield client
+    except (ConfigError, SecretError) as error:
+        fail(str(error), USAGE, as_json)
+    except NoAnswer as error:
+        fail(str(error), FAILED, as_json)
+    except WireError as error:
+        fail(f"{peer_address} gives an answer of another release: {error}", FAILED, as_json)

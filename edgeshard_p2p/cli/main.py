@@ -1,0 +1,24 @@
+"""``edgeshard`` and its commands."""
+
+from __future__ import annotations
+
+import click
+
+from edgeshard_p2p import __version__
+from edgeshard_p2p.cli.fetch import fetch, secret
+from edgeshard_p2p.cli.peer import peer
+from edgeshard_p2p.cli.run import run
+from edgeshard_p2p.cli.status import set_setting, status
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgeshard")
+def main() -> None:
+    """Large language models on the devices you already have, together, with nobody in charge.
+
+    Start `edgeshard peer` on each device, then ask any of them with `edgeshard run`.
+    """
+
+
+for command in (peer, run, status, set_setting, fetch, secret):
+    main.add_command(command)

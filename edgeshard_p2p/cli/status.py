@@ -1,0 +1,129 @@
+"""``edgeshard status`` and ``edgeshard set``: the swarm as one peer sees it, and its settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeshard_p2p.cli.common import FAILED, USAGE, fail, peer_options, talking
+
+ANSWER_TIMEOUT_S = 10.0
+
+
+@click.command()
+@peer_options
+def status(peer_address: str, swarm: str, secret_file: Path | None, as_json: bool) -> None:
+    """Members, measurements, plan and requests."""
+    from edgeshard_p2p.wire.client import Status
+
+    report = _ask(Status(), peer_address, swarm, secret_file, as_json).report
+    print(json.dumps(report) if as_json else _in_words(report))
+
+
+@click.command("set")
+@click.argument("assignment", metavar="KEY=VALUE")
+@peer_options
+def set_setting(
+    assignment: str, peer_address: str, swarm: str, secret_file: Path | None, as_json: bool
+) -> None:
+    """Set a setting of the whole swarm, for instance batch=8."""
+    from edgeshard_p2p.wire.client import Set
+
+    key, equals, value = assignment.partition("=")
+    if not equals:
+        fail(f"{assignment!r} is not KEY=VALUE", USAGE, as_json)
+    _ask(Set(key, value), peer_address, swarm, secret_file, as_json)
+    print(json.dumps({key: value}) if as_json else f"{key} = {value}")
+
+
+def _ask(
+    request: Any, peer_address: str, swarm: str, secret_file: Path | None, as_json: bool
+) -> Any:
+    from edgeshard_p2p.wire.client import Failed
+
+    with talking(peer_address, swarm, secret_file, as_json) as client:
+        client.send(request)
+        answer = next(client.answers(ANSWER_TIMEOUT_S))
+    if isinstance(answer, Failed):
+        fail(answer.error, USAGE if answer.is_usage else FAILED, as_json)
+    return answer
+
+
+def _in_words(report: dict[str, Any]) -> str:
+    sections = [
+        _plan(report["plan"]),
+        _table("members", report["members"], _member),
+        _table("devices", report["profiles"], _profile),
+        _table("links", report["links"], _link),
+        _table("seen one way only", report["one_way"], _one_way),
+        _table("requests owned here", report["requests"], _request),
+    ]
+    me = report["self"]
+    role = "source" if me["is_source"] else "no source"
+    head = f"{me['name']}@{me['generation']} at {me['address']}, {role}"
+    return "\n".join([head, *[section for section in sections if section]])
+
+
+def _plan(plan: dict[str, Any]) -> str:
+    if plan["plan_id"] is None:
+        return f"plan: none; {plan['waiting_for']}"
+    predicted = plan["predicted_ms_per_token"]
+    speed = f", {predicted:.1f} ms/token predicted" if predicted is not None else ""
+    head = (
+        f"plan {plan['plan_id'][:6]} {plan['state']}: {plan['dtype']} {plan['numerics']}, "
+        f"{plan['batch']} x {plan['context']} tokens{speed}"
+    )
+    lines = [head, *[f"  {_stage(stage)}" for stage in plan["stages"]]]
+    return "\n".join([*lines, *([f"  note: {plan['note']}"] if plan["note"] else [])])
+
+
+def _stage(stage: dict[str, Any]) -> str:
+    kind = "source " if stage["stage"] == 0 else f"stage {stage['stage']}"
+    ready = "ready" if stage["is_ready"] else "not ready"
+    return f"{kind}  units {stage['start']}-{stage['end'] - 1}  {stage['peer']}  {ready}"
+
+
+def _table(title: str, rows: list[dict[str, Any]], describe: Any) -> str:
+    return "\n".join([f"{title}:", *[f"  {describe(row)}" for row in rows]]) if rows else ""
+
+
+def _member(row: dict[str, Any]) -> str:
+    return (
+        f"{row['name']}@{row['generation']}  {row['state']}  incarnation {row['incarnation']}  "
+        f"{row['address']}"
+    )
+
+
+def _profile(row: dict[str, Any]) -> str:
+    if "decode" not in row or not row["decode"]:
+        return f"{row['name']}  not measured: {row['why_not']}"
+    one = row["decode"][0]
+    why_not = f"  not planned: {row['why_not']}" if row["why_not"] else ""
+    chunk = row["prefill"][-1]
+    return (
+        f"{row['name']}  block {one['block_us'] / 1e3:.2f} ms, head {one['head_us'] / 1e3:.2f} ms "
+        f"per token; block {chunk['block_us'] / 1e3:.1f} ms per {chunk['rows']}-token chunk; "
+        f"{row['budget_bytes'] / 2**20:.0f} MiB{why_not}"
+    )
+
+
+def _link(row: dict[str, Any]) -> str:
+    return (
+        f"{row['from']} -> {row['to']}  round trip {row['round_trip_us'] / 1e3:.2f} ms, "
+        f"{row['bytes_per_s'] * 8 / 1e6:.0f} Mbit/s"
+    )
+
+
+def _one_way(row: dict[str, Any]) -> str:
+    return f"{row['from']} gets no direct answer from {row['to']}"
+
+
+def _request(row: dict[str, Any]) -> str:
+    cause = f"  ({row['cause']})" if row["cause"] else ""
+    return (
+        f"{row['request']}  {row['state']}  attempt {row['attempt']}  "
+        f"{row['prompt_tokens']} + {row['generated_tokens']} tokens{cause}"
+    )

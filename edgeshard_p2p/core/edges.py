@@ -1,0 +1,207 @@
+"""One edge of a plan: frames in order, once each, confirmed by the other end.
+
+A ZeroMQ send proves nothing, so each edge has its own sequence numbers, cumulative
+acknowledgements, credits and resends.  The sender chooses an epoch at each opening; the receiver
+starts anew with it and drops frames of older ones.
+
+    sender                                receiver
+      EDGE epoch 7            ->
+                              <-          EdgeAnswer 7            (plan computed there)
+      seq 1, 2, 3             ->
+                              <-          FrameAck 3, credit 11
+
+Knows nothing of what the frames carry.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Generic, TypeVar
+
+from edgeshard_p2p.core.ids import PeerId, PlanId
+from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.timing import Timing
+
+WINDOW = 8
+"""Frames that may be on their way on one edge."""
+WAITING_MAX = 4096
+"""Frames that may wait for credit; those who offer more than this run away from a bug."""
+
+
+Item = TypeVar("Item")
+
+
+class EdgeKind(Enum):
+    ENTRY = "entry"
+    INNER = "inner"
+    RETURN = "return"
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeSpec:
+    """An edge of a plan; ``index`` names it on the wire."""
+
+    index: int
+    kind: EdgeKind
+    sender: PeerId
+    receiver: PeerId
+    stage: int
+    """The shared stage that it leads to; of a return edge the one that it leaves."""
+    source: int
+    """The source that an entry or return edge belongs to; -1 for inner ones."""
+
+
+def edges_of(plan: Plan) -> tuple[EdgeSpec, ...]:
+    """All edges of a plan: one in from each source, those between stages, one back to each."""
+    if not plan.stages:
+        return ()
+    first, last = plan.stages[0].peer, plan.stages[-1].peer
+    ends: list[tuple[EdgeKind, PeerId, PeerId, int, int]] = []
+    for i, source in enumerate(plan.sources):
+        ends.append((EdgeKind.ENTRY, source, first, 0, i))
+    for k in range(len(plan.stages) - 1):
+        here, there = plan.stages[k].peer, plan.stages[k + 1].peer
+        ends.append((EdgeKind.INNER, here, there, k + 1, -1))
+    for i, source in enumerate(plan.sources):
+        ends.append((EdgeKind.RETURN, last, source, len(plan.stages) - 1, i))
+    return tuple(EdgeSpec(index, *end) for index, end in enumerate(ends))
+
+
+@dataclass(slots=True)
+class OutEdge(Generic[Item]):
+    """The sending end.  ``Item`` is whatever a frame is to its owner."""
+
+    plan: PlanId
+    spec: EdgeSpec
+    epoch: int
+    timing: Timing
+    opened_at: float
+    is_open: bool = False
+    is_lost: bool = False
+    _next_open_at: float = 0.0
+    _sequence: int = 0
+    _credit: int = WINDOW
+    _unacked: deque[tuple[int, Item]] = field(default_factory=deque)
+    _waiting: deque[Item] = field(default_factory=deque)
+    _progress_at: float = 0.0
+    _resend_at: float = 0.0
+
+    @property
+    def load(self) -> int:
+        """Frames offered and not yet confirmed."""
+        return len(self._unacked) + len(self._waiting)
+
+    def offer(self, item: Item) -> None:
+        assert len(self._waiting) < WAITING_MAX, f"edge {self.spec.index} overruns"
+        self._waiting.append(item)
+
+    def take_sendable(self, now: float) -> list[tuple[int, Item]]:
+        """What the credit allows to send now, numbered."""
+        sendable: list[tuple[int, Item]] = []
+        while self.is_open and self._waiting and self._sequence < self._credit:
+            self._sequence += 1
+            if not self._unacked:
+                self._progress_at, self._resend_at = now, now + self.timing.resend_s
+            entry = (self._sequence, self._waiting.popleft())
+            self._unacked.append(entry)
+            sendable.append(entry)
+        return sendable
+
+    def on_answer(self, epoch: int) -> bool:
+        """True when this answer opened the edge."""
+        if epoch != self.epoch or self.is_open:
+            return False
+        self.is_open = True
+        return True
+
+    def on_ack(self, epoch: int, acked: int, credit: int, now: float) -> list[Item]:
+        """The items that are confirmed now; their owner may let go of them."""
+        if epoch != self.epoch:
+            return []
+        confirmed: list[Item] = []
+        while self._unacked and self._unacked[0][0] <= acked:
+            confirmed.append(self._unacked.popleft()[1])
+        if confirmed:
+            self._progress_at, self._resend_at = now, now + self.timing.resend_s
+        self._credit = max(self._credit, min(credit, acked + WINDOW))
+        return confirmed
+
+    def next_deadline(self) -> float | None:
+        if self.is_lost:
+            return None
+        if not self.is_open:
+            return self._next_open_at
+        if not self._unacked:
+            return self._resend_at if self._waiting else None
+        return min(self._resend_at, self._progress_at + self.timing.edge_lost_s)
+
+    def wants_opening(self, now: float) -> bool:
+        """True when the EDGE frame is to be sent (again) now: to open the edge, or to ask for
+        credit, whose renewal may have been lost."""
+        if self.is_lost:
+            return False
+        if self.is_open:
+            return self._wants_credit(now)
+        if now < self._next_open_at:
+            return False
+        if now >= self.opened_at + self.timing.edge_deadline_s:
+            self.is_lost = True
+            return False
+        self._next_open_at = now + self.timing.edge_retry_s
+        return True
+
+    def _wants_credit(self, now: float) -> bool:
+        if self._unacked or not self._waiting or now < self._resend_at:
+            return False
+        self._resend_at = now + self.timing.resend_s
+        return True
+
+    def take_resends(self, now: float) -> list[tuple[int, Item]]:
+        """Everything unconfirmed, once more, when its time has come; may find the edge lost."""
+        if not self._unacked or self.is_lost:
+            return []
+        if now >= self._progress_at + self.timing.edge_lost_s:
+            self.is_lost = True
+            return []
+        if now < self._resend_at:
+            return []
+        self._resend_at = now + self.timing.resend_s
+        return list(self._unacked)
+
+    def drain(self) -> list[Item]:
+        """All items still here, for an edge that is given up."""
+        items = [item for _, item in self._unacked] + list(self._waiting)
+        self._unacked.clear()
+        self._waiting.clear()
+        return items
+
+
+@dataclass(slots=True)
+class InEdge:
+    """The receiving end: accepts each sequence number once and in order."""
+
+    spec: EdgeSpec
+    epoch: int = 0
+    received: int = 0
+    consumed: int = 0
+
+    def on_open(self, epoch: int) -> bool:
+        """False for an opening that is older than the one in force."""
+        if epoch < self.epoch:
+            return False
+        if epoch > self.epoch:
+            self.epoch, self.received, self.consumed = epoch, 0, 0
+        return True
+
+    def accepts(self, epoch: int, sequence: int) -> bool:
+        """True for the next frame; a late, doubled or overtaking one changes nothing."""
+        if epoch != self.epoch or epoch == 0 or sequence != self.received + 1:
+            return False
+        self.received = sequence
+        return True
+
+    @property
+    def credit(self) -> int:
+        return self.consumed + WINDOW

@@ -1,0 +1,169 @@
+"""What happened.  The shell puts everything it sees into one of these, failures included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeshard_p2p.core.ids import PeerId, RequestId
+from edgeshard_p2p.core.messages import (
+    Address,
+    ControlMessage,
+    FrameHeader,
+    Open,
+    ProbeBody,
+)
+from edgeshard_p2p.core.model_spec import ModelSpec
+from edgeshard_p2p.core.plan import Choice
+from edgeshard_p2p.core.records import UnitTimes
+from edgeshard_p2p.core.sampling import Sampling
+from edgeshard_p2p.core.work import Job, TensorRef
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The sockets are bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlineReached:
+    """The time that ``next_deadline`` named has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDiscovered:
+    """Multicast showed a peer of this swarm."""
+
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class ContactFailed:
+    """A join address refused the connection for good: ``secret``, ``protocol``."""
+
+    address: Address
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MessageReceived:
+    sender: PeerId
+    message: ControlMessage
+
+
+@dataclass(frozen=True, slots=True)
+class FrameReceived:
+    """A frame with its payload decoded: a tensor kept by the shell, token ids, or a body."""
+
+    header: FrameHeader
+    tensor: TensorRef | None = None
+    tokens: tuple[int, ...] = ()
+    body: Open | ProbeBody | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOpened:
+    """The swarm's model is on this device's disk (or, with None, is not)."""
+
+    digest: str
+    spec: ModelSpec | None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMeasured:
+    """Times of the units on this device, for the model, dtype and numerics named."""
+
+    digest: str
+    dtype: str
+    numerics: str
+    decode: tuple[UnitTimes, ...]
+    prefill: tuple[UnitTimes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureFailed:
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanComputed:
+    choice: Choice
+
+
+@dataclass(frozen=True, slots=True)
+class UnitsLoaded:
+    """What was asked for by the ``load`` numbered so stands in memory, KV reserved."""
+
+    load: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    load: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardDone:
+    job: Job
+    service_us: int
+    hidden: TensorRef | None
+    tokens: tuple[int | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardFailed:
+    job: Job
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSubmitted:
+    """A user's prompt, tokenised on this peer."""
+
+    client: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling
+    stop_ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCancelled:
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class SettingAsked:
+    """The operator sets a setting of the swarm at this peer."""
+
+    key: str
+    value: ModelSpec | str | int
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """Leave: say so, hand over, exit."""
+
+
+Event = (
+    Started
+    | DeadlineReached
+    | PeerDiscovered
+    | ContactFailed
+    | MessageReceived
+    | FrameReceived
+    | ModelOpened
+    | DeviceMeasured
+    | MeasureFailed
+    | PlanComputed
+    | UnitsLoaded
+    | LoadFailed
+    | ForwardDone
+    | ForwardFailed
+    | PromptSubmitted
+    | RequestCancelled
+    | SettingAsked
+    | StopAsked
+)
+

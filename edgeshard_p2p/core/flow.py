@@ -1,0 +1,309 @@
+"""The edges of one plan that touch this peer: frames offered here leave in order, frames that
+arrive are accepted once, and an edge from this peer to itself costs no socket.
+
+Knows nothing of requests; it moves frames.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from edgeshard_p2p.core.edges import WINDOW, EdgeKind, EdgeSpec, InEdge, OutEdge, edges_of
+from edgeshard_p2p.core.effects import CloseEdge, DropTensor, Effect, Send, SendFrame
+from edgeshard_p2p.core.events import FrameReceived
+from edgeshard_p2p.core.ids import PeerId
+from edgeshard_p2p.core.membership import Membership
+from edgeshard_p2p.core.messages import (
+    WIRE_MAX,
+    EdgeAnswer,
+    FrameAck,
+    FrameHeader,
+    FrameKind,
+    FrameRefused,
+    Open,
+    RowGroupHeader,
+)
+from edgeshard_p2p.core.model_spec import ModelSpec
+from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.timing import Timing
+from edgeshard_p2p.core.work import TensorRef
+
+DTYPE_CODES = {"": 0, "fp32": 1, "bf16": 2, "int32": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What travels an edge, without the edge's own numbering."""
+
+    kind: FrameKind
+    groups: tuple[RowGroupHeader, ...]
+    micro_batch: int = 0
+    service_us: int = 0
+    tensor: TensorRef | None = None
+    tokens: tuple[int, ...] = ()
+    body: Open | None = None
+
+    @property
+    def n_rows(self) -> int:
+        return sum(group.rows for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True)
+class LostEdge:
+    """An edge that was given up, with what was on its way."""
+
+    spec: EdgeSpec
+    frames: list[Frame]
+    was_open: bool
+
+
+@dataclass(slots=True)
+class Flow:
+    plan: Plan
+    model: ModelSpec
+    me: PeerId
+    membership: Membership
+    timing: Timing
+    epochs: dict[str, int]
+    """The last epoch that this process used, shared by all flows."""
+    out: dict[int, OutEdge[Frame]] = field(default_factory=dict)
+    in_: dict[int, InEdge] = field(default_factory=dict)
+    arrived: deque[tuple[EdgeSpec, Frame]] = field(default_factory=deque)
+    """Accepted frames, for the peer to hand on."""
+    lost: list[LostEdge] = field(default_factory=list)
+    """Edges found lost, for the peer to act on."""
+    _specs: dict[int, EdgeSpec] = field(default_factory=dict)
+    _promised: dict[int, int] = field(default_factory=dict)
+    """Credit last told, by incoming edge."""
+
+    def __post_init__(self) -> None:
+        for spec in edges_of(self.plan):
+            self._specs[spec.index] = spec
+            if spec.receiver == self.me and spec.sender != self.me:
+                self.in_[spec.index] = InEdge(spec)
+
+    # --- questions ------------------------------------------------------------------------
+
+    def outgoing(self) -> list[EdgeSpec]:
+        """Edges that leave this peer for another."""
+        specs = self._specs.values()
+        return [s for s in specs if s.sender == self.me and s.receiver != self.me]
+
+    def all_open(self) -> bool:
+        return all(s.index in self.out and self.out[s.index].is_open for s in self.outgoing())
+
+    def find(self, kind: EdgeKind, stage: int, source: int = -1) -> EdgeSpec:
+        """The edge of this kind that leads to ``stage`` (a return edge: that leaves it)."""
+        for spec in self._specs.values():
+            if spec.kind is kind and spec.stage == stage and spec.source in (source, -1):
+                return spec
+        raise AssertionError(f"plan {self.plan.id} has no {kind.value} edge at stage {stage}")
+
+    def load(self, index: int) -> int:
+        return self.out[index].load if index in self.out else 0
+
+    def next_deadline(self) -> float | None:
+        times = [edge.next_deadline() for edge in self.out.values()]
+        return min((time for time in times if time is not None), default=None)
+
+    # --- sending --------------------------------------------------------------------------
+
+    def open_edges(self, now: float) -> list[Effect]:
+        """Open, each with a new epoch, the outgoing edges that are not there."""
+        effects: list[Effect] = []
+        for spec in self.outgoing():
+            if spec.index not in self.out:
+                self.epochs["last"] += 1
+                self.out[spec.index] = OutEdge(
+                    self.plan.id, spec, self.epochs["last"], self.timing, now
+                )
+                effects += self._tick_edge(self.out[spec.index], now)
+        return effects
+
+    def offer(self, spec: EdgeSpec, frame: Frame, now: float) -> list[Effect]:
+        if spec.receiver == self.me:
+            self.arrived.append((spec, frame))
+            return []
+        edge = self.out.get(spec.index)
+        if edge is None or edge.is_lost:
+            # Between a loss and the next opening: the owner of the frame hears of the loss.
+            self.lost.append(LostEdge(spec, [frame], was_open=True))
+            return []
+        edge.offer(frame)
+        return self._send(edge, edge.take_sendable(now))
+
+    def _send(self, edge: OutEdge[Frame], numbered: list[tuple[int, Frame]]) -> list[Effect]:
+        address = self.membership.address_of(edge.spec.receiver)
+        if address is None:
+            return []
+        return [
+            SendFrame(
+                address,
+                self._header(edge, sequence, frame),
+                frame.tensor,
+                frame.tokens,
+                frame.body,
+            )
+            for sequence, frame in numbered
+        ]
+
+    def _header(self, edge: OutEdge[Frame], sequence: int, frame: Frame) -> FrameHeader:
+        dtype, shape = "", ()
+        if frame.kind is FrameKind.HIDDEN:
+            dtype, shape = self.plan.workload.dtype, (frame.n_rows, self.model.hidden_size)
+        elif frame.kind is FrameKind.TOKENS:
+            dtype, shape = "int32", (len(frame.tokens),)
+        return FrameHeader(
+            WIRE_MAX,
+            frame.kind,
+            self.me.tag,
+            bytes.fromhex(self.plan.id),
+            edge.spec.index,
+            edge.epoch,
+            sequence,
+            self._received_from(edge.spec.receiver),
+            frame.micro_batch,
+            frame.service_us,
+            self.plan.workload.tile_rows,
+            DTYPE_CODES[dtype],
+            shape,
+            frame.groups,
+        )
+
+    def _received_from(self, peer: PeerId) -> int:
+        """What has arrived on the edge from ``peer``, where there is exactly one."""
+        back = [edge.received for edge in self.in_.values() if edge.spec.sender == peer]
+        return back[0] if len(back) == 1 else 0
+
+    def tick(self, now: float) -> list[Effect]:
+        return [e for edge in list(self.out.values()) for e in self._tick_edge(edge, now)]
+
+    def _tick_edge(self, edge: OutEdge[Frame], now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        if edge.wants_opening(now):
+            effects += self._send(edge, [(0, Frame(FrameKind.EDGE, ()))])
+        effects += self._send(edge, edge.take_resends(now))
+        if edge.is_lost:
+            del self.out[edge.spec.index]
+            self.lost.append(LostEdge(edge.spec, edge.drain(), edge.is_open))
+            effects.append(CloseEdge(self.plan.id, edge.spec.index))
+        return effects
+
+    def on_answer(self, answer: EdgeAnswer, now: float) -> list[Effect]:
+        edge = self.out.get(answer.edge)
+        if edge is None or not edge.on_answer(answer.epoch):
+            return []
+        return self._send(edge, edge.take_sendable(now))
+
+    def on_ack(self, ack: FrameAck, now: float) -> list[Effect]:
+        edge = self.out.get(ack.edge)
+        if edge is None:
+            return []
+        confirmed = edge.on_ack(ack.epoch, ack.acked, ack.credit, now)
+        dropped = [DropTensor(frame.tensor) for frame in confirmed if frame.tensor is not None]
+        return [*dropped, *self._send(edge, edge.take_sendable(now))]
+
+    def on_refused(self, refused: FrameRefused, now: float) -> list[Effect]:
+        """The other end does not take frames of this edge: it is lost as it stands."""
+        edge = self.out.get(refused.edge)
+        if edge is None or edge.epoch != refused.epoch or not edge.is_open:
+            return []
+        edge.is_lost = True
+        return self._tick_edge(edge, now)
+
+    # --- receiving ------------------------------------------------------------------------
+
+    def on_frame(self, event: FrameReceived, now: float) -> list[Effect]:
+        header = event.header
+        edge = self.in_.get(header.edge)
+        if edge is None:
+            return [*_drop(event), *refuse(header, "not_my_edge", self.membership)]
+        if header.kind is FrameKind.EDGE:
+            return self._on_opening(edge, header)
+        if not self._fits(edge.spec, event):
+            return [*_drop(event), *refuse(header, "does_not_fit", self.membership)]
+        if not edge.accepts(header.epoch, header.sequence):
+            return [*_drop(event), *self._ack(edge)]
+        body = event.body if isinstance(event.body, Open) else None
+        frame = Frame(
+            header.kind,
+            header.groups,
+            header.micro_batch,
+            header.service_us,
+            event.tensor,
+            event.tokens,
+            body,
+        )
+        self.arrived.append((edge.spec, frame))
+        return self._ack(edge)
+
+    def _on_opening(self, edge: InEdge, header: FrameHeader) -> list[Effect]:
+        if not edge.on_open(header.epoch):
+            return []
+        address = self.membership.address_of(edge.spec.sender)
+        if address is None:
+            return []
+        answer = EdgeAnswer(self.plan.id, edge.spec.index, header.epoch)
+        return [Send(address, answer), *self._ack(edge)]
+
+    def _fits(self, spec: EdgeSpec, event: FrameReceived) -> bool:
+        """Whether the frame is one that this edge of this plan may carry."""
+        header, groups = event.header, event.header.groups
+        owners = range(len(self.plan.sources)) if spec.source < 0 else (spec.source,)
+        if header.numerics != self.plan.workload.tile_rows:
+            return False
+        if any(group.source_index not in owners for group in groups):
+            return False
+        if header.kind is FrameKind.HIDDEN:
+            rows = sum(group.rows for group in groups)
+            dtype = DTYPE_CODES[self.plan.workload.dtype]
+            is_right = header.dtype == dtype and header.shape == (rows, self.model.hidden_size)
+            return is_right and event.tensor is not None and spec.kind is not EdgeKind.RETURN
+        if header.kind is FrameKind.TOKENS:
+            return len(event.tokens) == len(groups) and spec.kind is EdgeKind.RETURN
+        if header.kind is FrameKind.OPEN:
+            return isinstance(event.body, Open)
+        return header.kind is FrameKind.RELEASE
+
+    def consumed(self, spec: EdgeSpec) -> list[Effect]:
+        """One accepted frame of this edge has been dealt with: renew the sender's credit."""
+        edge = self.in_.get(spec.index)
+        if edge is None:
+            return []
+        edge.consumed += 1
+        stale = self._promised.get(spec.index, 0)
+        return self._ack(edge) if edge.credit - stale >= WINDOW // 2 else []
+
+    def _ack(self, edge: InEdge) -> list[Effect]:
+        address = self.membership.address_of(edge.spec.sender)
+        if address is None or edge.epoch == 0:
+            return []
+        self._promised[edge.spec.index] = edge.credit
+        ack = FrameAck(self.plan.id, edge.spec.index, edge.epoch, edge.received, edge.credit)
+        return [Send(address, ack)]
+
+    # --- the end --------------------------------------------------------------------------
+
+    def close(self) -> list[Effect]:
+        effects: list[Effect] = []
+        for index, edge in self.out.items():
+            effects += [DropTensor(f.tensor) for f in edge.drain() if f.tensor is not None]
+            effects.append(CloseEdge(self.plan.id, index))
+        self.out.clear()
+        return effects
+
+
+def refuse(header: FrameHeader, reason: str, membership: Membership) -> list[Effect]:
+    """Tell the sender of this frame that nothing of it was computed, and why."""
+    for member in membership.present():
+        if member.peer.tag == header.sender:
+            refused = FrameRefused(
+                header.plan_id, header.edge, header.epoch, header.sequence, reason
+            )
+            return [Send(member.address, refused)]
+    return []
+
+
+def _drop(event: FrameReceived) -> list[Effect]:
+    return [DropTensor(event.tensor)] if event.tensor is not None else []

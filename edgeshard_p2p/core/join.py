@@ -1,0 +1,136 @@
+"""Getting in, and getting together again: the addresses this peer calls on until somebody there
+is a present member.
+
+Join addresses and those of dead members are tried for ever, backing off, so that a healed
+partition meets again.  Knows nothing of probing or of plans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edgeshard_p2p.core.effects import Effect, Log, SaveGeneration, Send, Stop
+from edgeshard_p2p.core.ids import PeerId
+from edgeshard_p2p.core.membership import Membership
+from edgeshard_p2p.core.messages import (
+    WIRE_MAX,
+    WIRE_MIN,
+    Address,
+    Hello,
+    MemberState,
+    Refused,
+    Update,
+    Welcome,
+)
+from edgeshard_p2p.core.records import Setting
+from edgeshard_p2p.core.timing import Timing
+
+CONTACTS_MAX = 256
+
+
+@dataclass(slots=True)
+class Contact:
+    next_at: float
+    backoff_s: float
+    is_join: bool
+    """Named by the operator: kept however long it stays silent."""
+
+
+@dataclass(slots=True)
+class Join:
+    timing: Timing
+    has_met: bool = False
+    """Somebody has welcomed this peer: from now on nothing it hears ends it."""
+    contacts: dict[Address, Contact] = field(default_factory=dict)
+
+    def add(self, address: Address, now: float, is_join: bool = False) -> None:
+        known = self.contacts.get(address)
+        if known is not None:
+            known.is_join |= is_join
+            known.next_at = min(known.next_at, now)
+        elif len(self.contacts) < CONTACTS_MAX:
+            self.contacts[address] = Contact(now, self.timing.contact_first_s, is_join)
+
+    # --- messages -------------------------------------------------------------------------
+
+    def on_hello(
+        self, hello: Hello, settings: tuple[Setting, ...], membership: Membership, now: float
+    ) -> list[Effect]:
+        them = hello.identity
+        refusal = self._refusal(hello, membership)
+        if refusal is not None:
+            text = f"refused {them.peer} at {them.address}: {refusal.detail}"
+            return [Send(them.address, refusal), Log(text, "warning")]
+        known = membership.members.get(them.peer.name)
+        known_generation = known.peer.generation if known is not None else 0
+        effects = membership.apply(Update(them, hello.incarnation, MemberState.ALIVE), now)
+        welcome = Welcome(
+            membership.me,
+            membership.incarnation,
+            known_generation,
+            membership.all_updates(),
+            settings,
+        )
+        effects.append(Send(them.address, welcome))
+        if not self.has_met:
+            self.add(them.address, now)
+            effects.append(self._hello(them.address, membership))
+        return effects
+
+    def _refusal(self, hello: Hello, membership: Membership) -> Refused | None:
+        them = hello.identity
+        if hello.wire_min > WIRE_MAX or hello.wire_max < WIRE_MIN:
+            detail = (
+                f"{them.peer} speaks wire versions {hello.wire_min}-{hello.wire_max}, "
+                f"this swarm {WIRE_MIN}-{WIRE_MAX}; install the same release on both"
+            )
+            return Refused("wire_version", detail)
+        known = membership.members.get(them.peer.name)
+        is_same_name = them.peer.name == membership.me.peer.name or (
+            known is not None and known.is_present
+        )
+        holder = membership.me if known is None else known.identity
+        if is_same_name and holder.install_id != them.install_id:
+            detail = (
+                f"the name {them.peer.name} belongs to the peer at {holder.address}; "
+                "start this one with another --name"
+            )
+            return Refused("name_taken", detail)
+        return None
+
+    def on_welcome(self, welcome: Welcome, membership: Membership, now: float) -> list[Effect]:
+        self.has_met = True
+        effects: list[Effect] = []
+        known = welcome.known_generation
+        if known > membership.me.peer.generation:
+            # The state directory was lost: take a life later than any that was seen.
+            effects.append(SaveGeneration(known + 1))
+        them = Update(welcome.identity, welcome.incarnation, MemberState.ALIVE)
+        return effects + membership.apply_all((*welcome.updates, them), now)
+
+    def on_refused(self, sender: PeerId, refused: Refused) -> list[Effect]:
+        if self.has_met:
+            return [Log(f"{sender} refused this peer: {refused.detail}", "warning")]
+        return [Stop(2, f"{sender} refused this peer: {refused.detail}")]
+
+    # --- time -----------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        return min((contact.next_at for contact in self.contacts.values()), default=None)
+
+    def tick(self, membership: Membership, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        present = {member.address for member in membership.present()} | {membership.me.address}
+        for address, contact in sorted(self.contacts.items()):
+            if contact.next_at > now:
+                continue
+            contact.next_at = now + contact.backoff_s
+            contact.backoff_s = min(2 * contact.backoff_s, self.timing.contact_max_s)
+            if address not in present:
+                effects.append(self._hello(address, membership))
+            elif not contact.is_join:
+                del self.contacts[address]
+        return effects
+
+    def _hello(self, address: Address, membership: Membership) -> Send:
+        return Send(address, Hello(membership.me, membership.incarnation))

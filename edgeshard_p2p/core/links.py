@@ -1,0 +1,162 @@
+"""Measuring this peer's links: round trips of small and of large probes, one at a time.
+
+The probes travel the data path, as frames will; the answers come back as control messages.
+    delay     = half of the fastest small round trip
+    bandwidth = payload / (fastest large round trip - fastest small one)
+Knows nothing of what the figures are used for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from edgeshard_p2p.core.effects import Effect, Log, SendProbe
+from edgeshard_p2p.core.ids import PeerId
+from edgeshard_p2p.core.membership import Member
+from edgeshard_p2p.core.records import LinkFigures
+from edgeshard_p2p.core.timing import Timing
+
+SMALL_BYTES = 64
+BIG_BYTES = 131_072
+"""About 32 rows of hidden states of a 1024-wide model in fp32: well beyond TCP's first window,
+and a second on a 1 Mbit/s line."""
+ROUNDS = 4
+"""Probes of each size; the first of each warms the connection up and does not count."""
+ATTEMPTS = 3
+MOVED_BY = 0.25
+"""A figure is published again only when it moved by more than this share."""
+BYTES_PER_S_MAX = 2**36
+
+
+@dataclass(slots=True)
+class Target:
+    """The state of measuring one link."""
+
+    peer: PeerId
+    small_us: list[int] = field(default_factory=list)
+    big_us: list[int] = field(default_factory=list)
+    failures: int = 0
+    next_at: float = 0.0
+    settled: bool = False
+    """Measured, or given up for now: either way this link keeps nobody waiting."""
+
+
+@dataclass(slots=True)
+class Outstanding:
+    nonce: int
+    name: str
+    n_bytes: int
+    sent_at: float
+    ends_at: float
+
+
+@dataclass(slots=True)
+class LinkProber:
+    timing: Timing
+    known: dict[str, LinkFigures] = field(default_factory=dict)
+    """By name of the other end: a link outlives the lives of its ends."""
+    _targets: dict[str, Target] = field(default_factory=dict)
+    _outstanding: Outstanding | None = None
+    _nonce: int = 0
+
+    # --- questions ------------------------------------------------------------------------
+
+    def is_settled(self) -> bool:
+        """Every present member's link has been measured, or did not answer."""
+        return all(target.settled for target in self._targets.values())
+
+    def figures(self) -> tuple[LinkFigures, ...]:
+        """Of links to present members, sorted by name."""
+        return tuple(self.known[name] for name in sorted(self._targets) if name in self.known)
+
+    def next_deadline(self) -> float | None:
+        if self._outstanding is not None:
+            return self._outstanding.ends_at
+        return min((target.next_at for target in self._targets.values()), default=None)
+
+    # --- events ---------------------------------------------------------------------------
+
+    def track(self, present: Iterable[Member], now: float) -> None:
+        """Measure these members and nobody else."""
+        peers = {member.peer.name: member.peer for member in present}
+        for name in [name for name in self._targets if name not in peers]:
+            del self._targets[name]
+        for name, peer in peers.items():
+            if name not in self._targets or self._targets[name].peer != peer:
+                is_known = name in self.known
+                self._targets[name] = Target(peer, next_at=now, settled=is_known)
+
+    def on_echo(self, nonce: int, now: float) -> None:
+        """Returns at once for an answer that is late, doubled or unasked."""
+        waiting = self._outstanding
+        if waiting is None or waiting.nonce != nonce:
+            return
+        self._outstanding = None
+        target = self._targets.get(waiting.name)
+        if target is None:
+            return
+        # A round trip of 0 us is impossible, whatever a coarse clock says.
+        times = target.small_us if waiting.n_bytes == SMALL_BYTES else target.big_us
+        times.append(max(1, round((now - waiting.sent_at) * 1e6)))
+        if len(target.big_us) >= ROUNDS:
+            self._conclude(target, now)
+
+    def tick(self, members: dict[str, Member], now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        waiting = self._outstanding
+        if waiting is not None:
+            if waiting.ends_at > now:
+                return []
+            self._outstanding = None
+            effects += self._missed(waiting.name, now)
+        due = [t for name, t in sorted(self._targets.items()) if t.next_at <= now]
+        if due:
+            # Links that keep somebody waiting go first, then the one waiting for longest.
+            target = min(due, key=lambda t: (t.settled, t.next_at, t.peer))
+            effects.append(self._probe(target, members[target.peer.name], now))
+        return effects
+
+    # --- measuring ------------------------------------------------------------------------
+
+    def _probe(self, target: Target, member: Member, now: float) -> SendProbe:
+        is_small = len(target.small_us) < ROUNDS
+        n_bytes = SMALL_BYTES if is_small else BIG_BYTES
+        patience = self.timing.probe_small_timeout_s
+        if not is_small:
+            patience = self.timing.probe_big_timeout_s
+        self._nonce += 1
+        ends_at = now + patience
+        self._outstanding = Outstanding(self._nonce, target.peer.name, n_bytes, now, ends_at)
+        return SendProbe(member.address, self._nonce, n_bytes)
+
+    def _missed(self, name: str, now: float) -> list[Effect]:
+        target = self._targets.get(name)
+        if target is None:
+            return []
+        target.failures += 1
+        if target.failures < ATTEMPTS:
+            return []
+        self.known.pop(name, None)
+        target.failures, target.settled = 0, True
+        target.small_us, target.big_us = [], []
+        target.next_at = now + self.timing.contact_max_s
+        text = f"link to {target.peer}: no answer to {ATTEMPTS} probes, held unusable"
+        return [Log(text, "warning")]
+
+    def _conclude(self, target: Target, now: float) -> None:
+        small_us, big_us = min(target.small_us[1:]), min(target.big_us[1:])
+        target.small_us, target.big_us = [], []
+        target.failures, target.settled = 0, True
+        target.next_at = now + self.timing.link_refresh_s
+        transfer_us = max(1, big_us - small_us)
+        bytes_per_s = min(BIG_BYTES * 1_000_000 // transfer_us, BYTES_PER_S_MAX)
+        new = LinkFigures(target.peer.name, max(1, small_us // 2), 0, max(1, bytes_per_s))
+        old = self.known.get(target.peer.name)
+        if old is None or _has_moved(old, new):
+            self.known[target.peer.name] = new
+
+
+def _has_moved(old: LinkFigures, new: LinkFigures) -> bool:
+    pairs = ((old.delay_us, new.delay_us), (old.bytes_per_s, new.bytes_per_s))
+    return any(abs(b - a) > MOVED_BY * a for a, b in pairs)

@@ -1,0 +1,174 @@
+"""What a plan is made from (Snapshot) and what it is (Plan).
+
+A Snapshot holds every input of the planner, as integers, sorted; its id is a digest of all of
+them.  A Plan holds what is served; its id changes only when that changes, so a new measurement
+that moves no unit keeps the plan.  Knows nothing of how a plan is chosen.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from edgeshard_p2p.core.ids import Count, Name, PeerId, PlanId, UnitRange
+from edgeshard_p2p.core.model_spec import DTYPE_BYTES, DtypeName, ModelSpec
+
+PLANNER_VERSION = 1
+
+FRAME_OVERHEAD_BYTES = 128
+"""What a frame adds to its tensor on the wire, at most, for one row."""
+
+Numerics = Annotated[str, Meta(pattern="^(exact|fast)$")]
+
+
+def digest(value: object) -> str:
+    """16 hex digits of BLAKE2b over the canonical msgpack of ``value``."""
+    return blake2b(msgspec.msgpack.encode(value, order="deterministic"), digest_size=8).hexdigest()
+
+
+class Workload(Struct, frozen=True, array_like=True):
+    """The swarm's settings as far as the planner and the served numbers depend on them."""
+
+    dtype: DtypeName
+    numerics: Numerics
+    tile_rows: Count
+    """Rows of a padded tile in ``exact``; 0 in ``fast``."""
+    context: Annotated[int, Meta(ge=1, le=2**24)]
+    batch: Annotated[int, Meta(ge=1, le=4096)]
+    """Sequences wished for; the plan holds the largest number up to it that fits."""
+    first_layer: Annotated[str, Meta(pattern="^(block|embedding)$")] = "block"
+    """The last unit that a source keeps for its own prompts: the first block, or (the paper's
+    rule) the embedding alone."""
+
+
+class Device(Struct, frozen=True, array_like=True):
+    """One eligible peer as the planner sees it.  Owner of the numbers: the peer itself."""
+
+    peer: PeerId
+    is_source: bool
+    budget_bytes: Count
+    """For weights and KV; the process's own base and head-room are already taken off."""
+    unit_us: tuple[Count, ...]
+    """Decode time of each unit for one row, microseconds; one entry per unit of the model."""
+    held: tuple[UnitRange, ...] = ()
+
+
+class Link(Struct, frozen=True, order=True, array_like=True):
+    """One direction of a pair, as measured by ``a``.  Absent pairs are unusable."""
+
+    a: Name
+    b: Name
+    delay_us: Count
+    """One-way delay: adds to the latency, occupies nothing."""
+    per_message_us: Count
+    bytes_per_s: Annotated[int, Meta(ge=1, le=2**48)]
+
+    def occupancy_us(self, n_bytes: int) -> int:
+        """Time for which one message of ``n_bytes`` occupies the link, rounded up."""
+        return self.per_message_us + -(-n_bytes * 1_000_000 // self.bytes_per_s)
+
+    def cost_us(self, n_bytes: int) -> int:
+        return self.occupancy_us(n_bytes) + self.delay_us
+
+
+class Snapshot(Struct, frozen=True):
+    """All inputs of ``planner.choose``.  Build with ``snapshot()``, which sorts."""
+
+    model: ModelSpec
+    workload: Workload
+    devices: tuple[Device, ...]
+    links: tuple[Link, ...]
+
+    @property
+    def id(self) -> str:
+        return digest(self)
+
+
+def snapshot(
+    model: ModelSpec, workload: Workload, devices: list[Device], links: list[Link]
+) -> Snapshot:
+    """A Snapshot with its inputs in their one order, whatever order they came in."""
+    return Snapshot(
+        model, workload, tuple(sorted(devices, key=lambda d: d.peer)), tuple(sorted(links))
+    )
+
+
+class Stage(Struct, frozen=True, array_like=True):
+    """A shared stage: one contiguous run of units on one peer, for every source's requests."""
+
+    peer: PeerId
+    units: UnitRange
+
+
+class Plan(Struct, frozen=True):
+    """What is served, by whom.
+
+    Every source runs ``[0, entry_end)`` for its own requests; then the shared ``stages`` follow
+    in order, up to the head.  A plan without stages runs wholly on its (one) source.
+    """
+
+    model_digest: str
+    workload: Workload
+    """With ``batch`` replaced by what fits: the KV promise."""
+    sources: Annotated[tuple[PeerId, ...], Meta(min_length=1)]
+    entry_end: Count
+    stages: tuple[Stage, ...]
+    planner_version: int = PLANNER_VERSION
+
+    @property
+    def id(self) -> PlanId:
+        return digest(self)
+
+    @property
+    def entry(self) -> UnitRange:
+        return UnitRange(0, self.entry_end)
+
+    def peers(self) -> tuple[PeerId, ...]:
+        """Everyone who has a part in the plan, each once, sorted."""
+        return tuple(sorted({*self.sources, *(stage.peer for stage in self.stages)}))
+
+    def units_of(self, peer: PeerId) -> tuple[UnitRange, ...]:
+        """What ``peer`` must hold: its entry as a source, its shared stage, or both."""
+        ranges = [self.entry] if peer in self.sources else []
+        ranges += [stage.units for stage in self.stages if stage.peer == peer]
+        return tuple(ranges)
+
+    def __str__(self) -> str:
+        entry = f"{self.entry} {'+'.join(str(source) for source in self.sources)}"
+        stages = [f"{stage.units} {stage.peer}" for stage in self.stages]
+        return f"{self.id[:6]}: {' | '.join([entry, *stages])}"
+
+
+class Choice(Struct, frozen=True):
+    """The planner's answer for one snapshot: a plan, or why there is none."""
+
+    snapshot_id: str
+    plan: Plan | None
+    latency_us: int = 0
+    """Predicted time of one decode token, mean over the sources, the return hop included."""
+    reason: str = ""
+    missing_bytes: int = 0
+    """When infeasible for want of memory: how much more the swarm needs, at least."""
+
+
+def entry_units(model: ModelSpec, first_layer: str) -> UnitRange:
+    """The units every source keeps for its own prompts (the paper's privacy constraint)."""
+    return UnitRange(0, 1 if first_layer == "embedding" else 2)
+
+
+def weight_bytes(model: ModelSpec, units: UnitRange, dtype: str, has_embedding: bool) -> int:
+    """Bytes of the weights of ``units`` on a device; a tied head matrix counts once where the
+    device already holds the embedding (``has_embedding``, or unit 0 in ``units``)."""
+    params = sum(model.unit_params(unit) for unit in units)
+    if model.head_unit in units and (has_embedding or 0 in units):
+        params -= model.tied_params
+    return params * DTYPE_BYTES[dtype]
+
+
+def kv_bytes(model: ModelSpec, units: UnitRange, workload: Workload, batch: int) -> int:
+    """KV bytes that ``batch`` sequences of the whole context reserve in ``units``."""
+    blocks = sum(1 for unit in units if model.is_block(unit))
+    return blocks * batch * workload.context * model.kv_bytes_per_token(workload.dtype)

@@ -1,0 +1,255 @@
+"""The life of plans on this peer, without anybody in charge.
+
+    proposed -> loading -> ready -> active -> draining -> retired
+
+Each peer moves its own part and reads the others' held records:
+  loading   every peer of the plan has announced the same plan id;
+  ready     its weights, KV and edges stand here;
+  active    every peer of the plan says ready; sources start requests on it;
+  draining  another plan is active; what runs may end (a plan chosen again is active again);
+  retired   no source starts or runs requests on it; its units go.
+A plan with a dead peer is retired at once.  Where old and new do not fit into memory together the
+old one has to end first: the peer says so in its record, and the sources let go.
+
+Everything is recomputed from the records after each event, so it does not matter in which order
+they come.  Knows nothing of how units are loaded or frames are sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from edgeshard_p2p.core.effects import KvPromise, LoadUnits, Log
+from edgeshard_p2p.core.ids import PeerId, PlanId, unit_ranges
+from edgeshard_p2p.core.model_spec import ModelSpec
+from edgeshard_p2p.core.plan import Plan, kv_bytes, weight_bytes
+from edgeshard_p2p.core.records import HeldRecord
+
+HeldOf = Callable[[PeerId], HeldRecord]
+
+
+class Life(Enum):
+    PROPOSED = "proposed"
+    LOADING = "loading"
+    READY = "ready"
+    ACTIVE = "active"
+    DRAINING = "draining"
+
+
+@dataclass(slots=True)
+class Rolling:
+    """One living plan."""
+
+    plan: Plan
+    model: ModelSpec
+    life: Life = Life.PROPOSED
+    is_loaded: bool = False
+    """Weights and KV of this peer's part stand."""
+
+
+@dataclass(slots=True)
+class Rollout:
+    me: PeerId
+    budget_bytes: int
+    plans: dict[PlanId, Rolling] = field(default_factory=dict)
+    target: PlanId | None = None
+    """The plan computed last: where the swarm is going."""
+    active: PlanId | None = None
+    """The plan that serves."""
+    started: list[PlanId] = field(default_factory=list)
+    retired: list[PlanId] = field(default_factory=list)
+    """Plans that began or ended since the caller last looked; it empties both."""
+    _loads: int = 0
+    _loading: frozenset[PlanId] = frozenset()
+    """The plans whose parts the last LoadUnits asked for."""
+    _cannot_load: set[PlanId] = field(default_factory=set)
+
+    # --- questions ------------------------------------------------------------------------
+
+    def active_plan(self) -> Plan | None:
+        return self.plans[self.active].plan if self.active is not None else None
+
+    def units(self) -> tuple[int, ...]:
+        """Units of plans whose part stands here."""
+        loaded = [rolling for rolling in self.plans.values() if rolling.is_loaded]
+        ranges = [r for rolling in loaded for r in rolling.plan.units_of(self.me)]
+        return tuple(sorted({unit for units in ranges for unit in units}))
+
+    def must_drain(self, held_of: HeldOf) -> tuple[PlanId, ...]:
+        """Plans that have to end here before the target, agreed on by all, fits."""
+        if self.target is None or self.target in self._loading:
+            return ()
+        if not self._is_agreed(self.target, held_of):
+            return ()
+        living = [plan for plan in self.plans if plan != self.target]
+        return () if self._fits({self.target, *living}) else tuple(sorted(living))
+
+    def drains_for_target(self, held_of: HeldOf) -> bool:
+        """Whether some peer of the target waits for the active plan to end."""
+        if self.target is None or self.active is None or self.target == self.active:
+            return False
+        peers = self.plans[self.target].plan.peers()
+        return any(self.active in held_of(peer).must_drain for peer in peers)
+
+    # --- events ---------------------------------------------------------------------------
+
+    def propose(self, plan: Plan, model: ModelSpec) -> None:
+        """``plan`` was computed here from the latest snapshot."""
+        if plan.id not in self.plans:
+            self.plans[plan.id] = Rolling(plan, model)
+            self.started.append(plan.id)
+        self.target = plan.id
+
+    def propose_none(self) -> None:
+        self.target = None
+
+    def on_loaded(self, load: int) -> None:
+        if load == self._loads:
+            for plan_id in self._loading & self.plans.keys():
+                self.plans[plan_id].is_loaded = True
+
+    def on_load_failed(self, load: int) -> bool:
+        """True when the failure is that of the latest load."""
+        if load != self._loads:
+            return False
+        self._cannot_load |= {p for p in self._loading if not self.plans[p].is_loaded}
+        return True
+
+    def forgive_failures(self) -> None:
+        """Plans that could not be loaded may be tried again."""
+        self._cannot_load.clear()
+
+    # --- reconciling ----------------------------------------------------------------------
+
+    def reconcile(
+        self,
+        held_of: HeldOf,
+        is_present: Callable[[PeerId], bool],
+        edges_open: Callable[[PlanId], bool],
+    ) -> list[Log | LoadUnits]:
+        """Move every plan as far as the records allow."""
+        effects: list[Log | LoadUnits] = []
+        for plan_id in list(self.plans):
+            if not all(is_present(peer) for peer in self.plans[plan_id].plan.peers()):
+                effects += self._retire(plan_id, "a peer of it is gone")
+        self._supersede(effects)
+        self._retire_drained(held_of, effects)
+        effects += self._load(held_of)
+        for rolling in self.plans.values():
+            self._advance(rolling, held_of, edges_open, effects)
+        return effects
+
+    def _supersede(self, effects: list[Log | LoadUnits]) -> None:
+        """A newer proposal takes the place of one that nothing runs on yet."""
+        for plan_id, rolling in list(self.plans.items()):
+            is_young = rolling.life in (Life.PROPOSED, Life.LOADING, Life.READY)
+            if plan_id != self.target and is_young:
+                effects += self._retire(plan_id, "superseded")
+
+    def _retire_drained(self, held_of: HeldOf, effects: list[Log | LoadUnits]) -> None:
+        for plan_id, rolling in list(self.plans.items()):
+            is_leaving = rolling.life is Life.DRAINING or plan_id in self.must_drain(held_of)
+            if plan_id == self.target or not is_leaving:
+                continue
+            held = [held_of(source) for source in rolling.plan.sources]
+            if not any(plan_id == h.active or plan_id in h.running for h in held):
+                effects += self._retire(plan_id, "drained")
+
+    def _load(self, held_of: HeldOf) -> list[Log | LoadUnits]:
+        """Ask for the parts of all plans that should stand here, when that has changed."""
+        wanted = {p for p, rolling in self.plans.items() if rolling.life is not Life.PROPOSED}
+        if self.target is not None and self._is_agreed(self.target, held_of):
+            with_target = {*wanted, self.target}
+            if self._fits(with_target):
+                wanted = with_target
+        wanted -= self._cannot_load
+        if frozenset(wanted) == self._loading:
+            return []
+        self._loading = frozenset(wanted)
+        self._loads += 1
+        return [self._load_units()]
+
+    def _is_agreed(self, plan_id: PlanId, held_of: HeldOf) -> bool:
+        peers = self.plans[plan_id].plan.peers()
+        return all(held_of(peer).computed == plan_id for peer in peers if peer != self.me)
+
+    def _fits(self, plan_ids: set[PlanId]) -> bool:
+        """Whether this peer's parts of these plans fit its budget together.  A part alone fits
+        by the planner's word."""
+        if len([p for p in plan_ids if self.plans[p].plan.units_of(self.me)]) <= 1:
+            return True
+        return self._bytes(plan_ids) <= self.budget_bytes
+
+    def _bytes(self, plan_ids: set[PlanId]) -> int:
+        rolling = [self.plans[plan_id] for plan_id in sorted(plan_ids)]
+        units = {u for r in rolling for units in r.plan.units_of(self.me) for u in units}
+        model, dtype = rolling[0].model, rolling[0].plan.workload.dtype
+        weights = sum(weight_bytes(model, r, dtype, 0 in units) for r in unit_ranges(units))
+        kv: dict[tuple[str, int], int] = {}
+        for r in rolling:
+            for promise in _promises(r.plan, self.me):
+                for unit in promise.units:
+                    size = kv_bytes(
+                        model, type(promise.units)(unit, unit + 1), r.plan.workload, promise.slots
+                    )
+                    kv[promise.role, unit] = max(size, kv.get((promise.role, unit), 0))
+        return weights + sum(kv.values())
+
+    def _load_units(self) -> LoadUnits:
+        rolling = [self.plans[plan_id] for plan_id in sorted(self._loading)]
+        units = {u for r in rolling for units in r.plan.units_of(self.me) for u in units}
+        promises = tuple(promise for r in rolling for promise in _promises(r.plan, self.me))
+        workload = rolling[-1].plan.workload if rolling else None
+        dtype = workload.dtype if workload else "fp32"
+        tile_rows = workload.tile_rows if workload else 0
+        return LoadUnits(self._loads, dtype, tile_rows, unit_ranges(units), promises)
+
+    def _advance(
+        self,
+        rolling: Rolling,
+        held_of: HeldOf,
+        edges_open: Callable[[PlanId], bool],
+        effects: list[Log | LoadUnits],
+    ) -> None:
+        plan_id = rolling.plan.id
+        if rolling.life is Life.PROPOSED and plan_id in self._loading:
+            self._enter(rolling, Life.LOADING, effects)
+        if rolling.life is Life.LOADING and rolling.is_loaded and edges_open(plan_id):
+            self._enter(rolling, Life.READY, effects)
+        if rolling.life is Life.READY and not edges_open(plan_id):
+            self._enter(rolling, Life.LOADING, effects)
+        if plan_id != self.target or rolling.life not in (Life.READY, Life.DRAINING):
+            return
+        if all(plan_id in held_of(p).ready for p in rolling.plan.peers() if p != self.me):
+            self._activate(rolling, effects)
+
+    def _activate(self, rolling: Rolling, effects: list[Log | LoadUnits]) -> None:
+        if self.active is not None and self.active != rolling.plan.id:
+            self._enter(self.plans[self.active], Life.DRAINING, effects)
+        self.active = rolling.plan.id
+        self._enter(rolling, Life.ACTIVE, effects)
+
+    def _enter(
+        self, rolling: Rolling, life: Life, effects: list[Log | LoadUnits]
+    ) -> None:
+        effects.append(Log(f"plan {rolling.plan} {rolling.life.name} -> {life.name}"))
+        rolling.life = life
+
+    def _retire(self, plan_id: PlanId, why: str) -> list[Log | LoadUnits]:
+        rolling = self.plans.pop(plan_id)
+        self.retired.append(plan_id)
+        if self.active == plan_id:
+            self.active = None
+        if self.target == plan_id:
+            self.target = None
+        return [Log(f"plan {rolling.plan} {rolling.life.name} -> RETIRED: {why}")]
+
+
+def _promises(plan: Plan, me: PeerId) -> list[KvPromise]:
+    """The KV that ``me`` reserves for its parts of ``plan``."""
+    workload = plan.workload
+    parts = [("entry", plan.entry)] if me in plan.sources else []
+    parts += [("stage", stage.units) for stage in plan.stages if stage.peer == me]
+    return [KvPromise(role, units, workload.batch, workload.context) for role, units in parts]

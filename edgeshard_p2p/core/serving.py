@@ -1,0 +1,337 @@
+"""The data plane of this peer: flows, stages, admission and its own requests, for all living
+plans.
+
+It routes between machines that do not know each other and turns what they want into effects.
+Decides nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from edgeshard_p2p.core.admission import RETRY_MS, Admission
+from edgeshard_p2p.core.edges import EdgeKind, EdgeSpec
+from edgeshard_p2p.core.effects import DropTensor, Effect, Send
+from edgeshard_p2p.core.events import ForwardDone, ForwardFailed, FrameReceived
+from edgeshard_p2p.core.flow import Flow, Frame, LostEdge, refuse
+from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
+from edgeshard_p2p.core.membership import Membership
+from edgeshard_p2p.core.messages import (
+    AttemptRefused,
+    EdgeAnswer,
+    FrameAck,
+    FrameKind,
+    FrameRefused,
+    SlotAnswer,
+    SlotAsk,
+    SlotReturn,
+)
+from edgeshard_p2p.core.model_spec import ModelSpec
+from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.source import AskSlot, OfferFrame, ReturnSlot, SourceStep, SourceWork
+from edgeshard_p2p.core.stage import Outcome, StageWork
+from edgeshard_p2p.core.timing import Timing
+
+RETIRED_REMEMBERED = 32
+
+
+@dataclass(slots=True)
+class Serving:
+    me: PeerId
+    membership: Membership
+    timing: Timing
+    is_loaded: Callable[[PlanId], bool]
+    flows: dict[PlanId, Flow] = field(default_factory=dict)
+    stages: dict[PlanId, StageWork] = field(default_factory=dict)
+    admissions: dict[PlanId, Admission] = field(default_factory=dict)
+    source: SourceWork = field(init=False)
+    failed_edges: list[EdgeSpec] = field(default_factory=list)
+    """Edges that could not be opened in time, for the caller to publish; it empties this."""
+    _retired: deque[PlanId] = field(default_factory=lambda: deque(maxlen=RETIRED_REMEMBERED))
+    _epochs: dict[str, int] = field(default_factory=lambda: {"last": 0})
+
+    def __post_init__(self) -> None:
+        self.source = SourceWork(self.me, self.timing, self._entry_load)
+
+    def _entry_load(self, plan: Plan) -> int:
+        flow = self.flows.get(plan.id)
+        if flow is None or not plan.stages:
+            return 0
+        return flow.load(self._entry(flow).index)
+
+    def _entry(self, flow: Flow) -> EdgeSpec:
+        return flow.find(EdgeKind.ENTRY, 0, flow.plan.sources.index(self.me))
+
+    def next_deadline(self) -> float | None:
+        times = [flow.next_deadline() for flow in self.flows.values()]
+        times.append(self.source.next_deadline())
+        return min((time for time in times if time is not None), default=None)
+
+    # --- plans come and go ----------------------------------------------------------------
+
+    def start_plan(self, plan: Plan, model: ModelSpec) -> None:
+        self.flows[plan.id] = Flow(
+            plan, model, self.me, self.membership, self.timing, self._epochs
+        )
+        for index, stage in enumerate(plan.stages):
+            if stage.peer == self.me:
+                self.stages[plan.id] = StageWork(plan, index)
+        if _admitting_peer(plan) == self.me:
+            self.admissions[plan.id] = Admission(plan.workload.batch)
+
+    def end_plan(self, plan_id: PlanId, why: str, now: float) -> list[Effect]:
+        effects = self._run(self.source.park_plan(plan_id, why, now), now)
+        stage = self.stages.pop(plan_id, None)
+        if stage is not None:
+            effects += stage.free_all()
+        self.admissions.pop(plan_id, None)
+        self._retired.append(plan_id)
+        return effects + self.flows.pop(plan_id).close()
+
+    def free_source(self, source: PeerId, now: float) -> list[Effect]:
+        """This source is gone, or lives its next life."""
+        effects: list[Effect] = []
+        for stage in self.stages.values():
+            effects += stage.free_source(source)
+        for plan_id, admission in self.admissions.items():
+            admission.forget_source(source)
+            effects += self._tell_grants(plan_id, now)
+        return effects
+
+    def free_below(self, source: PeerId, oldest_live: int, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for stage in self.stages.values():
+            effects += stage.free_below(source, oldest_live)
+        for plan_id, admission in self.admissions.items():
+            admission.forget_below(source, oldest_live)
+            effects += self._tell_grants(plan_id, now)
+        return effects
+
+    def tick(self, now: float, why_no_plan: str) -> list[Effect]:
+        effects: list[Effect] = []
+        for flow in list(self.flows.values()):
+            effects += flow.tick(now)
+        effects += self._run(self.source.tick(now, why_no_plan), now)
+        return effects + self._pump(now)
+
+    # --- frames ---------------------------------------------------------------------------
+
+    def on_frame(self, event: FrameReceived, now: float) -> list[Effect]:
+        plan_id = event.header.plan_id
+        flow = self.flows.get(plan_id)
+        if flow is None:
+            reason = "plan_retired" if plan_id in self._retired else "no_such_plan"
+        elif event.header.kind is not FrameKind.EDGE and not self.is_loaded(plan_id):
+            reason = "not_loaded"
+        else:
+            return [*flow.on_frame(event, now), *self._pump(now)]
+        dropped = [DropTensor(event.tensor)] if event.tensor is not None else []
+        return [*dropped, *refuse(event.header, reason, self.membership)]
+
+    def on_answer(self, answer: EdgeAnswer, now: float) -> list[Effect]:
+        flow = self.flows.get(answer.plan)
+        return flow.on_answer(answer, now) if flow is not None else []
+
+    def on_ack(self, ack: FrameAck, now: float) -> list[Effect]:
+        flow = self.flows.get(ack.plan)
+        if flow is None:
+            return []
+        effects = flow.on_ack(ack, now)
+        return effects + self._run(self.source.resume_passes(), now) + self._pump(now)
+
+    def on_refused(self, refused: FrameRefused, now: float) -> list[Effect]:
+        flow = self.flows.get(refused.plan)
+        return [*flow.on_refused(refused, now), *self._pump(now)] if flow is not None else []
+
+    def _pump(self, now: float) -> list[Effect]:
+        """Hand on what has arrived and what was lost, until nothing is left."""
+        effects: list[Effect] = []
+        busy = True
+        while busy:
+            busy = False
+            for plan_id, flow in list(self.flows.items()):
+                while flow.arrived:
+                    busy = True
+                    spec, frame = flow.arrived.popleft()
+                    effects += self._take(plan_id, spec, frame, now)
+                while flow.lost:
+                    busy = True
+                    effects += self._on_lost(flow, flow.lost.pop(), now)
+        return effects
+
+    def _take(self, plan_id: PlanId, spec: EdgeSpec, frame: Frame, now: float) -> list[Effect]:
+        flow = self.flows[plan_id]
+        if spec.kind is EdgeKind.RETURN:
+            effects = flow.consumed(spec)
+            return effects + self._run(self.source.on_tokens(flow.plan, frame, now), now)
+        stage = self.stages[plan_id]
+        effects = self._settle(plan_id, stage.on_frame(spec, frame), now)
+        if frame.kind is FrameKind.RELEASE and plan_id in self.admissions:
+            for group in frame.groups:
+                source = flow.plan.sources[group.source_index]
+                self.admissions[plan_id].give_back(RequestId(source, group.sequence))
+            effects += self._tell_grants(plan_id, now)
+        return effects
+
+    def _on_lost(self, flow: Flow, lost: LostEdge, now: float) -> list[Effect]:
+        if not lost.was_open:
+            self.failed_edges.append(lost.spec)
+        if lost.spec.kind is not EdgeKind.ENTRY:
+            return self._settle(flow.plan.id, self.stages[flow.plan.id].on_lost(lost.frames), now)
+        effects: list[Effect] = []
+        text = f"stage 1 of {len(flow.plan.stages)} ({lost.spec.receiver}) does not confirm"
+        for frame in lost.frames:
+            if frame.tensor is not None:
+                effects.append(DropTensor(frame.tensor))
+            for group in frame.groups if frame.kind is not FrameKind.RELEASE else ():
+                request = RequestId(self.me, group.sequence)
+                steps = self.source.on_attempt_refused(request, group.attempt, text, now)
+                effects += self._run(steps, now)
+        return effects
+
+    # --- compute --------------------------------------------------------------------------
+
+    def on_done(self, event: ForwardDone, now: float) -> list[Effect]:
+        if event.job.role == "entry":
+            return self._run(self.source.on_done(event, now), now) + self._pump(now)
+        stage = self.stages.get(event.job.plan)
+        if stage is None:
+            return [DropTensor(event.hidden)] if event.hidden is not None else []
+        return self._settle(event.job.plan, stage.on_done(event), now) + self._pump(now)
+
+    def on_failed(self, event: ForwardFailed, now: float) -> list[Effect]:
+        if event.job.role == "entry":
+            steps = self.source.on_failed(event.job.number, event.detail, now)
+            return self._run(steps, now) + self._pump(now)
+        stage = self.stages.get(event.job.plan)
+        if stage is None:
+            return []
+        outcome = stage.on_failed(event.job.number, event.detail)
+        return self._settle(event.job.plan, outcome, now) + self._pump(now)
+
+    def _settle(self, plan_id: PlanId, outcome: Outcome, now: float) -> list[Effect]:
+        """Turn what a stage wants into effects."""
+        flow, effects = self.flows[plan_id], list(outcome.effects)
+        for spec in outcome.consumed:
+            effects += flow.consumed(spec)
+        index = self.stages[plan_id].index
+        for kind, source_index, frame in outcome.offers:
+            leads_to = index + 1 if kind is EdgeKind.INNER else index
+            effects += flow.offer(flow.find(kind, leads_to, source_index), frame, now)
+        for refusal in outcome.refusals:
+            effects += self._tell_source(flow.plan, refusal, now)
+        return effects
+
+    def _tell_source(self, plan: Plan, refusal: AttemptRefused, now: float) -> list[Effect]:
+        if refusal.request.source == self.me:
+            return self.on_attempt_refused(self.me, refusal, now)
+        address = self.membership.address_of(refusal.request.source)
+        return [Send(address, refusal)] if address is not None else []
+
+    def on_attempt_refused(
+        self, sender: PeerId, refusal: AttemptRefused, now: float
+    ) -> list[Effect]:
+        if refusal.reason == "stale_attempt":
+            return []
+        detail = f": {refusal.detail}" if refusal.detail else ""
+        text = f"stage {refusal.stage + 1} ({sender}) refused: {refusal.reason}{detail}"
+        steps = self.source.on_attempt_refused(refusal.request, refusal.attempt, text, now)
+        return self._run(steps, now)
+
+    # --- this peer's own requests ---------------------------------------------------------
+
+    def run(self, steps: list[SourceStep], now: float) -> list[Effect]:
+        """Perform what the source wants, and whatever follows from it here."""
+        return self._run(steps, now) + self._pump(now)
+
+    def _run(self, steps: list[SourceStep], now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for step in steps:
+            if isinstance(step, AskSlot):
+                effects += self._ask(step, now)
+            elif isinstance(step, OfferFrame):
+                effects += self._offer(step, now)
+            elif isinstance(step, ReturnSlot):
+                effects += self._return_slot(step, now)
+            else:
+                effects.append(step)
+        return effects
+
+    def _offer(self, step: OfferFrame, now: float) -> list[Effect]:
+        flow = self.flows.get(step.plan.id)
+        if flow is None:
+            return [DropTensor(step.frame.tensor)] if step.frame.tensor is not None else []
+        return flow.offer(self._entry(flow), step.frame, now)
+
+    def _ask(self, step: AskSlot, now: float) -> list[Effect]:
+        admitting = _admitting_peer(step.plan)
+        waited_ms = max(0, int(step.waited_s * 1e3))
+        ask = SlotAsk(step.plan.id, step.request, waited_ms, step.is_running)
+        if admitting == self.me:
+            answer = self._answer(ask, now)
+            return self._run(
+                self.source.on_slot(answer.request, answer.plan, answer.verdict, now), now
+            )
+        address = self.membership.address_of(admitting)
+        return [Send(address, ask)] if address is not None else []
+
+    def _return_slot(self, step: ReturnSlot, now: float) -> list[Effect]:
+        admitting = _admitting_peer(step.plan)
+        if admitting == self.me:
+            return self.on_slot_return(SlotReturn(step.plan.id, step.request), now)
+        address = self.membership.address_of(admitting)
+        return [Send(address, SlotReturn(step.plan.id, step.request))] if address else []
+
+    # --- admission ------------------------------------------------------------------------
+
+    def on_slot_ask(self, sender: PeerId, ask: SlotAsk, now: float) -> list[Effect]:
+        address = self.membership.address_of(sender)
+        if address is None or ask.request.source != sender:
+            return []
+        return [Send(address, self._answer(ask, now))]
+
+    def _answer(self, ask: SlotAsk, now: float) -> SlotAnswer:
+        admission = self.admissions.get(ask.plan)
+        if admission is None or not self.is_loaded(ask.plan):
+            return SlotAnswer(ask.plan, ask.request, "no_such_plan", RETRY_MS)
+        verdict = admission.on_ask(ask.request, ask.waited_ms / 1e3, ask.is_running, now)
+        return SlotAnswer(ask.plan, ask.request, verdict, RETRY_MS)
+
+    def on_slot_answer(self, answer: SlotAnswer, now: float) -> list[Effect]:
+        steps = self.source.on_slot(answer.request, answer.plan, answer.verdict, now)
+        if not steps and answer.verdict == "granted" and answer.request.source == self.me:
+            return self._return_unwanted(answer, now)
+        return self.run(steps, now)
+
+    def _return_unwanted(self, answer: SlotAnswer, now: float) -> list[Effect]:
+        """A slot granted to a request that has ended meanwhile goes back."""
+        flow = self.flows.get(answer.plan)
+        if flow is None or answer.request in self.source.requests:
+            return []
+        return self._return_slot(ReturnSlot(flow.plan, answer.request), now)
+
+    def on_slot_return(self, back: SlotReturn, now: float) -> list[Effect]:
+        admission = self.admissions.get(back.plan)
+        if admission is None:
+            return []
+        admission.give_back(back.request)
+        return self._tell_grants(back.plan, now)
+
+    def _tell_grants(self, plan_id: PlanId, now: float) -> list[Effect]:
+        """Grant the slots that are free now and tell the sources."""
+        effects: list[Effect] = []
+        for request in self.admissions[plan_id].grant_next():
+            answer = SlotAnswer(plan_id, request, "granted")
+            if request.source == self.me:
+                effects += self._run(self.source.on_slot(request, plan_id, "granted", now), now)
+            else:
+                address = self.membership.address_of(request.source)
+                effects += [Send(address, answer)] if address is not None else []
+        return effects
+
+
+def _admitting_peer(plan: Plan) -> PeerId:
+    """Admission has one place: the first shared stage, or the source that runs everything."""
+    return plan.stages[0].peer if plan.stages else plan.sources[0]

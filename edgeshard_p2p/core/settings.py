@@ -1,0 +1,42 @@
+"""The settings that belong to the whole swarm, and what values they may have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgeshard_p2p.core.model_spec import DTYPE_BYTES, ModelSpec
+
+SettingValue = ModelSpec | str | int
+
+EXPLICIT_CONFLICTS = ("model", "dtype", "numerics")
+"""A newcomer whose flag contradicts the swarm in one of these does not join."""
+
+
+def _one_of(*choices: str) -> Callable[[SettingValue], bool]:
+    return lambda value: value in choices
+
+
+def _between(low: int, high: int) -> Callable[[SettingValue], bool]:
+    return lambda value: isinstance(value, int) and low <= value <= high
+
+
+_VALID: dict[str, Callable[[SettingValue], bool]] = {
+    "model": lambda value: isinstance(value, ModelSpec),
+    "dtype": _one_of(*DTYPE_BYTES),
+    "numerics": _one_of("exact", "fast"),
+    "objective": _one_of("latency"),
+    "context": _between(1, 2**24),
+    "batch": _between(1, 4096),
+    "first_layer": _one_of("block", "embedding"),
+}
+
+
+def is_valid(key: str, value: SettingValue) -> bool:
+    """False for unknown keys and impossible values: they are not believed."""
+    check = _VALID.get(key)
+    return check is not None and check(value)
+
+
+def describe(value: SettingValue) -> str:
+    """A setting's value in words."""
+    return f"{value.name} ({value.digest[:12]})" if isinstance(value, ModelSpec) else str(value)

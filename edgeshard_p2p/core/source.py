@@ -1,0 +1,416 @@
+"""The requests that this peer owns: from the prompt to the last token.
+
+A request runs as a numbered attempt on one plan.  When an attempt cannot go on, for whatever
+reason, the request is parked: its tokens are kept, and the next attempt prefills them again on
+the plan that is active then.  A token counts only for (request, current attempt, next position).
+Knows nothing of sockets, stages' insides or how plans are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from edgeshard_p2p.core.effects import (
+    DropTensor,
+    Effect,
+    EmitToken,
+    FinishRequest,
+    OpenCache,
+    ReleaseCache,
+    RequestNotice,
+    RequestStats,
+    RunForward,
+)
+from edgeshard_p2p.core.events import ForwardDone, PromptSubmitted
+from edgeshard_p2p.core.flow import Frame
+from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
+from edgeshard_p2p.core.messages import FrameKind, Open, RowFlag, RowGroupHeader
+from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.timing import Timing
+from edgeshard_p2p.core.work import CacheKey, Job, RowGroup
+
+ROLE = "entry"
+CHUNK_ROWS = 128
+"""Rows of a prefill chunk: long enough to fill the matrix kernels, short enough that the stages
+overlap on one prompt."""
+CHUNKS_AHEAD = 4
+"""Prefill frames that may wait on the entry edge before the next chunk is computed."""
+REQUESTS_MAX = 64
+ATTEMPTS_MAX = 16
+
+
+class Phase(Enum):
+    WAITING = "waiting for a plan"
+    ASKING = "waiting for a slot"
+    RUNNING = "running"
+
+
+@dataclass(slots=True)
+class Request:
+    id: RequestId
+    prompt: PromptSubmitted
+    created_at: float
+    generated: list[int] = field(default_factory=list)
+    attempt: int = 0
+    phase: Phase = Phase.WAITING
+    plan: Plan | None = None
+    computed: int = 0
+    """Known tokens whose entry pass was asked for in this attempt."""
+    is_computing: bool = False
+    parked_at: float | None = None
+    """When the attempt before this one ended, until the first token after it."""
+    cause: str = ""
+    """Why it is waiting, in words for its user."""
+    phase_since: float = 0.0
+    progress_at: float = 0.0
+    ask_at: float = 0.0
+    first_token_at: float | None = None
+    last_token_at: float = 0.0
+    failovers: int = 0
+    replayed_tokens: int = 0
+    recovery_s: float = 0.0
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        return (*self.prompt.prompt, *self.generated)
+
+    @property
+    def n_known(self) -> int:
+        return len(self.prompt.prompt) + len(self.generated)
+
+    @property
+    def key(self) -> CacheKey:
+        return CacheKey(self.id, ROLE)
+
+    @property
+    def plan_id(self) -> PlanId | None:
+        return self.plan.id if self.plan is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class AskSlot:
+    """Wanted: a slot of ``plan`` for this request."""
+
+    plan: Plan
+    request: RequestId
+    waited_s: float
+    is_running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OfferFrame:
+    """Wanted: this frame on the source's entry edge of ``plan``."""
+
+    plan: Plan
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnSlot:
+    """Wanted: the slot, or the place in the queue, that no RELEASE frame will give back."""
+
+    plan: Plan
+    request: RequestId
+
+
+SourceStep = Effect | AskSlot | OfferFrame | ReturnSlot
+
+
+@dataclass(slots=True)
+class SourceWork:
+    me: PeerId
+    timing: Timing
+    entry_load: Callable[[Plan], int]
+    """Frames that wait on the entry edge of a plan."""
+    requests: dict[RequestId, Request] = field(default_factory=dict)
+    jobs: dict[int, tuple[RequestId, int, int]] = field(default_factory=dict)
+    """By job number: request, attempt, rows."""
+    _sequence: int = 0
+    _jobs: int = 0
+    _micro_batches: int = 0
+
+    # --- questions ------------------------------------------------------------------------
+
+    @property
+    def oldest_live(self) -> int:
+        return min((r.sequence for r in self.requests), default=self._sequence + 1)
+
+    def running_plans(self) -> tuple[PlanId, ...]:
+        """Plans that still run requests of this source, sorted."""
+        ids = {r.plan_id for r in self.requests.values() if r.phase is not Phase.WAITING}
+        return tuple(sorted(plan_id for plan_id in ids if plan_id is not None))
+
+    def next_deadline(self) -> float | None:
+        return min((self._deadline(r) for r in self.requests.values()), default=None)
+
+    def _deadline(self, request: Request) -> float:
+        if request.phase is Phase.RUNNING:
+            return request.progress_at + self.timing.progress_s
+        ends_at = request.phase_since + self.timing.request_wait_s
+        return min(ends_at, request.ask_at) if request.phase is Phase.ASKING else ends_at
+
+    # --- coming and going -----------------------------------------------------------------
+
+    def submit(self, prompt: PromptSubmitted, now: float) -> Request:
+        self._sequence += 1
+        request = Request(RequestId(self.me, self._sequence), prompt, now, phase_since=now)
+        self.requests[request.id] = request
+        return request
+
+    def start(self, plan: Plan, now: float) -> list[SourceStep]:
+        """Ask for a slot on ``plan`` for every request that waits for a plan, oldest first."""
+        steps: list[SourceStep] = []
+        for request in sorted(self.requests.values(), key=lambda r: r.id):
+            if request.phase is Phase.WAITING:
+                self._enter(request, Phase.ASKING, now)
+                request.plan = plan
+                steps.append(self._ask(request, now))
+        return steps
+
+    def _ask(self, request: Request, now: float) -> AskSlot:
+        assert request.plan is not None
+        request.ask_at = now + self.timing.ask_repeat_s
+        waited_s = now - (request.parked_at or request.created_at)
+        return AskSlot(request.plan, request.id, waited_s, bool(request.generated))
+
+    def on_slot(
+        self, request_id: RequestId, plan: PlanId, verdict: str, now: float
+    ) -> list[SourceStep]:
+        request = self.requests.get(request_id)
+        if request is None or request.phase is not Phase.ASKING or request.plan_id != plan:
+            return []
+        if verdict == "granted":
+            return self._begin(request, now)
+        if verdict == "no_such_plan":
+            return self._park(request, "the plan is being replaced", now, is_failover=False)
+        if verdict == "overloaded":
+            request.cause = "every slot and the waiting queue are full"
+            return self._end(request, "error", request.cause + "; try again later", now)
+        request.cause = "every slot of the plan is taken"
+        return []
+
+    def _begin(self, request: Request, now: float) -> list[SourceStep]:
+        plan = request.plan
+        assert plan is not None
+        request.attempt += 1
+        request.computed = 0
+        request.progress_at = now
+        self._enter(request, Phase.RUNNING, now)
+        if request.parked_at is not None:
+            request.replayed_tokens += request.n_known
+        opening = Open(request.prompt.sampling, 0, self.oldest_live)
+        steps: list[SourceStep] = [OpenCache(request.key, plan.entry, 0)]
+        if plan.stages:
+            group = self._group(request, 0, 0, 0)
+            steps.append(OfferFrame(plan, Frame(FrameKind.OPEN, (group,), body=opening)))
+        return [*steps, *self._next_pass(request)]
+
+    # --- the entry pass -------------------------------------------------------------------
+
+    def _next_pass(self, request: Request) -> list[SourceStep]:
+        """Embedding and first layers for the next known tokens, when there are some and the
+        entry edge can take more."""
+        plan = request.plan
+        assert plan is not None
+        rows = min(CHUNK_ROWS, request.n_known - request.computed)
+        if rows == 0 or request.is_computing or self.entry_load(plan) >= CHUNKS_AHEAD:
+            return []
+        start, request.computed = request.computed, request.computed + rows
+        request.is_computing = True
+        self._jobs += 1
+        self.jobs[self._jobs] = (request.id, request.attempt, rows)
+        emits = not plan.stages and request.computed == request.n_known
+        sampling = request.prompt.sampling if emits else None
+        group = RowGroup(request.key, start, rows, sampling)
+        tokens = request.known[start : start + rows]
+        return [RunForward(Job(plan.id, ROLE, self._jobs), plan.entry, (group,), tokens)]
+
+    def on_done(self, event: ForwardDone, now: float) -> list[SourceStep]:
+        request_id, attempt, rows = self.jobs.pop(event.job.number)
+        request = self.requests.get(request_id)
+        if request is None or request.attempt != attempt or request.plan is None:
+            return [DropTensor(event.hidden)] if event.hidden is not None else []
+        request.is_computing = False
+        request.progress_at = now
+        if not request.plan.stages:
+            token = event.tokens[0]
+            if token is None:
+                return self._next_pass(request)
+            return self._take(request, token, now)
+        self._micro_batches += 1
+        start = request.computed - rows
+        group = self._group(request, start, rows, self._flags(request))
+        frame = Frame(
+            FrameKind.HIDDEN, (group,), self._micro_batches, event.service_us, event.hidden
+        )
+        return [OfferFrame(request.plan, frame), *self._next_pass(request)]
+
+    def resume_passes(self) -> list[SourceStep]:
+        """The entry edge took something: go on with prompts that waited for it."""
+        running = [r for r in self.requests.values() if r.phase is Phase.RUNNING]
+        return [step for request in running for step in self._next_pass(request)]
+
+    def on_failed(self, number: int, detail: str, now: float) -> list[SourceStep]:
+        request_id, attempt, _ = self.jobs.pop(number)
+        request = self.requests.get(request_id)
+        if request is None or request.attempt != attempt:
+            return []
+        text = f"{self.me} (source) could not compute the first layers: {detail}"
+        return self._end(request, "error", text, now)
+
+    def _flags(self, request: Request) -> int:
+        return RowFlag.LAST_CHUNK if request.computed == request.n_known else 0
+
+    def _group(self, request: Request, position: int, rows: int, flags: int) -> RowGroupHeader:
+        assert request.plan is not None
+        n_units = request.plan.stages[-1].units.end
+        index = request.plan.sources.index(self.me)
+        return RowGroupHeader(
+            index, request.id.sequence, request.attempt, position, rows, position, n_units, flags
+        )
+
+    # --- tokens ---------------------------------------------------------------------------
+
+    def on_tokens(self, plan: Plan, frame: Frame, now: float) -> list[SourceStep]:
+        steps: list[SourceStep] = []
+        for group, token in zip(frame.groups, frame.tokens, strict=True):
+            request = self.requests.get(RequestId(self.me, group.sequence))
+            if request is None or request.plan_id != plan.id or request.phase is not Phase.RUNNING:
+                continue
+            if group.attempt == request.attempt and group.position == request.n_known:
+                steps += self._take(request, token, now)
+        return steps
+
+    def _take(self, request: Request, token: int, now: float) -> list[SourceStep]:
+        request.progress_at = request.last_token_at = now
+        if request.first_token_at is None:
+            request.first_token_at = now
+        if request.parked_at is not None:
+            request.recovery_s += now - request.parked_at
+            request.parked_at = None
+        if token in request.prompt.stop_ids:
+            return self._end(request, "stop", "", now)
+        request.generated.append(token)
+        steps: list[SourceStep] = [EmitToken(request.id, token)]
+        assert request.plan is not None
+        is_full = request.n_known >= request.plan.workload.context
+        if len(request.generated) >= request.prompt.max_tokens or is_full:
+            return [*steps, *self._end(request, "length", "", now)]
+        return [*steps, *self._next_pass(request)]
+
+    # --- trouble --------------------------------------------------------------------------
+
+    def on_attempt_refused(
+        self, request_id: RequestId, attempt: int, text: str, now: float
+    ) -> list[SourceStep]:
+        """A stage cannot go on with this attempt; ``text`` names peer, stage and cause."""
+        request = self.requests.get(request_id)
+        if request is None or request.attempt != attempt or request.phase is not Phase.RUNNING:
+            return []
+        return self._park(request, text, now)
+
+    def park_plan(self, plan: PlanId, text: str, now: float) -> list[SourceStep]:
+        """The plan cannot serve any more: everything that runs on it waits for the next."""
+        hit = [
+            request
+            for request in self.requests.values()
+            if request.plan_id == plan and request.phase is not Phase.WAITING
+        ]
+        return [step for request in hit for step in self._park(request, text, now)]
+
+    def _park(
+        self, request: Request, text: str, now: float, is_failover: bool = True
+    ) -> list[SourceStep]:
+        steps = self._let_go(request)
+        was_running = request.phase is Phase.RUNNING
+        request.plan, request.cause = None, text
+        if not was_running:
+            self._enter(request, Phase.WAITING, now, keep_since=True)
+            return steps
+        if request.attempt >= ATTEMPTS_MAX:
+            return [*steps, *self._end(request, "error", f"gave up after {text}", now)]
+        self._enter(request, Phase.WAITING, now)
+        request.failovers += int(is_failover)
+        if request.parked_at is None:
+            request.parked_at = now
+        return [*steps, RequestNotice(request.id, f"interrupted: {text}")]
+
+    def _enter(
+        self, request: Request, phase: Phase, now: float, keep_since: bool = False
+    ) -> None:
+        # Going back and forth between waiting and asking must not renew the deadline.
+        if not keep_since and Phase.RUNNING in (phase, request.phase):
+            request.phase_since = now
+        request.phase = phase
+
+    def _let_go(self, request: Request) -> list[SourceStep]:
+        """Free what this attempt holds, here and along the stages."""
+        plan = request.plan
+        if plan is None:
+            return []
+        request.is_computing = False
+        if request.phase is Phase.ASKING:
+            return [ReturnSlot(plan, request.id)]
+        if request.phase is not Phase.RUNNING:
+            return []
+        steps: list[SourceStep] = [ReleaseCache(request.key)]
+        if not plan.stages:
+            return [*steps, ReturnSlot(plan, request.id)]
+        group = self._group(request, 0, 0, 0)
+        return [*steps, OfferFrame(plan, Frame(FrameKind.RELEASE, (group,)))]
+
+    # --- the end --------------------------------------------------------------------------
+
+    def cancel(self, request_id: RequestId, now: float) -> list[SourceStep]:
+        request = self.requests.get(request_id)
+        return self._end(request, "cancelled", "", now) if request is not None else []
+
+    def end_all(self, text: str, now: float) -> list[SourceStep]:
+        live = list(self.requests.values())
+        return [step for request in live for step in self._end(request, "error", text, now)]
+
+    def end_waiting(self, text: str, now: float) -> list[SourceStep]:
+        """No plan will come: requests that wait for one end with the reason."""
+        waiting = [r for r in self.requests.values() if r.phase is Phase.WAITING]
+        return [step for request in waiting for step in self._end(request, "error", text, now)]
+
+    def tick(self, now: float, why_no_plan: str) -> list[SourceStep]:
+        steps: list[SourceStep] = []
+        for request in list(self.requests.values()):
+            if request.phase is Phase.ASKING and now >= request.ask_at:
+                steps.append(self._ask(request, now))
+            if now < self._deadline(request):
+                continue
+            if request.phase is Phase.RUNNING:
+                text = f"no token for {self.timing.progress_s:.0f} s on plan {request.plan_id}"
+                steps += self._park(request, text, now)
+            else:
+                cause = request.cause or why_no_plan
+                waited = f"waited {self.timing.request_wait_s:.0f} s: {cause}"
+                steps += self._end(request, "error", waited, now)
+        return steps
+
+    def _end(self, request: Request, reason: str, error: str, now: float) -> list[SourceStep]:
+        steps = self._let_go(request)
+        del self.requests[request.id]
+        stats = _stats(request)
+        tokens = tuple(request.generated)
+        return [*steps, FinishRequest(request.id, reason, stats, error, tokens)]
+
+
+def _stats(request: Request) -> RequestStats:
+    first, n = request.first_token_at, len(request.generated)
+    ttft_s = first - request.created_at if first is not None else 0.0
+    decode_s = request.last_token_at - first if first is not None else 0.0
+    return RequestStats(
+        request.plan_id,
+        len(request.prompt.prompt),
+        n,
+        ttft_s * 1e3,
+        decode_s * 1e3 / (n - 1) if n > 1 else 0.0,
+        request.failovers,
+        request.replayed_tokens,
+        request.recovery_s * 1e3,
+    )

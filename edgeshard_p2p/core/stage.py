@@ -1,0 +1,236 @@
+"""One shared stage of one plan: takes frames, has them computed, passes the results on.
+
+A request's rows are taken only for its current attempt and at exactly the position that comes
+next; everything else is answered with a reason or is a repeat that changes nothing.
+Knows nothing of edges' numbering or of how requests are owned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edgeshard_p2p.core.edges import EdgeKind, EdgeSpec
+from edgeshard_p2p.core.effects import DropTensor, Effect, OpenCache, ReleaseCache, RunForward
+from edgeshard_p2p.core.events import ForwardDone
+from edgeshard_p2p.core.flow import Frame
+from edgeshard_p2p.core.ids import PeerId, RequestId, UnitRange
+from edgeshard_p2p.core.messages import AttemptRefused, FrameKind, RowFlag, RowGroupHeader
+from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.sampling import Sampling
+from edgeshard_p2p.core.work import CacheKey, Job, RowGroup
+
+ROLE = "stage"
+
+
+@dataclass(slots=True)
+class StageRequest:
+    attempt: int
+    sampling: Sampling
+    length: int
+    """Cached length once everything accepted so far is computed."""
+
+
+@dataclass(slots=True)
+class Running:
+    """A forward pass under way, and the frame that it belongs to."""
+
+    spec: EdgeSpec
+    frame: Frame
+    groups: tuple[RowGroupHeader, ...]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of an event: effects, frames to offer, refusals to tell sources."""
+
+    effects: list[Effect] = field(default_factory=list)
+    offers: list[tuple[EdgeKind, int, Frame]] = field(default_factory=list)
+    """(kind, source index or -1, frame) of edges that leave this stage."""
+    refusals: list[AttemptRefused] = field(default_factory=list)
+    consumed: list[EdgeSpec] = field(default_factory=list)
+    """Incoming edges of which one frame has been dealt with."""
+
+
+@dataclass(slots=True)
+class StageWork:
+    plan: Plan
+    index: int
+    requests: dict[RequestId, StageRequest] = field(default_factory=dict)
+    running: dict[int, Running] = field(default_factory=dict)
+    _jobs: int = 0
+
+    @property
+    def units(self) -> UnitRange:
+        return self.plan.stages[self.index].units
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == len(self.plan.stages) - 1
+
+    # --- frames ---------------------------------------------------------------------------
+
+    def on_frame(self, spec: EdgeSpec, frame: Frame) -> Outcome:
+        if frame.kind is FrameKind.HIDDEN:
+            return self._on_hidden(spec, frame)
+        outcome = Outcome(consumed=[spec])
+        if frame.kind is FrameKind.OPEN and frame.body is not None:
+            self._on_open(frame, outcome)
+        elif frame.kind is FrameKind.RELEASE:
+            for group in frame.groups:
+                outcome.effects += self.free(self._request(group))
+        if not self.is_last:
+            outcome.offers.append((EdgeKind.INNER, -1, frame))
+        return outcome
+
+    def _on_open(self, frame: Frame, outcome: Outcome) -> None:
+        assert frame.body is not None
+        for group in frame.groups:
+            request = self._request(group)
+            known = self.requests.get(request)
+            if known is not None and known.attempt > group.attempt:
+                outcome.refusals.append(self._refusal(group, "stale_attempt"))
+                continue
+            position = frame.body.position
+            self.requests[request] = StageRequest(group.attempt, frame.body.sampling, position)
+            outcome.effects.append(OpenCache(CacheKey(request, ROLE), self.units, position))
+            outcome.effects += self.free_below(request.source, frame.body.oldest_live)
+
+    def _on_hidden(self, spec: EdgeSpec, frame: Frame) -> Outcome:
+        assert frame.tensor is not None
+        outcome = Outcome()
+        taken: list[RowGroupHeader] = []
+        spans: list[tuple[int, int]] = []
+        start = 0
+        for group in frame.groups:
+            reason = self._reason_against(group)
+            if reason == "":
+                taken.append(group)
+                spans.append((start, group.rows))
+                self.requests[self._request(group)].length += group.rows
+            elif reason != "repeat":
+                outcome.refusals.append(self._refusal(group, reason))
+            start += group.rows
+        if not taken:
+            outcome.effects.append(DropTensor(frame.tensor))
+            outcome.consumed.append(spec)
+            return outcome
+        self._jobs += 1
+        self.running[self._jobs] = Running(spec, frame, tuple(taken))
+        outcome.effects.append(
+            RunForward(
+                Job(self.plan.id, ROLE, self._jobs),
+                self.units,
+                tuple(self._rows(group) for group in taken),
+                tensor=frame.tensor,
+                spans=tuple(spans) if len(taken) < len(frame.groups) else (),
+            )
+        )
+        return outcome
+
+    def _reason_against(self, group: RowGroupHeader) -> str:
+        """Empty for rows that come next; ``repeat`` for those that are computed already."""
+        known = self.requests.get(self._request(group))
+        if known is None or group.attempt > known.attempt:
+            return "missing_kv"
+        if group.attempt < known.attempt:
+            return "stale_attempt"
+        if group.flags & RowFlag.REPLAY or group.stop_unit < self.units.end:
+            return "no_replay_here"
+        if group.position + group.rows <= known.length:
+            return "repeat"
+        return "" if group.position == known.length == group.cached_len else "missing_kv"
+
+    def _rows(self, group: RowGroupHeader) -> RowGroup:
+        request = self._request(group)
+        emits = self.is_last and group.flags & RowFlag.LAST_CHUNK
+        emits = emits and not group.flags & RowFlag.NO_EMIT
+        sampling = self.requests[request].sampling if emits else None
+        return RowGroup(CacheKey(request, ROLE), group.position, group.rows, sampling)
+
+    # --- results --------------------------------------------------------------------------
+
+    def on_done(self, event: ForwardDone) -> Outcome:
+        running = self.running.pop(event.job.number)
+        outcome = Outcome(consumed=[running.spec])
+        if self.is_last:
+            outcome.offers += self._token_frames(running, event)
+        else:
+            frame = Frame(
+                FrameKind.HIDDEN,
+                running.groups,
+                running.frame.micro_batch,
+                event.service_us,
+                event.hidden,
+            )
+            outcome.offers.append((EdgeKind.INNER, -1, frame))
+        return outcome
+
+    def _token_frames(
+        self, running: Running, event: ForwardDone
+    ) -> list[tuple[EdgeKind, int, Frame]]:
+        """One frame for each source that has tokens among these rows."""
+        by_source: dict[int, list[tuple[RowGroupHeader, int]]] = {}
+        for group, token in zip(running.groups, event.tokens, strict=True):
+            if token is not None:
+                by_source.setdefault(group.source_index, []).append((group, token))
+        frames = []
+        for source_index, pairs in sorted(by_source.items()):
+            groups = tuple(_token_group(group) for group, _ in pairs)
+            frame = Frame(
+                FrameKind.TOKENS,
+                groups,
+                running.frame.micro_batch,
+                event.service_us,
+                tokens=tuple(token for _, token in pairs),
+            )
+            frames.append((EdgeKind.RETURN, source_index, frame))
+        return frames
+
+    def on_failed(self, number: int, detail: str) -> Outcome:
+        running = self.running.pop(number)
+        refusals = [self._refusal(g, "compute_failed", detail) for g in running.groups]
+        return Outcome(refusals=refusals, consumed=[running.spec])
+
+    def on_lost(self, frames: list[Frame]) -> Outcome:
+        """The edge to the next stage (or back to a source) is lost with these frames on it."""
+        outcome = Outcome()
+        for frame in frames:
+            if frame.tensor is not None:
+                outcome.effects.append(DropTensor(frame.tensor))
+            for group in frame.groups:
+                if frame.kind is not FrameKind.RELEASE:
+                    outcome.refusals.append(self._refusal(group, "edge_lost"))
+        return outcome
+
+    # --- freeing --------------------------------------------------------------------------
+
+    def free(self, request: RequestId) -> list[Effect]:
+        if self.requests.pop(request, None) is None:
+            return []
+        return [ReleaseCache(CacheKey(request, ROLE))]
+
+    def free_source(self, source: PeerId) -> list[Effect]:
+        """The source is gone, or lives its next life: none of its requests is wanted."""
+        gone = [request for request in self.requests if request.source == source]
+        return [effect for request in gone for effect in self.free(request)]
+
+    def free_below(self, source: PeerId, oldest_live: int) -> list[Effect]:
+        gone = [r for r in self.requests if r.source == source and r.sequence < oldest_live]
+        return [effect for request in gone for effect in self.free(request)]
+
+    def free_all(self) -> list[Effect]:
+        return [effect for request in list(self.requests) for effect in self.free(request)]
+
+    def _request(self, group: RowGroupHeader) -> RequestId:
+        return RequestId(self.plan.sources[group.source_index], group.sequence)
+
+    def _refusal(self, group: RowGroupHeader, reason: str, detail: str = "") -> AttemptRefused:
+        return AttemptRefused(self._request(group), group.attempt, self.index, reason, detail)
+
+
+def _token_group(group: RowGroupHeader) -> RowGroupHeader:
+    """The token follows the group's last row."""
+    position = group.position + group.rows
+    return RowGroupHeader(
+        group.source_index, group.sequence, group.attempt, position, 1, position, 0, group.flags
+    )

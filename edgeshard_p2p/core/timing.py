@@ -1,0 +1,48 @@
+"""Every duration that a decision depends on, in seconds, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    # Membership (SWIM section 4): one probe a period, direct then indirect, then suspicion.
+    probe_period_s: float = 0.5
+    ack_timeout_s: float = 0.2
+    suspicion_s: float = 2.0
+    forget_s: float = 60.0
+    """How long a departure is remembered, so that old news does not bring the member back."""
+
+    contact_first_s: float = 0.5
+    contact_max_s: float = 10.0
+    """Backing off of the addresses that are tried for ever."""
+
+    gossip_period_s: float = 0.5
+
+    # Links
+    probe_small_timeout_s: float = 1.0
+    probe_big_timeout_s: float = 10.0
+    link_refresh_s: float = 60.0
+
+    # Plans
+    seed_delay_s: float = 1.5
+    """A peer that has met nobody by then seeds the swarm's settings from its own flags."""
+    settle_s: float = 0.5
+    """Quiet time before a peer calls itself eligible; grows with refutations."""
+    gain_quiet_s: float = 1.0
+    """A gain re-plans only after the snapshot was quiet for this long; a loss at once."""
+    edge_retry_s: float = 0.25
+    edge_deadline_s: float = 20.0
+    drain_deadline_s: float = 10.0
+    failure_expiry_s: float = 60.0
+
+    # Frames and requests
+    resend_s: float = 0.5
+    edge_lost_s: float = 5.0
+    """No acknowledgement for this long: the edge is lost."""
+    ask_repeat_s: float = 1.0
+    progress_s: float = 30.0
+    """An attempt that yields nothing for this long is given up."""
+    request_wait_s: float = 60.0
+    """How long a request waits for a plan or a slot before it ends with an error."""

@@ -1,0 +1,129 @@
+"""What this peer knows, as the planner's snapshot; and who is left out of it, and why.
+
+The snapshot depends only on members and records, so peers that have heard the same build the
+same.  Knows nothing of the planner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edgeshard_p2p.core.gossip import Gossip
+from edgeshard_p2p.core.ids import PeerId
+from edgeshard_p2p.core.membership import Membership
+from edgeshard_p2p.core.model_spec import ModelSpec
+from edgeshard_p2p.core.plan import Device, Link, Numerics, Snapshot, Workload, snapshot
+from edgeshard_p2p.core.records import DeviceRecord, FailuresRecord, HeldRecord, LinksRecord
+
+DEFAULT_CONTEXT = 2048
+DEFAULT_BATCH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """``snapshot`` is None while there is nothing to plan; ``waiting_for`` then says why."""
+
+    snapshot: Snapshot | None
+    waiting_for: str = ""
+    excluded: dict[str, str] = field(default_factory=dict)
+    """Why a present member is not planned, by name."""
+
+
+def model_of(gossip: Gossip) -> ModelSpec | None:
+    value = gossip.setting("model")
+    return value if isinstance(value, ModelSpec) else None
+
+
+def workload_of(gossip: Gossip, model: ModelSpec, tile_rows: int) -> Workload:
+    """The swarm's settings, defaults where nobody has set them."""
+    numerics: Numerics = _text(gossip, "numerics", "exact")
+    return Workload(
+        dtype=_text(gossip, "dtype", "fp32"),
+        numerics=numerics,
+        tile_rows=tile_rows if numerics == "exact" else 0,
+        context=_number(gossip, "context", min(DEFAULT_CONTEXT, model.max_context)),
+        batch=_number(gossip, "batch", DEFAULT_BATCH),
+        first_layer=_text(gossip, "first_layer", "block"),
+    )
+
+
+def _text(gossip: Gossip, key: str, default: str) -> str:
+    value = gossip.setting(key)
+    return value if isinstance(value, str) else default
+
+
+def _number(gossip: Gossip, key: str, default: int) -> int:
+    value = gossip.setting(key)
+    return value if isinstance(value, int) else default
+
+
+def view(membership: Membership, gossip: Gossip, tile_rows: int) -> View:
+    model = model_of(gossip)
+    if model is None:
+        return View(None, "nobody has named a model; start a peer with --model")
+    workload = workload_of(gossip, model, tile_rows)
+    peers = sorted([membership.me.peer, *(member.peer for member in membership.present())])
+    failed = _failures(gossip, peers)
+    devices: list[Device] = []
+    excluded: dict[str, str] = {}
+    for peer in peers:
+        reason = _reason_against(gossip, peer, model, workload)
+        if ("cannot_load", peer, None) in failed:
+            reason = "it could not load its part, and is left out for a while"
+        if reason:
+            excluded[peer.name] = reason
+        else:
+            devices.append(_device(gossip, peer, model))
+    if not devices:
+        return View(None, "no peer is ready to be planned yet", excluded)
+    links = _links(gossip, [device.peer for device in devices], failed)
+    return View(snapshot(model, workload, devices, links), "", excluded)
+
+
+def _reason_against(
+    gossip: Gossip, peer: PeerId, model: ModelSpec, workload: Workload
+) -> str:
+    record = gossip.of(peer, DeviceRecord)
+    if not isinstance(record, DeviceRecord):
+        return "its figures have not arrived yet"
+    if record.model != model.digest:
+        return record.note or f"it does not have the files of {model.name}"
+    if not record.eligible:
+        return record.note or "it is not settled yet"
+    if (record.dtype, record.numerics) != (workload.dtype, workload.numerics):
+        return f"it is not measured for {workload.dtype} {workload.numerics} yet"
+    return "" if record.decode else "it is not measured yet"
+
+
+def _device(gossip: Gossip, peer: PeerId, model: ModelSpec) -> Device:
+    record = gossip.of(peer, DeviceRecord)
+    held = gossip.of(peer, HeldRecord)
+    assert isinstance(record, DeviceRecord)
+    one_row = record.decode[0]
+    unit_us = (one_row.embedding_us, *[one_row.block_us] * model.n_blocks, one_row.head_us)
+    units = held.units if isinstance(held, HeldRecord) else ()
+    return Device(peer, record.is_source, record.budget_bytes, unit_us, units)
+
+
+def _links(
+    gossip: Gossip, peers: list[PeerId], failed: set[tuple[str, PeerId, PeerId | None]]
+) -> list[Link]:
+    by_name = {peer.name: peer for peer in peers}
+    links: list[Link] = []
+    for peer in peers:
+        record = gossip.of(peer, LinksRecord)
+        for link in record.links if isinstance(record, LinksRecord) else ():
+            other = by_name.get(link.to)
+            if other is not None and ("no_edge", peer, other) not in failed:
+                links.append(
+                    Link(peer.name, link.to, link.delay_us, link.per_message_us, link.bytes_per_s)
+                )
+    return links
+
+
+def _failures(
+    gossip: Gossip, peers: list[PeerId]
+) -> set[tuple[str, PeerId, PeerId | None]]:
+    records = [gossip.of(peer, FailuresRecord) for peer in peers]
+    found = [r.failures for r in records if isinstance(r, FailuresRecord)]
+    return {(failure.kind, failure.a, failure.b) for failures in found for failure in failures}

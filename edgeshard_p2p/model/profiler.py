@@ -1,0 +1,122 @@
+"""How long each kind of unit takes on this device, by rows (decode) and by chunk (prefill).
+
+Measured through an engine as it will serve, one kind of unit in memory at a time.  Knows nothing
+of what the numbers are used for.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from msgspec import Struct
+from torch import Tensor
+
+from edgeshard_p2p.core.ids import PeerId, RequestId, UnitRange
+from edgeshard_p2p.core.model_spec import DTYPE_BYTES
+from edgeshard_p2p.core.sampling import Sampling
+from edgeshard_p2p.model.engine import DTYPES, Engine, EngineError, RowGroup
+
+DECODE_ROWS = (1, 2, 4, 8, 16, 32)
+PREFILL_CHUNKS = (32, 128, 512)
+CACHED_LENGTH = 128
+"""Positions cached by each sequence of a measured decode step."""
+REPEATS = 7
+
+STAGE_BYTES = 2**26
+"""Blocks are measured as many at a time as weigh this much.  One small block by itself stays in
+the processor's cache, as it would not in a stage (SmolLM2-135M, Zen 5: a block of 14 MB takes
+0.41 ms by itself and 0.55 ms as one of thirty)."""
+
+Times = tuple[int, int, int, int]
+"""(rows, embedding_us, block_us, head_us)"""
+
+
+class Profile(Struct, frozen=True):
+    decode: tuple[Times, ...]
+    """By sequences in a step, one row each."""
+    prefill: tuple[Times, ...]
+    """By rows of one sequence, of which the last ends in a token."""
+
+
+def measure(engine: Engine, context: int, progress: Callable[[str], None]) -> Profile:
+    """Medians in microseconds.  ``engine`` holds nothing, before and after."""
+    if engine.held():
+        raise EngineError("a profile needs an engine of its own; this one holds units")
+    spec = engine.spec
+    cached = min(CACHED_LENGTH, context - 1)
+    decode = [[_group(row, cached, 1) for row in range(rows)] for rows in DECODE_ROWS]
+    chunks = sorted({min(chunk, context) for chunk in PREFILL_CHUNKS})
+    prefill = [[_group(0, 0, chunk)] for chunk in chunks]
+    columns = []
+    head = UnitRange(spec.head_unit, spec.n_units)
+    for units in (UnitRange(0, 1), _blocks(engine), head):
+        progress(f"measuring units {units}")
+        for unit in units:
+            engine.load(unit)
+        decode_us = _measure(engine, units, decode, cached + 1)
+        columns.append((decode_us, _measure(engine, units, prefill, chunks[-1])))
+        engine.drop(units)
+    return Profile(
+        _rows(DECODE_ROWS, [column[0] for column in columns]),
+        _rows(chunks, [column[1] for column in columns]),
+    )
+
+
+def _blocks(engine: Engine) -> UnitRange:
+    block_bytes = engine.spec.block_params[0] * DTYPE_BYTES[engine.dtype]
+    count = max(1, min(-(-STAGE_BYTES // block_bytes), engine.spec.n_blocks))
+    return UnitRange(1, 1 + count)
+
+
+def _rows(sizes: Sequence[int], columns: Sequence[list[int]]) -> tuple[Times, ...]:
+    embedding, block, head = columns
+    return tuple(zip(sizes, embedding, block, head, strict=True))
+
+
+def _group(sequence: int, position: int, rows: int) -> RowGroup:
+    return RowGroup(RequestId(PeerId("profiler", 0), sequence), position, rows, Sampling())
+
+
+def _measure(
+    engine: Engine, units: UnitRange, steps: list[list[RowGroup]], context: int
+) -> list[int]:
+    # Reserved per kind of step: 32 sequences of the longest chunk would be much memory.
+    engine.reserve(units, max(len(groups) for groups in steps), context)
+    return [max(1, round(_median_us(engine, units, groups) / len(units))) for groups in steps]
+
+
+def _median_us(engine: Engine, units: UnitRange, groups: list[RowGroup]) -> float:
+    has_kv = engine.spec.is_block(units.start)
+    for group in groups:
+        engine.open(group.request)
+        if has_kv and group.position:
+            _pass(engine, units, [_group(group.request.sequence, 0, group.position)])
+    samples = []
+    for _ in range(REPEATS + 1):
+        samples.append(_pass(engine, units, groups))
+        for group in groups:
+            for unit in units:
+                engine.truncate(group.request, unit, group.position)
+    for group in groups:
+        engine.release(group.request)
+    # The first one builds the kernels.
+    return statistics.median(samples[1:])
+
+
+def _pass(engine: Engine, units: UnitRange, groups: list[RowGroup]) -> float:
+    """Microseconds of one forward pass."""
+    values = _input(engine, units, sum(group.rows for group in groups))
+    started = time.perf_counter_ns()
+    engine.forward(units, groups, values)
+    return (time.perf_counter_ns() - started) / 1000
+
+
+def _input(engine: Engine, units: UnitRange, rows: int) -> Tensor:
+    if 0 in units:
+        return torch.arange(rows) % engine.spec.vocab_size
+    generator = torch.Generator().manual_seed(0)
+    shape = (rows, engine.spec.hidden_size)
+    return torch.randn(shape, generator=generator).to(DTYPES[engine.dtype])

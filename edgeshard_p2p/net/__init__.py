@@ -1,0 +1,1 @@
+"""Sockets: ZeroMQ and multicast DNS.  Makes no decisions, imports no torch."""

@@ -1,0 +1,84 @@
+"""The command line's side of a conversation with one peer.  Synchronous."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from edgeshard_p2p.core.messages import Address
+from edgeshard_p2p.net.security import Security
+from edgeshard_p2p.net.transport import FROM_CLIENT, HANDSHAKE_FAILURES
+from edgeshard_p2p.wire.client import (
+    ClientAnswer,
+    ClientRequest,
+    decode_answer,
+    encode_request,
+)
+
+CONNECT_TIMEOUT_S = 3.0
+
+
+class NoAnswer(Exception):
+    """The peer cannot be reached, or refuses the connection."""
+
+
+class Client:
+    """Use as a context manager.  Tries each secret of the list in turn."""
+
+    def __init__(self, peer: Address, security: Security) -> None:
+        self._peer = peer
+        self._security = security
+        self._context = zmq.Context()
+        self._socket: zmq.Socket[bytes] | None = None
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._context.destroy(linger=200)
+
+    def send(self, request: ClientRequest) -> None:
+        if self._socket is None:
+            self._socket = self._connected()
+        data = encode_request(self._security.swarm_key, request)
+        self._socket.send_multipart([FROM_CLIENT, data])
+
+    def answers(self, timeout_s: float) -> Iterator[ClientAnswer]:
+        """Answers as they come; NoAnswer when none comes for ``timeout_s``."""
+        assert self._socket is not None
+        while True:
+            if not self._socket.poll(int(timeout_s * 1e3)):
+                raise NoAnswer(f"no word from {self._peer} for {timeout_s:.0f} s; is it stuck?")
+            yield decode_answer(self._socket.recv_multipart()[-1])
+
+    def _connected(self) -> zmq.Socket[bytes]:
+        reason = f"nobody answers at {self._peer}; is a peer running there? (edgeshard peer)"
+        for index in range(max(1, len(self._security.keys))):
+            socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+            socket.linger = 0
+            self._security.connect(socket, index)
+            failure = self._handshake(socket)
+            if failure is None:
+                return socket
+            reason = failure or reason
+            socket.close()
+        raise NoAnswer(reason)
+
+    def _handshake(self, socket: zmq.Socket[bytes]) -> str | None:
+        """None when the peer takes this client; else why not, or empty when nobody is there."""
+        events = int(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        for failure in HANDSHAKE_FAILURES:
+            events |= failure
+        monitor = socket.get_monitor_socket(events)
+        socket.connect(f"tcp://{self._peer.host}:{self._peer.port}")
+        try:
+            if not monitor.poll(int(CONNECT_TIMEOUT_S * 1e3)):
+                return ""
+            event = parse_monitor_message(monitor.recv_multipart())["event"]
+        finally:
+            socket.disable_monitor()
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            return None
+        return f"{self._peer} refuses the connection: {HANDSHAKE_FAILURES[int(event)]}"

@@ -1,0 +1,48 @@
+"""Reading a ZeroMQ socket from the event loop, without a task per socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import zmq
+
+BURST = 32
+"""Messages taken in one go before the loop gets to do something else."""
+
+
+class Receiver:
+    """Calls ``on_parts`` for each message.
+
+    NOTE: the descriptor of a ZeroMQ socket announces changes, not readiness: it must be drained
+    until EVENTS says so, and looked at again after every send on the same socket (``poke``).
+    """
+
+    def __init__(
+        self, socket: zmq.Socket[bytes], on_parts: Callable[[list[zmq.Frame]], None]
+    ) -> None:
+        self._socket = socket
+        self._on_parts = on_parts
+        self._loop = asyncio.get_running_loop()
+        self._fd = socket.getsockopt(zmq.FD)
+        self._is_closed = False
+        self._loop.add_reader(self._fd, self._drain)
+        self.poke()
+
+    def poke(self) -> None:
+        self._loop.call_soon(self._drain)
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._loop.remove_reader(self._fd)
+
+    def _drain(self) -> None:
+        for _ in range(BURST):
+            if self._is_closed or not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                return
+            try:
+                parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            self._on_parts(parts)
+        self.poke()

@@ -1,0 +1,257 @@
+"""The sockets of a peer.
+
+    control   ROUTER on the listen port: peers' messages (from their DEALERs), clients' requests
+              and the answers to clients
+    data      PULL on the next port: frames; one PUSH for each edge of each plan, and one for
+              probes to each peer, on the sending side
+
+A send never waits and proves nothing: what a full queue refuses is dropped and counted, and the
+protocol above confirms, repeats or gives up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import zmq
+import zmq.asyncio
+from zmq.auth.asyncio import AsyncioAuthenticator
+from zmq.utils.monitor import parse_monitor_message
+
+from edgeshard_p2p.core.messages import Address
+from edgeshard_p2p.net.receiver import Receiver
+from edgeshard_p2p.net.security import ZAP_DOMAIN, Security
+from edgeshard_p2p.wire.codec import CONTROL_BYTES_MAX
+from edgeshard_p2p.wire.frames import PAYLOAD_BYTES_MAX, Buffer
+
+CONTROL_QUEUE = 1_000
+DATA_QUEUE = 64
+BIND_TRIES = 20
+BIND_PAUSE_S = 0.1
+FROM_PEER, FROM_CLIENT = b"p", b"c"
+
+HANDSHAKE_FAILURES = {
+    int(zmq.EVENT_HANDSHAKE_FAILED_AUTH): "it does not accept this secret",
+    int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): "it uses no secret, or another one",
+    int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): "it uses no secret, or another one",
+}
+
+
+class BindError(Exception):
+    """The operator's: a port that cannot be had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """Where what arrives goes.  Parts are buffers that live as long as they are held."""
+
+    on_peer: Callable[[memoryview], None]
+    on_client: Callable[[bytes, memoryview], None]
+    on_frame: Callable[[list[memoryview]], None]
+    on_contact_failed: Callable[[Address, str], None]
+
+
+class Transport:
+    def __init__(self, listen: Address, security: Security, callbacks: Callbacks) -> None:
+        self.listen = listen
+        self.dropped: Counter[str] = Counter()
+        self._security = security
+        self._callbacks = callbacks
+        self._context = zmq.Context()
+        self._receivers: list[Receiver] = []
+        self._control: zmq.Socket[bytes] | None = None
+        self._data: zmq.Socket[bytes] | None = None
+        self._contacts: dict[Address, Contact] = {}
+        self._edges: dict[tuple[bytes, int], tuple[int, zmq.Socket[bytes]]] = {}
+        self._probes: dict[Address, zmq.Socket[bytes]] = {}
+        self._authenticator: AsyncioAuthenticator | None = None
+
+    async def open(self) -> None:
+        """Bind both ports.  Raises BindError."""
+        if self._security.keys:
+            shadow = zmq.asyncio.Context.shadow(self._context)
+            self._authenticator = AsyncioAuthenticator(shadow)
+            self._authenticator.start()
+            self._authenticator.configure_curve_callback(
+                ZAP_DOMAIN.decode(), credentials_provider=_Admission(self._security)
+            )
+        self._control = self._socket(zmq.ROUTER, CONTROL_QUEUE, CONTROL_BYTES_MAX)
+        self._control.router_mandatory = True
+        self._data = self._socket(zmq.PULL, DATA_QUEUE, PAYLOAD_BYTES_MAX)
+        await self._bind(self._control, self.listen.port)
+        await self._bind(self._data, self.listen.port + 1)
+        self._router = Receiver(self._control, self._on_control)
+        self._receivers = [self._router, Receiver(self._data, self._on_data)]
+
+    def _socket(self, kind: int, queue: int, bytes_max: int) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] = self._context.socket(kind)
+        socket.linger = 0
+        socket.sndhwm = socket.rcvhwm = queue
+        socket.maxmsgsize = bytes_max
+        return socket
+
+    async def _bind(self, socket: zmq.Socket[bytes], port: int) -> None:
+        self._security.serve(socket)
+        host = "*" if self.listen.host == "0.0.0.0" else self.listen.host
+        for _ in range(BIND_TRIES):
+            try:
+                socket.bind(f"tcp://{host}:{port}")
+                return
+            except zmq.ZMQError as error:
+                # NOTE: a socket of an earlier life closes in the background; its port may be
+                # free in a moment.
+                if error.errno != zmq.EADDRINUSE:
+                    raise BindError(f"cannot listen on {self.listen.host}:{port}: {error}") from error
+            await asyncio.sleep(BIND_PAUSE_S)
+        raise BindError(
+            f"port {port} on {self.listen.host} is in use (a peer needs two: {self.listen.port} "
+            f"and {self.listen.port + 1}); choose others with --listen {self.listen.host}:PORT"
+        )
+
+    async def close(self) -> None:
+        for receiver in self._receivers:
+            receiver.close()
+        for contact in self._contacts.values():
+            contact.close()
+        if self._authenticator is not None:
+            self._authenticator.stop()
+        self._context.destroy(linger=200)
+
+    # --- receiving ------------------------------------------------------------------------
+
+    def _on_control(self, parts: list[zmq.Frame]) -> None:
+        if len(parts) != 3:
+            self.dropped["control: not three parts"] += 1
+            return
+        identity, kind, payload = parts[0].bytes, parts[1].bytes, parts[2].buffer
+        if kind == FROM_PEER:
+            self._callbacks.on_peer(payload)
+        elif kind == FROM_CLIENT:
+            self._callbacks.on_client(identity, payload)
+        else:
+            self.dropped["control: unknown kind"] += 1
+
+    def _on_data(self, parts: list[zmq.Frame]) -> None:
+        self._callbacks.on_frame([part.buffer for part in parts])
+
+    # --- sending --------------------------------------------------------------------------
+
+    def send_control(self, to: Address, data: bytes) -> None:
+        contact = self._contacts.get(to)
+        if contact is None:
+            contact = Contact(self, to)
+            self._contacts[to] = contact
+        self._send(contact.socket, [FROM_PEER, data], "control: queue full")
+
+    def answer_client(self, identity: bytes, data: bytes) -> bool:
+        """False when the client is gone, or does not read."""
+        assert self._control is not None
+        try:
+            self._control.send_multipart([identity, FROM_CLIENT, data], zmq.NOBLOCK)
+        except zmq.ZMQError:
+            self.dropped["client: gone or not reading"] += 1
+            return False
+        finally:
+            self._router.poke()
+        return True
+
+    def send_frame(
+        self, plan: bytes, edge: int, epoch: int, to: Address, parts: Sequence[Buffer]
+    ) -> None:
+        """Over the edge's own socket; a new epoch starts with a new one."""
+        known = self._edges.get((plan, edge))
+        if known is None or known[0] != epoch:
+            self.close_edge(plan, edge)
+            known = (epoch, self._connect(zmq.PUSH, to, DATA_QUEUE, data_port=True))
+            self._edges[plan, edge] = known
+        self._send(known[1], parts, "frame: queue full")
+
+    def close_edge(self, plan: bytes, edge: int) -> None:
+        known = self._edges.pop((plan, edge), None)
+        if known is not None:
+            known[1].close(linger=200)
+
+    def send_probe(self, to: Address, parts: Sequence[Buffer]) -> None:
+        if to not in self._probes:
+            self._probes[to] = self._connect(zmq.PUSH, to, 4, data_port=True)
+        self._send(self._probes[to], parts, "probe: queue full")
+
+    def _send(self, socket: zmq.Socket[bytes], parts: Sequence[Buffer], if_full: str) -> None:
+        try:
+            socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            self.dropped[if_full] += 1
+
+    def _connect(
+        self, kind: int, to: Address, queue: int, data_port: bool = False
+    ) -> zmq.Socket[bytes]:
+        socket = self._socket(kind, queue, CONTROL_BYTES_MAX)
+        index = self._contacts[to].secret_index if to in self._contacts else 0
+        self._security.connect(socket, index)
+        socket.connect(f"tcp://{to.host}:{to.port + 1 if data_port else to.port}")
+        return socket
+
+    def forget(self, address: Address) -> None:
+        """Close the sockets to a peer that is gone."""
+        contact = self._contacts.pop(address, None)
+        if contact is not None:
+            contact.close()
+        probe = self._probes.pop(address, None)
+        if probe is not None:
+            probe.close()
+
+
+class Contact:
+    """The DEALER to one address.  Watches its handshakes: a refused one tries the next secret,
+    and when none is left says why."""
+
+    def __init__(self, transport: Transport, address: Address) -> None:
+        self.address = address
+        self.secret_index = 0
+        self._transport = transport
+        self._refusals = 0
+        self._open()
+
+    def _open(self) -> None:
+        transport = self._transport
+        self.socket = transport._socket(zmq.DEALER, CONTROL_QUEUE, CONTROL_BYTES_MAX)
+        transport._security.connect(self.socket, self.secret_index)
+        events = zmq.EVENT_HANDSHAKE_SUCCEEDED
+        for failure in HANDSHAKE_FAILURES:
+            events |= failure
+        self._monitor = self.socket.get_monitor_socket(events)
+        self._watch = Receiver(self._monitor, self._on_event)
+        self.socket.connect(f"tcp://{self.address.host}:{self.address.port}")
+
+    def close(self) -> None:
+        self._watch.close()
+        self.socket.disable_monitor()
+        self.socket.close(linger=200)
+
+    def _on_event(self, parts: list[zmq.Frame]) -> None:
+        event = parse_monitor_message([part.bytes for part in parts])["event"]
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._refusals = 0
+            return
+        self._refusals += 1
+        n_secrets = max(1, len(self._transport._security.keys))
+        if self._refusals == n_secrets:
+            reason = HANDSHAKE_FAILURES[int(event)]
+            self._transport._callbacks.on_contact_failed(self.address, reason)
+        if n_secrets > 1:
+            self.secret_index = (self.secret_index + 1) % n_secrets
+            self.close()
+            self._open()
+
+
+class _Admission:
+    """What the authenticator asks about a client's key."""
+
+    def __init__(self, security: Security) -> None:
+        self._security = security
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        return self._security.admits(key)

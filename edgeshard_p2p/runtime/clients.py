@@ -1,0 +1,156 @@
+"""Clients of this peer: prompts in, text out.
+
+Keeps the text side of each request: the tokenizer, the stream decoder, whom to answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeshard_p2p.core import effects as fx
+from edgeshard_p2p.core import events as ev
+from edgeshard_p2p.core.ids import RequestId
+from edgeshard_p2p.core.peer import PeerCore
+from edgeshard_p2p.core.report import report
+from edgeshard_p2p.core.settings import is_valid
+from edgeshard_p2p.model.errors import ModelError
+from edgeshard_p2p.model.text import StreamDecoder, Tokenizer
+from edgeshard_p2p.net.transport import Transport
+from edgeshard_p2p.wire import client as wire
+
+PENDING_MAX = 64
+"""Prompts that may be in tokenisation at once."""
+
+
+@dataclass(slots=True)
+class Stream:
+    identity: bytes
+    decoder: StreamDecoder
+    held_ids: list[int] = field(default_factory=list)
+    """Ids whose text is not complete yet."""
+
+
+class Clients:
+    def __init__(
+        self, core: PeerCore, transport: Transport, post: Callable[[ev.Event], None]
+    ) -> None:
+        self._core = core
+        self._transport = transport
+        self._post = post
+        self._tokenizer: Tokenizer | None = None
+        self._pending: dict[str, bytes] = {}
+        self._streams: dict[RequestId, Stream] = {}
+        self._by_identity: dict[bytes, RequestId] = {}
+
+    def use_model(self, path: Path) -> None:
+        """Called before the core hears of the model."""
+        self._tokenizer = Tokenizer(path)
+
+    # --- requests -------------------------------------------------------------------------
+
+    def on_request(self, identity: bytes, request: wire.ClientRequest, spawn: Any) -> None:
+        if isinstance(request, wire.Run):
+            self._run(identity, request, spawn)
+        elif isinstance(request, wire.Cancel):
+            if identity in self._by_identity:
+                self._post(ev.RequestCancelled(self._by_identity[identity]))
+        elif isinstance(request, wire.Status):
+            self._answer(identity, wire.StatusReport(report(self._core)))
+        else:
+            self._set(identity, request)
+
+    def _run(self, identity: bytes, request: wire.Run, spawn: Any) -> None:
+        client = identity.hex()
+        if client in self._pending or len(self._pending) >= PENDING_MAX:
+            self._answer(identity, wire.Failed("this peer is overloaded", retry_ms=2_000))
+            return
+        self._pending[client] = identity
+        if not self._core.is_source() or self._tokenizer is None:
+            # The core knows best how to say why not.
+            self._submit(client, request, ())
+            return
+        spawn(self._tokenize(client, request, self._tokenizer), name=f"tokenize {client}")
+
+    async def _tokenize(self, client: str, request: wire.Run, tokenizer: Tokenizer) -> None:
+        prompt: tuple[int, ...] = ()
+        if request.prompt.strip():
+            prompt = await asyncio.to_thread(tokenizer.encode, request.prompt, request.is_raw)
+        self._submit(client, request, prompt)
+
+    def _submit(self, client: str, request: wire.Run, prompt: tuple[int, ...]) -> None:
+        stop_ids = self._tokenizer.stop_ids if self._tokenizer is not None else ()
+        self._post(
+            ev.PromptSubmitted(
+                client, prompt, request.max_tokens, request.sampling, frozenset(stop_ids)
+            )
+        )
+
+    def _set(self, identity: bytes, request: wire.Set) -> None:
+        value: str | int = int(request.value) if request.value.isdigit() else request.value
+        if not is_valid(request.key, value):
+            error = f"{request.key}={request.value} is not a setting of the swarm"
+            self._answer(identity, wire.Failed(error, is_usage=True))
+            return
+        self._post(ev.SettingAsked(request.key, value))
+        self._answer(identity, wire.Okay())
+
+    # --- effects --------------------------------------------------------------------------
+
+    def accepted(self, effect: fx.Accepted) -> None:
+        identity = self._pending.pop(effect.client)
+        assert self._tokenizer is not None
+        self._streams[effect.request] = Stream(identity, self._tokenizer.stream())
+        self._by_identity[identity] = effect.request
+        self._answer(identity, wire.Started(str(effect.request)))
+
+    def rejected(self, effect: fx.Rejected) -> None:
+        identity = self._pending.pop(effect.client)
+        self._answer(identity, wire.Failed(effect.reason, retry_ms=effect.retry_ms))
+
+    def emit(self, effect: fx.EmitToken) -> None:
+        stream = self._streams[effect.request]
+        stream.held_ids.append(effect.token)
+        self._send_text(effect.request, stream, stream.decoder.push(effect.token))
+
+    def _send_text(self, request: RequestId, stream: Stream, text: str) -> None:
+        if not text:
+            return
+        ids, stream.held_ids = tuple(stream.held_ids), []
+        if not self._answer(stream.identity, wire.Text(text, ids)):
+            self._post(ev.RequestCancelled(request))
+
+    def notice(self, effect: fx.RequestNotice) -> None:
+        stream = self._streams[effect.request]
+        self._answer(stream.identity, wire.Notice(effect.text))
+
+    def finish(self, effect: fx.FinishRequest) -> None:
+        stream = self._streams.pop(effect.request)
+        self._by_identity.pop(stream.identity, None)
+        rest = stream.decoder.flush()
+        if rest or stream.held_ids:
+            self._answer(stream.identity, wire.Text(rest, tuple(stream.held_ids)))
+        if effect.finish_reason == "error":
+            self._answer(stream.identity, wire.Failed(effect.error))
+            return
+        stats = effect.stats
+        self._answer(
+            stream.identity,
+            wire.Done(
+                effect.finish_reason,
+                stats.prompt_tokens,
+                stats.generated_tokens,
+                stats.ttft_ms,
+                stats.ms_per_token,
+                stats.plan_id,
+                stats.failovers,
+                stats.replayed_tokens,
+                stats.recovery_ms,
+            ),
+        )
+
+    def _answer(self, identity: bytes, answer: wire.ClientAnswer) -> bool:
+        return self._transport.answer_client(identity, wire.encode_answer(answer))

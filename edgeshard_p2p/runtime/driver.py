@@ -1,0 +1,335 @@
+"""The loop: the next event or deadline goes into the core, the effects come out and are done.
+
+Performing never waits: everything slow is started here and comes back as an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from edgeshard_p2p.core import effects as fx
+from edgeshard_p2p.core import events as ev
+from edgeshard_p2p.core.messages import FrameHeader, FrameKind
+from edgeshard_p2p.core.peer import PeerCore
+from edgeshard_p2p.core.work import TensorRef
+from edgeshard_p2p.model import library
+from edgeshard_p2p.model.engine import ForwardResult
+from edgeshard_p2p.model.library import LocalModel
+from edgeshard_p2p.net.transport import Transport
+from edgeshard_p2p.runtime.clients import Clients
+from edgeshard_p2p.runtime.compute import Compute
+from edgeshard_p2p.runtime.model_host import COMPUTE_ERRORS, ModelHost, buffer_of, tensor_of
+from edgeshard_p2p.runtime.plan_worker import PlanWorker
+from edgeshard_p2p.runtime.state import Profile, State
+from edgeshard_p2p.wire.codec import decode_control, encode_control
+from edgeshard_p2p.wire.errors import WireError
+from edgeshard_p2p.wire.frames import (
+    Buffer,
+    decode_frame,
+    encode_body,
+    encode_header,
+    encode_probe,
+)
+
+log = logging.getLogger("edgeshard")
+
+LEVELS = logging.getLevelNamesMapping()
+
+
+class Restart(Exception):
+    """This life is over; begin a later one."""
+
+    def __init__(self, generation: int) -> None:
+        super().__init__(generation)
+        self.generation = generation
+
+
+class Driver:
+    def __init__(
+        self,
+        core: PeerCore,
+        transport: Transport,
+        host: ModelHost,
+        state: State,
+        swarm_keys: tuple[bytes, ...],
+        device: str,
+        given: LocalModel | None,
+    ) -> None:
+        self.core = core
+        self.refused: Counter[str] = Counter()
+        """What arrived and was dropped, by kind."""
+        self.ended: asyncio.Future[fx.Stop] = asyncio.get_running_loop().create_future()
+        self.clients = Clients(core, transport, self.post)
+        self._loop = asyncio.get_running_loop()
+        self._transport = transport
+        self._host = host
+        self._state = state
+        self._swarm_keys = swarm_keys
+        self._device = device
+        self._given = given
+        """The model that the operator named, which need not lie in the library."""
+        self._compute = Compute(COMPUTE_ERRORS, self._on_bug)
+        self._planner = PlanWorker(lambda choice: self.post(ev.PlanComputed(choice)))
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._events: deque[ev.Event] = deque()
+        self._is_handling = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline: float | None = None
+        self._tensors: dict[int, Tensor] = {}
+        self._n_tensors = 0
+        self._performers: dict[type, Callable[[Any], None]] = {
+            fx.Send: self._send,
+            fx.SendFrame: self._send_frame,
+            fx.SendProbe: self._send_probe,
+            fx.CloseEdge: lambda e: transport.close_edge(bytes.fromhex(e.plan), e.edge),
+            fx.OpenModel: self._open_model,
+            fx.MeasureDevice: self._measure,
+            fx.ComputePlan: lambda effect: self._planner.ask(effect.snapshot),
+            fx.LoadUnits: self._load,
+            fx.OpenCache: lambda effect: self._touch_cache(host.open_cache, effect),
+            fx.ReleaseCache: lambda effect: self._touch_cache(host.release_cache, effect),
+            fx.RunForward: self._forward,
+            fx.DropTensor: lambda effect: self._tensors.pop(effect.tensor.id, None),
+            fx.Accepted: self.clients.accepted,
+            fx.Rejected: self.clients.rejected,
+            fx.EmitToken: self.clients.emit,
+            fx.RequestNotice: self.clients.notice,
+            fx.FinishRequest: self.clients.finish,
+            fx.SaveGeneration: self._save_generation,
+            fx.SaveLinks: lambda effect: state.save_links(effect.links),
+            fx.Log: lambda effect: log.log(LEVELS[effect.level.upper()], effect.text),
+            fx.Stop: self._stop,
+        }
+
+    # --- life -----------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        await self._planner.open()
+        self.spawn(self._planner.run(), name="planner")
+
+    async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._compute.close()
+        await self._planner.close()
+
+    def spawn(self, coroutine: Any, name: str) -> None:
+        """Run a task that belongs to this peer; its failure is the peer's."""
+        task: asyncio.Task[None] = self._loop.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._on_bug(task.exception() or RuntimeError(task.get_name()))
+
+    def _on_bug(self, bug: BaseException) -> None:
+        if not self.ended.done():
+            self.ended.set_exception(bug)
+
+    def _stop(self, effect: fx.Stop) -> None:
+        if not self.ended.done():
+            self.ended.set_result(effect)
+
+    def _save_generation(self, effect: fx.SaveGeneration) -> None:
+        self._on_bug(Restart(effect.generation))
+
+    # --- events and effects ---------------------------------------------------------------
+
+    def post(self, event: ev.Event) -> None:
+        """Hand an event to the core.  One that comes up while another is handled waits."""
+        self._events.append(event)
+        if self._is_handling or self.ended.done():
+            return
+        self._is_handling = True
+        try:
+            while self._events:
+                for effect in self.core.handle(self._events.popleft(), time.monotonic()):
+                    self._performers[type(effect)](effect)
+        except BaseException as bug:
+            self._on_bug(bug)
+            raise
+        finally:
+            self._is_handling = False
+        self._arm()
+
+    def _arm(self) -> None:
+        deadline = self.core.next_deadline()
+        if deadline == self._deadline and self._timer is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._deadline, self._timer = deadline, None
+        if deadline is not None:
+            # NOTE: uvloop's own clock counts whole milliseconds; round trips need better.
+            self._timer = self._loop.call_later(
+                max(0.0, deadline - time.monotonic()), self._on_deadline
+            )
+
+    def _on_deadline(self) -> None:
+        self._timer = None
+        self.post(ev.DeadlineReached())
+
+    # --- what arrives ---------------------------------------------------------------------
+
+    def on_peer(self, data: memoryview) -> None:
+        for swarm_key in self._swarm_keys:
+            try:
+                sender, message = decode_control(swarm_key, data)
+            except WireError as error:
+                if error.kind != "other_swarm":
+                    self.refused[error.kind] += 1
+                    return
+            else:
+                self.post(ev.MessageReceived(sender, message))
+                return
+        self.refused["other_swarm"] += 1
+
+    def on_frame(self, parts: list[memoryview]) -> None:
+        try:
+            header, payload, body = decode_frame(parts)
+        except WireError as error:
+            self.refused[error.kind] += 1
+            return
+        tensor, tokens = None, ()
+        if header.kind is FrameKind.HIDDEN:
+            tensor = self._keep_received(header, payload)
+        elif header.kind is FrameKind.TOKENS:
+            tokens = struct.unpack(f"<{len(payload) // 4}i", payload)
+        self.post(ev.FrameReceived(header, tensor, tokens, body))
+
+    def _keep_received(self, header: FrameHeader, payload: Buffer) -> TensorRef | None:
+        if header.dtype not in (1, 2) or not len(payload):
+            return None
+        return self._keep(tensor_of(memoryview(payload), header.dtype, header.shape))
+
+    def _keep(self, tensor: Tensor) -> TensorRef:
+        self._n_tensors += 1
+        self._tensors[self._n_tensors] = tensor
+        return TensorRef(self._n_tensors, tensor.nbytes)
+
+    # --- sending --------------------------------------------------------------------------
+
+    def _send(self, effect: fx.Send) -> None:
+        data = encode_control(self._swarm_keys[0], self.core.me, effect.message)
+        self._transport.send_control(effect.to, data)
+
+    def _send_frame(self, effect: fx.SendFrame) -> None:
+        payload: Buffer = b""
+        if effect.tensor is not None:
+            payload = buffer_of(self._tensors[effect.tensor.id])
+        elif effect.tokens:
+            payload = struct.pack(f"<{len(effect.tokens)}i", *effect.tokens)
+        elif effect.body is not None:
+            payload = encode_body(effect.body)
+        header = effect.header
+        self._transport.send_frame(
+            header.plan, header.edge, header.epoch, effect.to, [encode_header(header), payload]
+        )
+
+    def _send_probe(self, effect: fx.SendProbe) -> None:
+        me = self.core.membership.me
+        parts = encode_probe(me.peer, me.address, effect.nonce, effect.n_bytes)
+        self._transport.send_probe(effect.to, parts)
+
+    # --- the compute thread ---------------------------------------------------------------
+
+    def _open_model(self, effect: fx.OpenModel) -> None:
+        def work() -> ev.Event:
+            model = library.find_by_digest(effect.digest, self._progress)
+            if model is None and self._given is not None:
+                if library.manifest_digest(self._given.path) == effect.digest:
+                    model = self._given
+            if model is None:
+                return ev.ModelOpened(effect.digest, None, _missing_model(effect.digest))
+            spec = self._host.open(model.path, effect.digest, model.name)
+            self.clients.use_model(model.path)
+            return ev.ModelOpened(effect.digest, spec)
+
+        def on_error(error: Exception) -> None:
+            self.post(ev.ModelOpened(effect.digest, None, f"cannot open the model: {error}"))
+
+        self._compute.submit(work, self.post, on_error)
+
+    def _measure(self, effect: fx.MeasureDevice) -> None:
+        opened = self.core.local.opened
+        assert opened is not None
+        digest = opened.digest
+        key = f"{digest[:16]}-{effect.dtype}-{effect.numerics}-{effect.tile_rows}-{self._device}"
+        context = 1024
+
+        def work() -> Profile:
+            known = self._state.profile(key)
+            if known is not None:
+                return known
+            measured = self._host.measure(
+                effect.dtype, effect.tile_rows, context, self._progress
+            )
+            self._state.save_profile(key, measured)
+            return measured
+
+        def on_done(profile: Profile) -> None:
+            self.post(
+                ev.DeviceMeasured(
+                    digest, effect.dtype, effect.numerics, profile.decode, profile.prefill
+                )
+            )
+
+        self._compute.submit(work, on_done, lambda e: self.post(ev.MeasureFailed(str(e))))
+
+    def _load(self, effect: fx.LoadUnits) -> None:
+        self._compute.submit(
+            partial(self._host.load, effect, self._progress),
+            lambda _: self.post(ev.UnitsLoaded(effect.load)),
+            lambda error: self.post(ev.LoadFailed(effect.load, str(error))),
+        )
+
+    def _touch_cache(self, work: Callable[[Any], None], effect: Any) -> None:
+        # A slot that cannot be opened shows at the request's first pass, which then fails.
+        self._compute.submit(
+            partial(work, effect), lambda _: None, lambda error: log.error("KV: %s", error)
+        )
+
+    def _forward(self, effect: fx.RunForward) -> None:
+        received = self._tensors.pop(effect.tensor.id) if effect.tensor is not None else None
+
+        def work() -> tuple[ForwardResult, int]:
+            started_ns = time.perf_counter_ns()
+            result = self._host.forward(effect, received)
+            return result, (time.perf_counter_ns() - started_ns) // 1000
+
+        def on_done(done: tuple[ForwardResult, int]) -> None:
+            result, service_us = done
+            hidden = self._keep(result.hidden) if result.hidden is not None else None
+            self.post(ev.ForwardDone(effect.job, service_us, hidden, result.tokens))
+
+        def on_error(error: Exception) -> None:
+            self.post(ev.ForwardFailed(effect.job, str(error)[:200]))
+
+        self._compute.submit(work, on_done, on_error)
+
+    def _progress(self, text: str) -> None:
+        """From the compute thread."""
+        self._compute.call(log.info, text)
+
+
+def _missing_model(digest: str) -> str:
+    return (
+        f"the swarm's model {digest[:12]} is not on this device; copy its directory here and "
+        "start with --model DIRECTORY (edgeshard fetch gets the demo's)"
+    )
+
+

@@ -1,0 +1,110 @@
+"""What the compute thread does: open, measure, load, run.  Synchronous; one thread calls it.
+
+Knows nothing of events, sockets or plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor
+
+from edgeshard_p2p.core.effects import LoadUnits, OpenCache, ReleaseCache, RunForward
+from edgeshard_p2p.core.model_spec import ModelSpec
+from edgeshard_p2p.core.records import UnitTimes
+from edgeshard_p2p.model import profiler
+from edgeshard_p2p.model.checkpoint import Checkpoint, open_checkpoint
+from edgeshard_p2p.model.engine import Engine, EngineError, ForwardResult, use_one_thread
+from edgeshard_p2p.model.engine import RowGroup as EngineGroup
+from edgeshard_p2p.model.errors import ModelError
+from edgeshard_p2p.model.kv_cache import KvError
+from edgeshard_p2p.runtime.state import Profile
+
+COMPUTE_ERRORS = (EngineError, KvError, ModelError, MemoryError, OSError, RuntimeError)
+"""What computing can fail with on a healthy program; torch reports a lack of memory as a
+RuntimeError.  Anything else is a bug and ends the peer."""
+
+WIRE_DTYPES = {1: torch.float32, 2: torch.bfloat16}
+
+Progress = Callable[[str], None]
+
+
+class ModelHost:
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._checkpoint: Checkpoint | None = None
+        self._engine: Engine | None = None
+        use_one_thread()
+
+    def open(self, path: Path, digest: str, name: str) -> ModelSpec:
+        self._engine = None
+        self._checkpoint = open_checkpoint(path, digest, name)
+        return self._checkpoint.spec
+
+    def measure(self, dtype: str, tile_rows: int, context: int, progress: Progress) -> Profile:
+        """Times of this device's units, through an engine of their own."""
+        assert self._checkpoint is not None
+        engine = Engine(self._checkpoint, dtype, tile_rows, self._device)
+        measured = profiler.measure(engine, context, progress)
+        return Profile(_times(measured.decode), _times(measured.prefill))
+
+    def load(self, effect: LoadUnits, progress: Progress) -> None:
+        assert self._checkpoint is not None
+        engine = self._engine
+        if engine is None or (engine.dtype, engine.tile_rows) != (effect.dtype, effect.tile_rows):
+            engine = Engine(self._checkpoint, effect.dtype, effect.tile_rows, self._device)
+            self._engine = engine
+        wanted = {unit for units in effect.units for unit in units}
+        engine.drop(set(engine.held()) - wanted)
+        missing = sorted(wanted - set(engine.held()))
+        for done, unit in enumerate(missing):
+            engine.load(unit)
+            progress(f"loading unit {unit} ({done + 1} of {len(missing)})")
+        slots = sum(p.slots for p in effect.kv)
+        context = max((p.context for p in effect.kv), default=1)
+        engine.reserve(sorted(wanted), slots, context)
+
+    def open_cache(self, effect: OpenCache) -> None:
+        assert self._engine is not None
+        key = _tmp(effect.key)
+        try:
+            self._engine.cached_len(key, effect.units.start)
+            for unit in effect.units:
+                if self._engine.spec.is_block(unit):
+                    self._engine.truncate(key, unit, effect.position)
+        except KvError:
+            self._engine.open(key)
+
+    def release_cache(self, effect: ReleaseCache) -> None:
+        if self._engine is not None:
+            self._engine.release(_tmp(effect.key))
+
+    def forward(self, effect: RunForward, received: Tensor | None) -> ForwardResult:
+        assert self._engine is not None
+        rows = torch.tensor(effect.tokens) if received is None else received
+        if effect.spans:
+            rows = torch.cat([rows[start : start + n] for start, n in effect.spans])
+        groups = [EngineGroup(_tmp(g.key), g.position, g.rows, g.emit) for g in effect.groups]
+        return self._engine.forward(effect.units, groups, rows)
+
+
+def _tmp(key):
+    from edgeshard_p2p.core.ids import RequestId
+    return RequestId(key.request.source, key.request.sequence * 2 + (key.role == "stage"))
+
+
+def tensor_of(payload: memoryview, dtype: int, shape: tuple[int, ...]) -> Tensor:
+    """The tensor that a frame carries, on the frame's own memory."""
+    return torch.frombuffer(payload, dtype=WIRE_DTYPES[dtype]).view(shape)
+
+
+def buffer_of(tensor: Tensor) -> memoryview:
+    """The tensor's bytes, without a copy."""
+    return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
+
+
+def _times(rows: tuple[profiler.Times, ...]) -> tuple[UnitTimes, ...]:
+    return msgspec.convert(rows, tuple[UnitTimes, ...])

@@ -1,0 +1,265 @@
+"""One peer, from its configuration to its end: opens what it needs, runs the driver, cleans up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import Any
+
+import psutil
+import uvloop
+
+from edgeshard_p2p.config import PeerConfig
+from edgeshard_p2p.core import events as ev
+from edgeshard_p2p.core.effects import Stop
+from edgeshard_p2p.core.ids import PeerId
+from edgeshard_p2p.core.messages import Address, Identity
+from edgeshard_p2p.core.model_spec import ModelSpec
+from edgeshard_p2p.core.peer import CoreConfig, PeerCore
+from edgeshard_p2p.model import library
+from edgeshard_p2p.model.checkpoint import open_checkpoint
+from edgeshard_p2p.model.library import LocalModel
+from edgeshard_p2p.model.tiles import EXACT_TILE_ROWS
+from edgeshard_p2p.net.discovery import Discovery, is_loopback, lan_address
+from edgeshard_p2p.net.security import Security, open_security, read_secrets
+from edgeshard_p2p.net.transport import Callbacks, Transport
+from edgeshard_p2p.runtime.driver import Driver, Restart
+from edgeshard_p2p.runtime.model_host import ModelHost
+from edgeshard_p2p.runtime.state import State, default_directory, default_name
+from edgeshard_p2p.wire.client import Failed, decode_request, encode_answer
+from edgeshard_p2p.wire.errors import WireError
+
+log = logging.getLogger("edgeshard")
+
+MEMORY_SHARE = 0.8
+"""Of what is available at the start, where no --memory is given."""
+HEADROOM_BYTES = 96 * 2**20
+"""For activations, buffers and sockets, beside weights and KV."""
+ALONE_S = 5.0
+LEAVE_S = 0.3
+"""For the farewell to leave the sockets."""
+
+
+class PeerError(Exception):
+    """Why a peer does not start, in one line.  ``exit_code`` 1 failed, 2 wrong usage."""
+
+    def __init__(self, text: str, exit_code: int = 1) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The model that the operator named."""
+
+    model: LocalModel
+    spec: ModelSpec
+
+
+def run_peer(config: PeerConfig) -> Stop:
+    """Run until stopped; what ended it.  Raises the operator's errors of the parts it opens."""
+    security = _security(config)
+    advertised = _advertised(config)
+    state = State(config.state_dir or default_directory(config.listen.port))
+    try:
+        given = _open_given(config.model)
+        budget_bytes = _budget(config.memory_bytes)
+        generation = 0
+        while True:
+            life = _Life(config, security, advertised, state, given, budget_bytes, generation)
+            try:
+                return uvloop.run(life.run())
+            except Restart as restart:
+                generation = restart.generation
+                log.warning("an earlier life of this name went further: restarting as its next")
+    finally:
+        state.close()
+
+
+def _security(config: PeerConfig) -> Security:
+    secrets = read_secrets(config.secret_file) if config.secret_file is not None else ()
+    if not secrets and not is_loopback(config.listen.host):
+        raise PeerError(
+            f"without a secret a peer listens on loopback only, not on {config.listen.host}; "
+            "make one with: edgeshard secret > swarm.secret, and give every peer "
+            "--secret-file swarm.secret",
+            exit_code=2,
+        )
+    return open_security(config.swarm, secrets)
+
+
+def _advertised(config: PeerConfig) -> Address:
+    host = config.advertise or config.listen.host
+    if host == "0.0.0.0":
+        found = lan_address()
+        if found is None:
+            raise PeerError("this device has no network address; give --advertise HOST", 2)
+        host = found
+    return Address(host, config.listen.port)
+
+
+def _open_given(name_or_path: str | None) -> Given | None:
+    if name_or_path is None:
+        return None
+    model = library.resolve(name_or_path, log.info)
+    digest = library.manifest_digest(model.path, log.info)
+    return Given(model, open_checkpoint(model.path, digest, model.name).spec)
+
+
+def _budget(memory_bytes: int | None) -> int:
+    """Bytes for weights and KV: what the process may use, less what it uses by itself."""
+    base_bytes = psutil.Process().memory_info().rss
+    if memory_bytes is None:
+        memory_bytes = int(psutil.virtual_memory().available * MEMORY_SHARE)
+    budget_bytes = memory_bytes - base_bytes - HEADROOM_BYTES
+    if budget_bytes <= 0:
+        need_mib = (base_bytes + HEADROOM_BYTES) // 2**20
+        raise PeerError(f"--memory is too small: a peer needs {need_mib} MiB before any layer", 2)
+    return budget_bytes
+
+
+class _Life:
+    """One generation of this peer."""
+
+    def __init__(
+        self,
+        config: PeerConfig,
+        security: Security,
+        advertised: Address,
+        state: State,
+        given: Given | None,
+        budget_bytes: int,
+        at_least_generation: int,
+    ) -> None:
+        identity = state.begin_life(at_least_generation)
+        name = config.name or default_name(identity.install_id)
+        me = Identity(PeerId(name, identity.generation), identity.install_id, advertised)
+        wishes: dict[str, Any] = dict(config.settings)
+        if given is not None:
+            wishes["model"] = given.spec
+        core_config = CoreConfig(
+            me=me,
+            is_source=config.source,
+            budget_bytes=budget_bytes,
+            tile_rows=EXACT_TILE_ROWS,
+            join=config.join,
+            wishes=wishes,
+            min_members=config.min_members,
+            known_links=state.links(),
+        )
+        self.core = PeerCore(core_config, Random())
+        self._config = config
+        self._security = security
+        self._state = state
+        self._given = given
+        self._me = me
+
+    async def run(self) -> Stop:
+        callbacks = Callbacks(
+            on_peer=lambda data: self.driver.on_peer(data),
+            on_client=self._on_client,
+            on_frame=lambda parts: self.driver.on_frame(parts),
+            on_contact_failed=lambda address, reason: self.driver.post(
+                ev.ContactFailed(address, reason)
+            ),
+        )
+        self.transport = Transport(self._config.listen, self._security, callbacks)
+        model = self._given.model if self._given is not None else None
+        self.driver = Driver(
+            self.core,
+            self.transport,
+            ModelHost(self._config.device),
+            self._state,
+            self._security.swarm_keys,
+            self._config.device,
+            model,
+        )
+        discovery = self._discovery()
+        try:
+            await self.driver.open()
+            await self.transport.open()
+            self._greet()
+            self.driver.post(ev.Started())
+            self._on_signals()
+            if discovery is not None:
+                await self._discover(discovery)
+            stop = await self.driver.ended
+            await asyncio.sleep(LEAVE_S)
+            return stop
+        finally:
+            if discovery is not None:
+                await discovery.close()
+            await self.driver.close()
+            await self.transport.close()
+
+    def _greet(self) -> None:
+        me, config = self._me, self._config
+        role = "source" if config.source else "no source"
+        budget_mib = self.core.config.budget_bytes // 2**20
+        log.info(
+            "%s listens on %s (swarm %s, %s, %d MiB for layers)",
+            me.peer,
+            me.address,
+            config.swarm,
+            role,
+            budget_mib,
+        )
+        if not self._security.keys:
+            log.info("no secret: loopback only, nothing is encrypted")
+
+    def _on_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, partial(self.driver.post, ev.StopAsked()))
+        if self._given is None:
+            loop.call_later(ALONE_S, self._offer_demo)
+
+    def _offer_demo(self) -> None:
+        """Alone and without a model: take the demo's when it is here, else say how to get one."""
+        if self.core.join.has_met or self.core.gossip.setting("model") is not None:
+            return
+        names = {model.name for model in library.installed()}
+        if library.DEMO_NAME not in names:
+            log.warning(
+                "no peer found and no model named: waiting; start with --model, "
+                "or get the demo's model with: edgeshard fetch"
+            )
+            return
+        log.info("no peer found and no model named: offering %s", library.DEMO_NAME)
+        given = _open_given(library.DEMO_NAME)
+        assert given is not None
+        self.driver.post(ev.SettingAsked("model", given.spec))
+
+    def _discovery(self) -> Discovery | None:
+        if not self._config.mdns:
+            return None
+        return Discovery(
+            self._me.peer.name,
+            self._me.address,
+            self._security.swarm_keys,
+            lambda address: self.driver.post(ev.PeerDiscovered(address)),
+            self.driver.spawn,
+        )
+
+    async def _discover(self, discovery: Discovery) -> None:
+        try:
+            await discovery.open()
+        except OSError as error:
+            log.warning("multicast discovery is not available (%s); use --join", error)
+
+    def _on_client(self, identity: bytes, data: memoryview) -> None:
+        try:
+            swarm_key, request = decode_request(data)
+        except WireError as error:
+            self.driver.refused[error.kind] += 1
+            return
+        if swarm_key not in self._security.swarm_keys:
+            text = f"{self._me.peer} belongs to another swarm; give the same --swarm"
+            self.transport.answer_client(identity, encode_answer(Failed(text, is_usage=True)))
+            return
+        self.driver.clients.on_request(identity, request, self.driver.spawn)
+

@@ -1,0 +1,75 @@
+"""The planner in a process of its own: planning may take seconds and must not hold the loop.
+
+Runs as ``python -m edgeshard_p2p.runtime.plan_worker``: snapshots come in on stdin, choices go out on
+stdout, each as a length and msgpack.  It ends when stdin does, so it never outlives its peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+
+import msgspec
+
+from edgeshard_p2p.core.plan import Choice, Snapshot
+
+LENGTH_BYTES = 4
+
+
+class PlanWorker:
+    """The parent's side: snapshots in, choices out, in order."""
+
+    def __init__(self, on_choice: Callable[[Choice], None]) -> None:
+        self._on_choice = on_choice
+        self._decoder = msgspec.msgpack.Decoder(Choice)
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def open(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            __spec__.name,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+
+    def ask(self, snapshot: Snapshot) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        self._process.stdin.write(_framed(msgspec.msgpack.encode(snapshot)))
+
+    async def run(self) -> None:
+        """Hand choices on until the worker ends."""
+        assert self._process is not None and self._process.stdout is not None
+        stdout = self._process.stdout
+        while True:
+            length = await stdout.readexactly(LENGTH_BYTES)
+            data = await stdout.readexactly(int.from_bytes(length, "big"))
+            self._on_choice(self._decoder.decode(data))
+
+    async def close(self) -> None:
+        if self._process is None or self._process.stdin is None:
+            return
+        self._process.stdin.close()
+        await self._process.wait()
+
+
+def _framed(data: bytes) -> bytes:
+    return len(data).to_bytes(LENGTH_BYTES, "big") + data
+
+
+def main() -> None:
+    # NOTE: a terminal's Ctrl-C reaches the whole group; the peer decides when this ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from edgeshard_p2p.core.planner import choose
+
+    decoder = msgspec.msgpack.Decoder(Snapshot)
+    while length := sys.stdin.buffer.read(LENGTH_BYTES):
+        snapshot = decoder.decode(sys.stdin.buffer.read(int.from_bytes(length, "big")))
+        sys.stdout.buffer.write(_framed(msgspec.msgpack.encode(choose(snapshot))))
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

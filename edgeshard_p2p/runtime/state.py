@@ -1,0 +1,112 @@
+"""What a peer keeps on disk: who it is, how often it has started, what it has measured.
+
+    STATE/lock          held while the peer runs
+    STATE/identity.json install id and generation
+    STATE/links.json    link figures by name of the other end
+    STATE/profiles/     device figures by model, dtype, numerics and device
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import socket
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from edgeshard_p2p.core.ids import Count
+from edgeshard_p2p.core.records import LinkFigures, UnitTimes
+
+T = TypeVar("T")
+
+
+class StateError(Exception):
+    """The operator's: a state directory that cannot be used."""
+
+
+class Identity(Struct, frozen=True):
+    install_id: str
+    generation: Count
+
+
+class Profile(Struct, frozen=True):
+    decode: tuple[UnitTimes, ...]
+    prefill: tuple[UnitTimes, ...]
+
+
+class State:
+    """One peer's directory, locked for as long as this object lives."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StateError(
+                f"cannot use the state directory {directory}: {error.strerror}; "
+                "name another with --state-dir"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateError(
+                f"another peer runs with the state directory {directory}; "
+                "give this one its own --state-dir"
+            ) from error
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+    def begin_life(self, at_least: int = 0) -> Identity:
+        """The identity of this start: one generation higher than the last, written first."""
+        known = self._read("identity.json", Identity)
+        install_id = known.install_id if known is not None else secrets.token_hex(8)
+        generation = max(known.generation + 1 if known is not None else 1, at_least)
+        identity = Identity(install_id, generation)
+        self._write("identity.json", identity)
+        return identity
+
+    def links(self) -> tuple[LinkFigures, ...]:
+        return self._read("links.json", tuple[LinkFigures, ...]) or ()
+
+    def save_links(self, links: tuple[LinkFigures, ...]) -> None:
+        merged = {link.to: link for link in (*self.links(), *links)}
+        self._write("links.json", tuple(merged[name] for name in sorted(merged)))
+
+    def profile(self, key: str) -> Profile | None:
+        return self._read(f"profiles/{key}.json", Profile)
+
+    def save_profile(self, key: str, profile: Profile) -> None:
+        self._write(f"profiles/{key}.json", profile)
+
+    def _read(self, name: str, kind: type[T]) -> T | None:
+        """None where there is nothing, or nothing that can be believed."""
+        try:
+            return msgspec.json.decode((self.directory / name).read_bytes(), type=kind)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    def _write(self, name: str, value: object) -> None:
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".new")
+        scratch.write_bytes(msgspec.json.encode(value))
+        scratch.replace(path)
+
+
+def default_directory(port: int) -> Path:
+    """One per listen port, so that several peers on one machine keep apart."""
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "edgeshard" / f"peer-{port}"
+
+
+def default_name(install_id: str) -> str:
+    """Host name and 4 digits of the install id: three raspberrypi do not replace each other."""
+    host = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname().lower())
+    host = host.split(".")[0].strip("-") or "peer"
+    return f"{host[:50]}-{install_id[:4]}"

@@ -1,0 +1,113 @@
+"""What a client (the command line) and a peer say to each other.
+
+One request per connection; the answers to it come back in order.  Text and ids stay between the
+client and the peer that it talks to.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from edgeshard_p2p.core.sampling import Sampling
+from edgeshard_p2p.wire.errors import WireError
+
+PROMPT_CHARS_MAX = 400_000
+
+
+class Run(Struct, frozen=True, tag="run"):
+    prompt: Annotated[str, Meta(max_length=PROMPT_CHARS_MAX)]
+    is_raw: bool
+    max_tokens: Annotated[int, Meta(ge=1, le=2**24)]
+    sampling: Sampling
+
+
+class Cancel(Struct, frozen=True, tag="cancel"):
+    pass
+
+
+class Status(Struct, frozen=True, tag="status"):
+    pass
+
+
+class Set(Struct, frozen=True, tag="set"):
+    key: Annotated[str, Meta(max_length=40)]
+    value: Annotated[str, Meta(max_length=200)]
+
+
+ClientRequest = Run | Cancel | Status | Set
+
+
+class Started(Struct, frozen=True, tag="started"):
+    request: str
+
+
+class Text(Struct, frozen=True, tag="text"):
+    """A piece of the answer, and the ids it came from."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+class Notice(Struct, frozen=True, tag="notice"):
+    text: str
+
+
+class Done(Struct, frozen=True, tag="done"):
+    finish_reason: str
+    prompt_tokens: int
+    generated_tokens: int
+    ttft_ms: float
+    ms_per_token: float
+    plan_id: str | None
+    failovers: int
+    replayed_tokens: int
+    recovery_ms: float
+
+
+class Failed(Struct, frozen=True, tag="failed"):
+    """``is_usage``: the caller asked for something that cannot be; else it may go well later."""
+
+    error: str
+    is_usage: bool = False
+    retry_ms: int = 0
+
+
+class StatusReport(Struct, frozen=True, tag="report"):
+    report: dict[str, object]
+
+
+class Okay(Struct, frozen=True, tag="okay"):
+    pass
+
+
+ClientAnswer = Started | Text | Notice | Done | Failed | StatusReport | Okay
+
+_encoder = msgspec.msgpack.Encoder()
+_request = msgspec.msgpack.Decoder(tuple[bytes, ClientRequest])
+_answer = msgspec.msgpack.Decoder(ClientAnswer)
+
+
+def encode_request(swarm: bytes, request: ClientRequest) -> bytes:
+    return _encoder.encode((swarm, request))
+
+
+def decode_request(data: bytes | memoryview) -> tuple[bytes, ClientRequest]:
+    """(swarm key, request).  Raises WireError."""
+    try:
+        return _request.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise WireError("malformed", str(error)) from error
+
+
+def encode_answer(answer: ClientAnswer) -> bytes:
+    return _encoder.encode(answer)
+
+
+def decode_answer(data: bytes | memoryview) -> ClientAnswer:
+    try:
+        return _answer.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise WireError("malformed", str(error)) from error

@@ -1,0 +1,247 @@
+"""An exhaustive planner for tiny swarms, and the random swarms that it judges.
+
+Written from the definition of a plan, on purpose unlike the planner: it lists whole plans, adds
+up memory by the set of units a device would hold, walks each source's token along its route and
+compares fractions.  Shares no code with the planner but the types and one constant.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import combinations, pairwise, permutations
+from math import ceil
+from typing import Any
+
+from msgspec.structs import replace
+
+from edgeshard_p2p.core.ids import PeerId, UnitRange, unit_ranges
+from edgeshard_p2p.core.model_spec import DTYPE_BYTES, ModelSpec
+from edgeshard_p2p.core.plan import (
+    FRAME_OVERHEAD_BYTES,
+    Device,
+    Link,
+    Plan,
+    Snapshot,
+    Stage,
+    Workload,
+    snapshot,
+)
+from edgeshard_p2p.core.planner import LOAD_BYTES_PER_US
+
+
+def best_plan(swarm: Snapshot) -> Plan | None:
+    """The plan that must be chosen: largest batch, then least in the order of ``rank``."""
+    sources = [
+        device
+        for device in swarm.devices
+        if device.is_source and bytes_used(swarm, set(entry(swarm)), 1) <= device.budget_bytes
+    ]
+    if not sources:
+        return None
+    plans = [plan for plan in all_plans(swarm, sources) if is_linked(swarm, plan)]
+    for batch in range(swarm.workload.batch, 0, -1):
+        fitting = [plan for plan in plans if fits(swarm, plan, batch)]
+        if fitting:
+            plan = min(fitting, key=lambda plan: rank(swarm, plan))
+            return replace(plan, workload=replace(swarm.workload, batch=batch))
+    return None
+
+
+def all_plans(swarm: Snapshot, sources: list[Device]) -> Iterator[Plan]:
+    """Every plan that the rules on runs allow, whatever memory and links say."""
+    n_units, default_end = len(swarm.model.block_params) + 2, len(entry(swarm))
+    source_ids = tuple(sorted(source.peer for source in sources))
+    if len(sources) > 1:
+        free = [device.peer for device in swarm.devices]
+        entry_ends = [default_end]
+    else:
+        free = [device.peer for device in swarm.devices if device.peer not in source_ids]
+        entry_ends = list(range(default_end, n_units + 1))
+    for entry_end in entry_ends:
+        for stages in all_stages(free, entry_end, n_units):
+            yield Plan(swarm.model.digest, swarm.workload, source_ids, entry_end, stages)
+
+
+def all_stages(free: list[PeerId], start: int, end: int) -> Iterator[tuple[Stage, ...]]:
+    if start == end:
+        yield ()
+        return
+    for n_stages in range(1, min(len(free), end - start) + 1):
+        for cuts in combinations(range(start + 1, end), n_stages - 1):
+            bounds = (start, *cuts, end)
+            for peers in permutations(free, n_stages):
+                yield tuple(
+                    Stage(peer, UnitRange(*bounds[i : i + 2])) for i, peer in enumerate(peers)
+                )
+
+
+def entry(swarm: Snapshot) -> list[int]:
+    return [0] if swarm.workload.first_layer == "embedding" else [0, 1]
+
+
+def units_held(plan: Plan, peer: PeerId) -> set[int]:
+    units = set(range(plan.entry_end)) if peer in plan.sources else set()
+    for stage in plan.stages:
+        if stage.peer == peer:
+            units |= set(range(stage.units.start, stage.units.end))
+    return units
+
+
+def unit_weights(model: ModelSpec, units: set[int], element_bytes: int) -> dict[int, int]:
+    """Bytes by unit; the head of a device that holds the embedding goes without a tied matrix."""
+    params = [model.embedding_params, *model.block_params, model.head_params]
+    if 0 in units:
+        params[-1] -= model.tied_params
+    return {unit: params[unit] * element_bytes for unit in units}
+
+
+def bytes_used(swarm: Snapshot, units: set[int], batch: int) -> int:
+    model, element_bytes = swarm.model, DTYPE_BYTES[swarm.workload.dtype]
+    blocks = units - {0, len(model.block_params) + 1}
+    per_block = batch * swarm.workload.context * model.kv_width * element_bytes
+    return sum(unit_weights(model, units, element_bytes).values()) + len(blocks) * per_block
+
+
+def fits(swarm: Snapshot, plan: Plan, batch: int) -> bool:
+    return all(
+        bytes_used(swarm, units_held(plan, device.peer), batch) <= device.budget_bytes
+        for device in swarm.devices
+    )
+
+
+def hops(plan: Plan, source: PeerId) -> list[tuple[str, str, bool]]:
+    """(from, to, whether a row of hidden states travels) along one source's token."""
+    route = [source, *(stage.peer for stage in plan.stages), source]
+    pairs = [(a.name, b.name, i < len(plan.stages)) for i, (a, b) in enumerate(pairwise(route))]
+    return [(a, b, is_row) for a, b, is_row in pairs if a != b]
+
+
+def is_linked(swarm: Snapshot, plan: Plan) -> bool:
+    known = {(link.a, link.b) for link in swarm.links}
+    return all((a, b) in known for source in plan.sources for a, b, _ in hops(plan, source))
+
+
+def latency(swarm: Snapshot, plan: Plan) -> Fraction:
+    """Mean over the sources of the time of one decode token, in microseconds."""
+    element_bytes = DTYPE_BYTES[swarm.workload.dtype]
+    row = swarm.model.hidden_size * element_bytes + FRAME_OVERHEAD_BYTES
+    links = {(link.a, link.b): link for link in swarm.links}
+    unit_us = {device.peer: device.unit_us for device in swarm.devices}
+    total = 0
+    for source in plan.sources:
+        total += sum(unit_us[source][unit] for unit in range(plan.entry_end))
+        total += sum(unit_us[stage.peer][unit] for stage in plan.stages for unit in stage.units)
+        for a, b, is_row in hops(plan, source):
+            n_bytes, link = row if is_row else FRAME_OVERHEAD_BYTES, links[a, b]
+            transfer_us = ceil(Fraction(n_bytes * 10**6, link.bytes_per_s))
+            total += transfer_us + link.per_message_us + link.delay_us
+    return Fraction(total, len(plan.sources))
+
+
+def bytes_to_load(swarm: Snapshot, plan: Plan) -> int:
+    total = 0
+    for device in swarm.devices:
+        units = units_held(plan, device.peer)
+        weights = unit_weights(swarm.model, units, DTYPE_BYTES[swarm.workload.dtype])
+        held = {unit for units in device.held for unit in range(units.start, units.end)}
+        total += sum(weights[unit] for unit in units - held)
+    return total
+
+
+def cost(swarm: Snapshot, plan: Plan) -> Fraction:
+    return latency(swarm, plan) + Fraction(bytes_to_load(swarm, plan), LOAD_BYTES_PER_US)
+
+
+def rank(swarm: Snapshot, plan: Plan) -> tuple[Any, ...]:
+    peers = {*plan.sources, *(stage.peer for stage in plan.stages)}
+    stages = [(stage.peer, stage.units.start, stage.units.end) for stage in plan.stages]
+    return cost(swarm, plan), len(peers), len(stages), plan.entry_end, stages
+
+
+def with_loaded(swarm: Snapshot, plan: Plan) -> Snapshot:
+    """The swarm once every device holds its part of ``plan`` and nothing else."""
+    devices = [
+        replace(device, held=unit_ranges(units_held(plan, device.peer))) for device in swarm.devices
+    ]
+    return replace(swarm, devices=tuple(devices))
+
+
+def random_swarm(seed: int) -> Snapshot:
+    """Up to 6 blocks on up to 4 devices.  Half the swarms take their numbers from so few that
+    plans tie; memory runs from too little to plenty; links may be missing and units held."""
+    rng = random.Random(seed)
+    model = random_model(rng)
+    workload = Workload(
+        dtype=rng.choice(["fp32", "bf16"]),
+        numerics="exact",
+        tile_rows=16,
+        context=100,
+        batch=rng.choice([1, 2, 5, 9, 30]),
+        first_layer=rng.choice(["block", "embedding"]),
+    )
+    devices = random_devices(rng, model, workload)
+    names, p_link = [device.peer.name for device in devices], rng.choice([1.0, 1.0, 0.8, 0.5])
+    links = [random_link(rng, a, b) for a, b in permutations(names, 2) if rng.random() < p_link]
+    return snapshot(model, workload, devices, links)
+
+
+def random_model(rng: random.Random) -> ModelSpec:
+    is_even = rng.random() < 0.5
+    blocks = [
+        200_000 if is_even else rng.randint(50_000, 500_000)
+        for _ in range(rng.choice([1, 2, 3, 4, 5, 6, 6]))
+    ]
+    embedding = rng.randint(0, 400_000)
+    return ModelSpec(
+        name="tiny",
+        digest="0" * 64,
+        family="llama",
+        hidden_size=rng.choice([64, 1024]),
+        vocab_size=1000,
+        max_context=4096,
+        embedding_params=embedding,
+        block_params=tuple(blocks),
+        head_params=embedding + 1_000,
+        tied_params=rng.choice([0, embedding]),
+        kv_width=rng.choice([0, 200, 1000]),
+    )
+
+
+def random_devices(rng: random.Random, model: ModelSpec, workload: Workload) -> list[Device]:
+    n_devices = rng.choice([1, 2, 3, 3, 4, 4])
+    n_sources = rng.randint(1, n_devices) if rng.random() < 0.97 else 0
+    element_bytes = DTYPE_BYTES[workload.dtype]
+    cache = rng.randint(1, 6) * workload.context * model.kv_width
+    blocks = (sum(model.block_params) + len(model.block_params) * cache) * element_bytes
+    entry_bytes = (model.embedding_params + model.block_params[0] + cache) * element_bytes
+    slack, p_held = rng.uniform(0.7, 2.5), rng.choice([0, 0.4])
+    is_coarse = rng.random() < 0.5
+    devices = []
+    for index in range(n_devices):
+        budget = slack * blocks * rng.uniform(0.3, 1.7) / n_devices
+        if index < n_sources and rng.random() < 0.9:
+            budget += entry_bytes
+        devices.append(
+            Device(
+                peer=PeerId(f"p{index}", rng.randint(1, 3)),
+                is_source=index < n_sources,
+                budget_bytes=int(budget),
+                unit_us=random_times(rng, model.n_units, is_coarse),
+                held=unit_ranges(u for u in range(model.n_units) if rng.random() < p_held),
+            )
+        )
+    return devices
+
+
+def random_times(rng: random.Random, n_units: int, is_coarse: bool) -> tuple[int, ...]:
+    if is_coarse:
+        return (rng.randint(0, 2),) * n_units
+    return tuple(rng.randint(0, 40) for _ in range(n_units))
+
+
+def random_link(rng: random.Random, a: str, b: str) -> Link:
+    if rng.random() < 0.5:
+        return Link(a, b, delay_us=1, per_message_us=0, bytes_per_s=10**9)
+    return Link(a, b, rng.randint(0, 20), rng.randint(0, 5), rng.randint(10**7, 10**9))

@@ -1,0 +1,370 @@
+"""The planner against an exhaustive search, and the properties that a leaderless swarm needs."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from edgeshard_p2p.core.ids import PeerId, UnitRange
+from edgeshard_p2p.core.model_spec import ModelSpec
+from edgeshard_p2p.core.plan import (
+    FRAME_OVERHEAD_BYTES,
+    Device,
+    Link,
+    Snapshot,
+    Workload,
+    snapshot,
+)
+from edgeshard_p2p.core.planner import CANDIDATES_MAX, LOAD_BYTES_PER_US, choose
+from tests.core import planner_oracle as oracle
+
+ROOT = Path(__file__).parents[2]
+N_BLOCKS_OF_SEEDS = 10
+MIB = 2**20
+
+
+def swarm(
+    devices: list[Device],
+    links: list[Link] | None = None,
+    *,
+    n_blocks: int = 4,
+    tied_params: int = 0,
+    kv_width: int = 0,
+    context: int = 1024,
+    batch: int = 1,
+) -> Snapshot:
+    """Units of 1 MiB each in bf16, context 1,024, every pair linked at 10 us unless told."""
+    params = MIB // 2
+    model = ModelSpec(
+        name="tiny",
+        digest="0" * 64,
+        family="llama",
+        hidden_size=64,
+        vocab_size=1000,
+        max_context=2048,
+        embedding_params=params,
+        block_params=(params,) * n_blocks,
+        head_params=params,
+        tied_params=tied_params,
+        kv_width=kv_width,
+    )
+    names = [device.peer.name for device in devices]
+    if links is None:
+        links = [link(a, b) for a in names for b in names if a != b]
+    workload = Workload("bf16", "exact", 16, context=context, batch=batch)
+    return snapshot(model, workload, devices, links)
+
+
+def device(name: str, mib: float, unit_us: int = 100, is_source: bool = False) -> Device:
+    return Device(PeerId(name, 1), is_source, int(mib * MIB), (unit_us,) * 6)
+
+
+def link(a: str, b: str, delay_us: int = 10) -> Link:
+    return Link(a, b, delay_us, per_message_us=0, bytes_per_s=10**12)
+
+
+def shape(made: Snapshot) -> str:
+    """The plan without its id: ``0-1 a | 2-5 b``."""
+    plan = choose(made).plan
+    return str(plan).split(": ")[1].replace("@1", "") if plan else "none"
+
+
+@pytest.mark.parametrize("block", range(N_BLOCKS_OF_SEEDS))
+def test_equals_the_exhaustive_search(block: int, request: pytest.FixtureRequest) -> None:
+    is_campaign = request.config.getoption("--campaign", default=False)
+    n_seeds = (5_000 if is_campaign else 400) // N_BLOCKS_OF_SEEDS
+    for seed in range(block * n_seeds, (block + 1) * n_seeds):
+        made = oracle.random_swarm(seed)
+        choice, best = choose(made), oracle.best_plan(made)
+        assert choice.plan == best, f"seed {seed}"
+        if best is not None:
+            assert choice.latency_us == oracle.latency(made, best) // 1, f"seed {seed}"
+            assert choose(oracle.with_loaded(made, best)).plan == best, f"seed {seed}: not sticky"
+
+
+def test_random_swarms_cover_what_matters() -> None:
+    plans = [(made, choose(made).plan) for made in map(oracle.random_swarm, range(400))]
+    chosen = [(made, plan) for made, plan in plans if plan is not None]
+    assert 100 < len(chosen) < 350
+    assert sum(1 for _, plan in chosen if len(plan.sources) > 1) > 50
+    assert sum(1 for _, plan in chosen if len(plan.stages) > 1) > 50
+    assert sum(1 for made, plan in chosen if plan.workload.batch < made.workload.batch) > 20
+    assert sum(1 for _, plan in chosen if len(plan.sources) == 1 and plan.entry_end > 2) > 20
+    assert sum(1 for _, plan in chosen if {s.peer for s in plan.stages} & {*plan.sources}) > 20
+
+
+def test_missing_bytes_is_a_lower_bound() -> None:
+    n_short = 0
+    for seed in range(1_000):
+        made = oracle.random_swarm(seed)
+        choice = choose(made)
+        if choice.missing_bytes < 2:
+            continue
+        n_short += 1
+        for lucky in made.devices:
+            more = replace(lucky, budget_bytes=lucky.budget_bytes + choice.missing_bytes - 1)
+            devices = [more if one == lucky else one for one in made.devices]
+            assert (
+                choose(snapshot(made.model, made.workload, devices, list(made.links))).plan is None
+            )
+    assert n_short > 50
+
+
+def test_input_order_does_not_matter() -> None:
+    rng = random.Random(1)
+    for seed in range(100):
+        made = oracle.random_swarm(seed)
+        devices, links = list(made.devices), list(made.links)
+        rng.shuffle(devices)
+        rng.shuffle(links)
+        assert choose(snapshot(made.model, made.workload, devices, links)) == choose(made)
+        unsorted = replace(made, devices=tuple(devices), links=tuple(links))
+        assert choose(unsorted).plan == choose(made).plan
+
+
+def test_hash_seed_does_not_matter() -> None:
+    program = (
+        "from edgeshard_p2p.core.planner import choose\n"
+        "from tests.core.planner_oracle import random_swarm\n"
+        "for seed in range(40): print(choose(random_swarm(seed)))"
+    )
+
+    def run(hash_seed: str) -> str:
+        env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", program]
+        return subprocess.run(
+            command, env=env, check=True, capture_output=True, text=True, timeout=60
+        ).stdout
+
+    outputs = {run(hash_seed) for hash_seed in ("0", "1", "4242")}
+    assert len(outputs) == 1
+    assert len(outputs.pop().splitlines()) == 40
+
+
+def test_names_matter_only_by_their_order() -> None:
+    for seed in range(100):
+        made = oracle.random_swarm(seed)
+        names = {one.peer.name: f"q-{one.peer.name}.lan" for one in made.devices}
+        devices = [
+            replace(one, peer=PeerId(names[one.peer.name], one.peer.generation))
+            for one in made.devices
+        ]
+        links = [replace(one, a=names[one.a], b=names[one.b]) for one in made.links]
+        renamed = choose(snapshot(made.model, made.workload, devices, links))
+        plan = choose(made).plan
+        assert (plan is None) == (renamed.plan is None)
+        if plan is not None and renamed.plan is not None:
+            assert [(names[s.peer.name], s.units) for s in plan.stages] == [
+                (s.peer.name, s.units) for s in renamed.plan.stages
+            ]
+
+
+def test_a_single_source_that_holds_the_model_needs_nobody() -> None:
+    made = swarm([device("a", 6, is_source=True), device("b", 9)])
+    assert shape(made) == "0-5 a"
+    assert choose(made).latency_us == 600
+
+
+def test_a_slow_link_is_relayed_round() -> None:
+    devices = [device("edge", 9, 100, True), device("near", 9, 100), device("cloud", 9, 1)]
+    pairs = [("edge", "near"), ("near", "edge"), ("near", "cloud"), ("cloud", "near")]
+    links = [link(a, b) for a, b in pairs]
+    links += [link("edge", "cloud", 9_000), link("cloud", "edge", 50)]
+    assert shape(swarm(devices, links)) == "0-1 edge | 2-2 near | 3-5 cloud"
+
+
+def test_latency_is_the_mean_over_the_sources() -> None:
+    devices = [device("a", 2, 100, True), device("b", 2, 200, True), device("c", 4, 10)]
+    choice = choose(swarm(devices))
+    hop_us = 10 + 1
+    assert choice.latency_us == ((200 + 400) + 2 * (4 * 10 + 2 * hop_us)) // 2
+
+
+def test_a_source_may_hold_a_shared_stage_beside_its_entry() -> None:
+    made = swarm([device("a", 6, is_source=True), device("b", 2, is_source=True)])
+    assert shape(made) == "0-1 a+b | 2-5 a"
+
+
+def test_a_tied_head_costs_nothing_beside_the_embedding() -> None:
+    devices = [device("a", 5, is_source=True), device("b", 2, is_source=True)]
+    assert shape(swarm(devices)) == "none"
+    assert shape(swarm(devices, tied_params=MIB // 2)) == "0-1 a+b | 2-5 a"
+
+
+def test_of_equal_plans_the_one_with_fewer_devices_wins() -> None:
+    # Going over to "a" costs two hops there and two back, 44 us; staying at "y" one each, 22 us,
+    # and 11 us more of computing for each of the two sources.
+    everything = (UnitRange(0, 6),)
+    outsider = Device(PeerId("a", 1), False, 9 * MIB, (0, 0, 0, 0, 0, 0), everything)
+    source = Device(PeerId("y", 1), True, 9 * MIB, (0, 0, 11, 0, 0, 0), everything)
+    other = Device(PeerId("z", 1), True, 2 * MIB, (0, 0, 99, 0, 0, 0), everything)
+    assert choose(swarm([outsider, source, other])).latency_us == 22
+    assert shape(swarm([outsider, source, other])) == "0-1 y+z | 2-5 y"
+    slower = replace(source, unit_us=(0, 0, 12, 0, 0, 0))
+    assert shape(swarm([outsider, slower, other])) == "0-1 y+z | 2-5 a"
+
+
+def test_the_batch_shrinks_to_what_fits() -> None:
+    # One sequence takes 1 MiB in each block: 6 units and 4 blocks in 18 MiB hold a batch of 3.
+    devices = [device("a", 10, is_source=True), device("b", 9)]
+    wide = swarm(devices, kv_width=512, batch=16)
+    plan = choose(wide).plan
+    assert plan is not None
+    assert plan.workload.batch == 3
+    assert plan.workload.context == 1024
+    plan = choose(swarm(devices, kv_width=512, batch=2)).plan
+    assert plan is not None
+    assert plan.workload.batch == 2
+
+
+def test_the_batch_is_bounded_by_every_source() -> None:
+    # The entry has one block, so a sequence takes 1 MiB beside the entry's 2.
+    tight = replace(device("a", 5, is_source=True), budget_bytes=5 * MIB - 1)
+    devices = [tight, device("b", 99, is_source=True)]
+    plan = choose(swarm(devices, kv_width=512, batch=16)).plan
+    assert plan is not None
+    assert plan.workload.batch == 2
+
+
+def test_a_gain_smaller_than_its_loading_moves_nothing() -> None:
+    slow, fast = device("b", 4, 100), device("c", 4, 99)
+    held = replace(slow, held=(UnitRange(2, 6),))
+    source = replace(device("a", 2, is_source=True), held=(UnitRange(0, 2),))
+    assert shape(swarm([source, slow, fast])) == "0-1 a | 2-5 c"
+    assert shape(swarm([source, held, fast])) == "0-1 a | 2-5 b"
+    gain_us = 4 * MIB // LOAD_BYTES_PER_US // 4 + 1
+    assert shape(swarm([source, held, device("c", 4, 100 - gain_us)])) == "0-1 a | 2-5 c"
+
+
+def test_a_tied_head_is_not_loaded_beside_the_embedding() -> None:
+    # Going over to "b" for the head costs 22 us of hops; loading a whole head weighs 2 us.
+    source = Device(PeerId("a", 1), True, 9 * MIB, (0, 0, 0, 0, 0, 21), (UnitRange(0, 5),))
+    other = Device(PeerId("b", 1), False, 9 * MIB, (9, 9, 9, 9, 9, 0), (UnitRange(0, 6),))
+    assert shape(swarm([source, other], tied_params=MIB // 2)) == "0-5 a"
+    assert shape(swarm([source, other])) == "0-4 a | 5-5 b"
+
+
+def test_a_source_too_small_for_its_part_is_none() -> None:
+    small, large = device("a", 1, is_source=True), device("b", 6, is_source=True)
+    choice = choose(swarm([small, large]))
+    assert choice.plan is not None
+    assert choice.plan.sources == (PeerId("b", 1),)
+    assert choice.reason == "a@1 cannot hold a source's part and is no source"
+
+
+def test_a_source_too_small_for_its_part_may_still_hold_a_stage() -> None:
+    choice = swarm([device("a", 1, is_source=True), device("b", 5, is_source=True)])
+    assert shape(choice) == "0-4 b | 5-5 a"
+
+
+@pytest.mark.parametrize(
+    ("made", "reason", "missing_bytes"),
+    [
+        (swarm([]), "no source: no device of the swarm takes prompts", 0),
+        (swarm([device("a", 9)]), "no source: no device of the swarm takes prompts", 0),
+        (
+            swarm([device("a", 9, is_source=True)], context=2049),
+            "context 2049 exceeds the model's 2048",
+            0,
+        ),
+        (
+            swarm([device("a", 2, is_source=True), device("b", 2.5)]),
+            "the model needs 1.5 MiB more memory than the 2 devices offer"
+            " (have 4.5 MiB, need 6.0 MiB at context 1024)",
+            3 * MIB // 2,
+        ),
+        (
+            swarm([device("a", 1.5, is_source=True), device("b", 9)]),
+            "no source can hold units 0-1, which a source keeps for its own prompts:"
+            " the largest lacks 0.5 MiB at context 1024",
+            MIB // 2,
+        ),
+        (
+            swarm([device("a", 1.5, is_source=True), device("b", 1)]),
+            "no source can hold units 0-1, which a source keeps for its own prompts:"
+            " the largest lacks 0.5 MiB at context 1024",
+            7 * MIB // 2,
+        ),
+        (
+            swarm([device("a", 2.5, is_source=True), device("b", 3.5), device("c", 0.5, 1, True)]),
+            "no cut into one run per device fits the 3 devices' memory"
+            " (have 6.5 MiB, need 6.0 MiB at context 1024);"
+            " c@1 cannot hold a source's part and is no source",
+            1,
+        ),
+        (
+            swarm([device("a", 2, is_source=True), device("b", 9)], [link("b", "a")]),
+            "no measured link from a@1 to a device that could take the next stage",
+            0,
+        ),
+        (
+            swarm([device("a", 2, is_source=True), device("b", 9)], [link("a", "b")]),
+            "no measured link back to a@1 from a device that could end the model",
+            0,
+        ),
+        (
+            swarm(
+                [device("a", 2, is_source=True), device("b", 2), device("c", 2)],
+                [link("a", "b"), link("c", "a"), link("c", "b")],
+            ),
+            "the links measured so far join too few devices to hold the model",
+            0,
+        ),
+    ],
+)
+def test_says_why_there_is_no_plan(made: Snapshot, reason: str, missing_bytes: int) -> None:
+    choice = choose(made)
+    assert choice.plan is None
+    assert (choice.reason, choice.missing_bytes) == (reason, missing_bytes)
+
+
+def test_large_swarms_are_reduced_and_say_so() -> None:
+    source, n_others = device("source", 2, is_source=True), CANDIDATES_MAX + 4
+    others = [device(f"p{i:02}", 4, 100 + i) for i in range(n_others)]
+    choice = choose(swarm([source, *others]))
+    assert choice.reason == f"shared stages planned over {CANDIDATES_MAX} of {n_others} devices"
+    assert shape(swarm([source, *others])) == "0-1 source | 2-5 p00"
+
+
+def test_reduction_prefers_speed_where_memory_suffices() -> None:
+    source = device("source", 2, is_source=True)
+    fast = [device(f"p{i:02}", 4, 100 + i) for i in range(CANDIDATES_MAX)]
+    slow = [device(f"slow{i}", 99, 900) for i in range(3)]
+    assert shape(swarm([source, *fast, *slow])) == "0-1 source | 2-5 p00"
+
+
+def test_reduction_takes_in_the_largest_where_memory_is_needed() -> None:
+    source = device("source", 2, is_source=True)
+    fast = [device(f"p{i:02}", 1, 100) for i in range(CANDIDATES_MAX)]
+    slow = [device("large", 99, 900), device("medium", 20, 900)]
+    plan = choose(with_blocks(swarm([source, *fast, *slow]), 24)).plan
+    assert plan is not None
+    assert {peer.name for peer in plan.peers()} == {
+        "source",
+        "large",
+        *(one.peer.name for one in fast[1:]),
+    }
+
+
+def with_blocks(made: Snapshot, n_blocks: int) -> Snapshot:
+    blocks = (MIB // 2,) * n_blocks
+    devices = [replace(one, unit_us=one.unit_us[:1] * (n_blocks + 2)) for one in made.devices]
+    return replace(made, model=replace(made.model, block_params=blocks), devices=tuple(devices))
+
+
+def test_a_device_must_have_one_time_per_unit() -> None:
+    made = swarm([device("a", 9, is_source=True)], n_blocks=5)
+    with pytest.raises(AssertionError, match="one time per unit"):
+        choose(made)
+
+
+def test_frames_are_counted_with_their_overhead() -> None:
+    narrow = [Link(a, b, 0, 0, 10**6) for a, b in ("ab", "ba")]
+    made = swarm([device("a", 2, 0, True), device("b", 4, 0)], narrow)
+    assert choose(made).latency_us == (64 * 2 + FRAME_OVERHEAD_BYTES) + FRAME_OVERHEAD_BYTES
