@@ -15,37 +15,64 @@ from edgeshard_p2p.config import DEFAULT_LISTEN, ConfigError, PeerConfig, peer_c
 
 
 @click.command()
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE",
-              help="TOML file that may hold any of these options.")
-@click.option("--model", metavar="NAME|PATH",
-              help="Model to serve: a directory, a .gguf file, or a name in the library.  "
-              "Without it the swarm's is taken.")
-@click.option("--listen", metavar="HOST:PORT", help=f"Control port; data uses the next one.  "
-              f"[default: {DEFAULT_LISTEN}]")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="TOML file that may hold any of these options.",
+)
+@click.option(
+    "--model",
+    metavar="NAME|PATH",
+    help="Model to serve: a directory, a .gguf file, or a name in the library.  "
+    "Without it the swarm's is taken.",
+)
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    help=f"Control port; data uses the next one.  [default: {DEFAULT_LISTEN}]",
+)
 @click.option("--advertise", metavar="HOST", help="Address that other peers reach this one at.")
-@click.option("--join", multiple=True, metavar="HOST:PORT",
-              help="A peer to meet, where multicast is blocked.  May be repeated.")
+@click.option(
+    "--join",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="A peer to meet, where multicast is blocked.  May be repeated.",
+)
 @click.option("--mdns/--no-mdns", default=None, help="Multicast discovery.  [default: on]")
 @click.option("--name", metavar="NAME", help="[default: host name and 4 digits]")
-@click.option("--swarm", metavar="NAME", help="Peers of other swarms are ignored.  "
-              "[default: default]")
+@click.option(
+    "--swarm", metavar="NAME", help="Peers of other swarms are ignored.  [default: default]"
+)
 @click.option("--secret-file", metavar="FILE", help="The swarm's secret; see `edgeshard secret`.")
-@click.option("--source/--no-source", default=None,
-              help="Whether prompts may enter here.  [default: source]")
-@click.option("--memory", metavar="SIZE", help="All that this process may use, e.g. 4GiB.  "
-              "[default: 80 % of what is available]")
+@click.option(
+    "--source/--no-source", default=None, help="Whether prompts may enter here.  [default: source]"
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="All that this process may use, e.g. 4GiB.  [default: 80 % of what is available]",
+)
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), help="[default: fp32]")
 @click.option("--numerics", type=click.Choice(["exact", "fast"]), help="[default: exact]")
 @click.option("--context", type=int, metavar="TOKENS", help="[default: 2048]")
 @click.option("--batch", type=int, metavar="N", help="Sequences in flight.  [default: 4]")
-@click.option("--objective", type=click.Choice(["latency", "throughput"]),
-              help="[default: latency]")
-@click.option("--first-layer", type=click.Choice(["block", "embedding"]),
-              help="The last unit that each source keeps.  [default: block]")
+@click.option(
+    "--objective", type=click.Choice(["latency", "throughput"]), help="[default: latency]"
+)
+@click.option(
+    "--first-layer",
+    type=click.Choice(["block", "embedding"]),
+    help="The last unit that each source keeps.  [default: block]",
+)
 @click.option("--device", help="[default: cpu]")
 @click.option("--state-dir", metavar="DIR", help="Identity and measurements.")
-@click.option("--min-members", type=int, metavar="N",
-              help="Make no plan before so many peers are ready.  [default: 1]")
+@click.option(
+    "--min-members",
+    type=int,
+    metavar="N",
+    help="Make no plan before so many peers are ready.  [default: 1]",
+)
 @click.option("--verbose", is_flag=True, help="Log more.")
 @click.option("--json", "as_json", is_flag=True, help="Log lines as JSON objects on stdout.")
 def peer(config: Path | None, verbose: bool, as_json: bool, **flags: Any) -> None:  # fmt: skip

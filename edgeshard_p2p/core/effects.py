@@ -66,17 +66,18 @@ class ComputePlan:
 
 @dataclass(frozen=True, slots=True)
 class KvPromise:
-    """KV to reserve in the blocks of ``units`` for one role."""
+    """KV to reserve in the blocks among ``units`` for one role."""
 
     role: str
-    units: UnitRange
+    units: tuple[int, ...]
     slots: int
     context: int
 
 
 @dataclass(frozen=True, slots=True)
 class LoadUnits:
-    """Hold exactly ``units`` and ``kv``, keeping what is there already and dropping the rest."""
+    """Hold exactly ``units`` and ``kv`` (one promise a role), keeping what is there already and
+    dropping the rest."""
 
     load: int
     dtype: str

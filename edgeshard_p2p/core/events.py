@@ -166,4 +166,3 @@ Event = (
     | SettingAsked
     | StopAsked
 )
-

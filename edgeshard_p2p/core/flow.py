@@ -149,7 +149,7 @@ class Flow:
         ]
 
     def _header(self, edge: OutEdge[Frame], sequence: int, frame: Frame) -> FrameHeader:
-        dtype, shape = "", ()
+        dtype, shape = "", tuple[int, ...]()
         if frame.kind is FrameKind.HIDDEN:
             dtype, shape = self.plan.workload.dtype, (frame.n_rows, self.model.hidden_size)
         elif frame.kind is FrameKind.TOKENS:

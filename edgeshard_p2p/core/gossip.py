@@ -61,9 +61,7 @@ class Gossip:
         self.revision += 1
         return self._push(Delta((record,), ()), membership)
 
-    def set(
-        self, key: str, value: SettingValue, membership: Membership
-    ) -> list[Effect]:
+    def set(self, key: str, value: SettingValue, membership: Membership) -> list[Effect]:
         counter = self.settings[key].counter if key in self.settings else 0
         setting = Setting(key, counter + 1, self.me, value)
         self.settings[key] = setting

@@ -55,7 +55,7 @@ class UnitRange(Struct, frozen=True, order=True, array_like=True):
     def __len__(self) -> int:
         return max(0, self.end - self.start)
 
-    def __iter__(self) -> Iterator[int]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[int]:
         return iter(range(self.start, self.end))
 
     def __contains__(self, unit: int) -> bool:

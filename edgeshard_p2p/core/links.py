@@ -3,6 +3,7 @@
 The probes travel the data path, as frames will; the answers come back as control messages.
     delay     = half of the fastest small round trip
     bandwidth = payload / (fastest large round trip - fastest small one)
+On a link so quick that the payload hardly shows, a larger one is tried.
 Knows nothing of what the figures are used for.
 """
 
@@ -18,15 +19,17 @@ from edgeshard_p2p.core.records import LinkFigures
 from edgeshard_p2p.core.timing import Timing
 
 SMALL_BYTES = 64
-BIG_BYTES = 131_072
-"""About 32 rows of hidden states of a 1024-wide model in fp32: well beyond TCP's first window,
-and a second on a 1 Mbit/s line."""
+BIG_BYTES = (2**17, 2**20, 2**22)
+"""The first is about 32 rows of hidden states of a 1024-wide model in fp32: well beyond TCP's
+first window, and a second on a 1 Mbit/s line."""
+SHOWS_US = 1_000
+"""A payload that takes less than this on top of a small probe says little: try the next size."""
 ROUNDS = 4
 """Probes of each size; the first of each warms the connection up and does not count."""
 ATTEMPTS = 3
 MOVED_BY = 0.25
 """A figure is published again only when it moved by more than this share."""
-BYTES_PER_S_MAX = 2**36
+BYTES_PER_S_MAX = 2**35
 
 
 @dataclass(slots=True)
@@ -36,6 +39,8 @@ class Target:
     peer: PeerId
     small_us: list[int] = field(default_factory=list)
     big_us: list[int] = field(default_factory=list)
+    size_index: int = 0
+    """Which of BIG_BYTES is being tried."""
     failures: int = 0
     next_at: float = 0.0
     settled: bool = False
@@ -56,6 +61,8 @@ class LinkProber:
     timing: Timing
     known: dict[str, LinkFigures] = field(default_factory=dict)
     """By name of the other end: a link outlives the lives of its ends."""
+    is_paused: bool = False
+    """While this device measures itself its links would look slower than they are."""
     _targets: dict[str, Target] = field(default_factory=dict)
     _outstanding: Outstanding | None = None
     _nonce: int = 0
@@ -73,6 +80,8 @@ class LinkProber:
     def next_deadline(self) -> float | None:
         if self._outstanding is not None:
             return self._outstanding.ends_at
+        if self.is_paused:
+            return None
         return min((target.next_at for target in self._targets.values()), default=None)
 
     # --- events ---------------------------------------------------------------------------
@@ -111,7 +120,7 @@ class LinkProber:
             self._outstanding = None
             effects += self._missed(waiting.name, now)
         due = [t for name, t in sorted(self._targets.items()) if t.next_at <= now]
-        if due:
+        if due and not self.is_paused:
             # Links that keep somebody waiting go first, then the one waiting for longest.
             target = min(due, key=lambda t: (t.settled, t.next_at, t.peer))
             effects.append(self._probe(target, members[target.peer.name], now))
@@ -121,7 +130,7 @@ class LinkProber:
 
     def _probe(self, target: Target, member: Member, now: float) -> SendProbe:
         is_small = len(target.small_us) < ROUNDS
-        n_bytes = SMALL_BYTES if is_small else BIG_BYTES
+        n_bytes = SMALL_BYTES if is_small else BIG_BYTES[target.size_index]
         patience = self.timing.probe_small_timeout_s
         if not is_small:
             patience = self.timing.probe_big_timeout_s
@@ -139,18 +148,23 @@ class LinkProber:
             return []
         self.known.pop(name, None)
         target.failures, target.settled = 0, True
-        target.small_us, target.big_us = [], []
+        target.small_us, target.big_us, target.size_index = [], [], 0
         target.next_at = now + self.timing.contact_max_s
         text = f"link to {target.peer}: no answer to {ATTEMPTS} probes, held unusable"
         return [Log(text, "warning")]
 
     def _conclude(self, target: Target, now: float) -> None:
         small_us, big_us = min(target.small_us[1:]), min(target.big_us[1:])
-        target.small_us, target.big_us = [], []
+        n_bytes = BIG_BYTES[target.size_index]
+        target.big_us = []
+        if big_us - small_us < SHOWS_US and target.size_index + 1 < len(BIG_BYTES):
+            target.size_index += 1
+            return
+        target.small_us, target.size_index = [], 0
         target.failures, target.settled = 0, True
         target.next_at = now + self.timing.link_refresh_s
         transfer_us = max(1, big_us - small_us)
-        bytes_per_s = min(BIG_BYTES * 1_000_000 // transfer_us, BYTES_PER_S_MAX)
+        bytes_per_s = min(n_bytes * 1_000_000 // transfer_us, BYTES_PER_S_MAX)
         new = LinkFigures(target.peer.name, max(1, small_us // 2), 0, max(1, bytes_per_s))
         old = self.known.get(target.peer.name)
         if old is None or _has_moved(old, new):

@@ -50,12 +50,20 @@ class LocalDevice:
         self.trouble = event.detail if event.spec is None else ""
         return [Log(self.trouble, "warning")] if self.trouble else []
 
-    def on_measured(self, event: DeviceMeasured) -> None:
+    def on_measured(self, event: DeviceMeasured) -> list[Effect]:
         self.measured, self.trouble = event, ""
+        block_ms = event.decode[0].block_us / 1e3
+        return [Log(f"measured: one token takes {block_ms:.2f} ms per block here")]
 
     def on_measure_failed(self, detail: str) -> list[Effect]:
         self.trouble = detail
         return [Log(f"measuring this device failed: {detail}", "error")]
+
+    def is_measuring(self) -> bool:
+        if self._asked_measure is None or self.trouble:
+            return False
+        m = self.measured
+        return m is None or (m.digest, m.dtype, m.numerics) != self._asked_measure
 
     def is_measured_for(self, model: ModelSpec, workload: Workload) -> bool:
         wanted = (model.digest, workload.dtype, workload.numerics)

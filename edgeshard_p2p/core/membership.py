@@ -17,7 +17,6 @@ from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.messages import (
     Ack,
     Address,
-    ControlMessage,
     Identity,
     MemberState,
     News,

@@ -21,6 +21,9 @@ PLANNER_VERSION = 1
 FRAME_OVERHEAD_BYTES = 128
 """What a frame adds to its tensor on the wire, at most, for one row."""
 
+KV_POSITIONS = 64
+"""KV is reserved in whole runs of so many positions, which is how attention reads it."""
+
 Numerics = Annotated[str, Meta(pattern="^(exact|fast)$")]
 
 
@@ -171,4 +174,5 @@ def weight_bytes(model: ModelSpec, units: UnitRange, dtype: str, has_embedding: 
 def kv_bytes(model: ModelSpec, units: UnitRange, workload: Workload, batch: int) -> int:
     """KV bytes that ``batch`` sequences of the whole context reserve in ``units``."""
     blocks = sum(1 for unit in units if model.is_block(unit))
-    return blocks * batch * workload.context * model.kv_bytes_per_token(workload.dtype)
+    positions = -(-workload.context // KV_POSITIONS) * KV_POSITIONS
+    return blocks * batch * positions * model.kv_bytes_per_token(workload.dtype)

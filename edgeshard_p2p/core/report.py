@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeshard_p2p.core.membership import MemberState
+from edgeshard_p2p.core.messages import MemberState
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.plan import Plan
 from edgeshard_p2p.core.records import DeviceRecord, LinksRecord
@@ -37,18 +37,18 @@ def _self(core: PeerCore) -> Report:
         "incarnation": core.membership.incarnation,
         "address": str(core.membership.me.address),
         "is_source": core.is_source(),
-        "units": [[units.start, units.end] for units in core.held_of(core.me).units],
+        "units": [[units.start, units.end] for units in core.planning.held_of(core.me).units],
         "requests_in_stage": sum(len(s.requests) for s in core.serving.stages.values()),
     }
 
 
 def _plan(core: PeerCore) -> Report:
     rolling = _serving_or_next(core)
-    waiting_for = core.replan.waiting_for()
+    waiting_for = core.planning.replan.waiting_for()
     if rolling is None:
         return {"plan_id": None, "state": "none", "stages": [], "waiting_for": waiting_for}
     plan = rolling.plan
-    choice = core.replan.choice
+    choice = core.planning.replan.choice
     is_latest = choice is not None and choice.plan is not None and choice.plan.id == plan.id
     predicted_ms = choice.latency_us / 1e3 if is_latest and choice is not None else None
     return {
@@ -66,8 +66,8 @@ def _plan(core: PeerCore) -> Report:
 
 
 def _serving_or_next(core: PeerCore) -> Rolling | None:
-    plan_id = core.rollout.active or core.rollout.target
-    return core.rollout.plans.get(plan_id) if plan_id is not None else None
+    plan_id = core.planning.rollout.active or core.planning.rollout.target
+    return core.planning.rollout.plans.get(plan_id) if plan_id is not None else None
 
 
 def _stages(core: PeerCore, plan: Plan) -> list[Report]:
@@ -88,8 +88,8 @@ def _stages(core: PeerCore, plan: Plan) -> list[Report]:
 
 def _is_ready(core: PeerCore, plan: Plan, peer: Any) -> bool:
     if peer != core.me:
-        return plan.id in core.held_of(peer).ready
-    rolling = core.rollout.plans.get(plan.id)
+        return plan.id in core.planning.held_of(peer).ready
+    rolling = core.planning.rollout.plans.get(plan.id)
     return rolling is not None and rolling.life in (Life.READY, Life.ACTIVE, Life.DRAINING)
 
 
@@ -114,7 +114,7 @@ def _profile(core: PeerCore, peer: Any) -> Report:
     record = core.gossip.of(peer, DeviceRecord)
     if not isinstance(record, DeviceRecord):
         return {"name": peer.name, "is_eligible": False, "why_not": "nothing heard of it yet"}
-    view = core.replan.view
+    view = core.planning.replan.view
     why_not = view.excluded.get(peer.name, "") if view is not None else ""
     return {
         "name": peer.name,
@@ -176,5 +176,3 @@ def _request(request: Any) -> Report:
 def _value(value: Any) -> str | int:
     model = getattr(value, "name", None)
     return f"{model} {value.digest[:12]}" if model is not None else value
-
-

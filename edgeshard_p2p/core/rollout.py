@@ -21,6 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+import msgspec
+
 from edgeshard_p2p.core.effects import KvPromise, LoadUnits, Log
 from edgeshard_p2p.core.ids import PeerId, PlanId, unit_ranges
 from edgeshard_p2p.core.model_spec import ModelSpec
@@ -184,27 +186,25 @@ class Rollout:
 
     def _bytes(self, plan_ids: set[PlanId]) -> int:
         rolling = [self.plans[plan_id] for plan_id in sorted(plan_ids)]
-        units = {u for r in rolling for units in r.plan.units_of(self.me) for u in units}
-        model, dtype = rolling[0].model, rolling[0].plan.workload.dtype
-        weights = sum(weight_bytes(model, r, dtype, 0 in units) for r in unit_ranges(units))
-        kv: dict[tuple[str, int], int] = {}
-        for r in rolling:
-            for promise in _promises(r.plan, self.me):
-                for unit in promise.units:
-                    size = kv_bytes(
-                        model, type(promise.units)(unit, unit + 1), r.plan.workload, promise.slots
-                    )
-                    kv[promise.role, unit] = max(size, kv.get((promise.role, unit), 0))
-        return weights + sum(kv.values())
+        units = _units_of(rolling, self.me)
+        model, workload = rolling[0].model, rolling[0].plan.workload
+        weights = sum(
+            weight_bytes(model, r, workload.dtype, 0 in units) for r in unit_ranges(units)
+        )
+        kv = 0
+        for promise in _promises(rolling, self.me):
+            of_promise = msgspec.structs.replace(workload, context=promise.context)
+            for units_range in unit_ranges(promise.units):
+                kv += kv_bytes(model, units_range, of_promise, promise.slots)
+        return weights + kv
 
     def _load_units(self) -> LoadUnits:
         rolling = [self.plans[plan_id] for plan_id in sorted(self._loading)]
-        units = {u for r in rolling for units in r.plan.units_of(self.me) for u in units}
-        promises = tuple(promise for r in rolling for promise in _promises(r.plan, self.me))
         workload = rolling[-1].plan.workload if rolling else None
         dtype = workload.dtype if workload else "fp32"
         tile_rows = workload.tile_rows if workload else 0
-        return LoadUnits(self._loads, dtype, tile_rows, unit_ranges(units), promises)
+        units = unit_ranges(_units_of(rolling, self.me))
+        return LoadUnits(self._loads, dtype, tile_rows, units, _promises(rolling, self.me))
 
     def _advance(
         self,
@@ -231,9 +231,7 @@ class Rollout:
         self.active = rolling.plan.id
         self._enter(rolling, Life.ACTIVE, effects)
 
-    def _enter(
-        self, rolling: Rolling, life: Life, effects: list[Log | LoadUnits]
-    ) -> None:
+    def _enter(self, rolling: Rolling, life: Life, effects: list[Log | LoadUnits]) -> None:
         effects.append(Log(f"plan {rolling.plan} {rolling.life.name} -> {life.name}"))
         rolling.life = life
 
@@ -247,9 +245,25 @@ class Rollout:
         return [Log(f"plan {rolling.plan} {rolling.life.name} -> RETIRED: {why}")]
 
 
-def _promises(plan: Plan, me: PeerId) -> list[KvPromise]:
-    """The KV that ``me`` reserves for its parts of ``plan``."""
-    workload = plan.workload
-    parts = [("entry", plan.entry)] if me in plan.sources else []
-    parts += [("stage", stage.units) for stage in plan.stages if stage.peer == me]
-    return [KvPromise(role, units, workload.batch, workload.context) for role, units in parts]
+def _units_of(plans: list[Rolling], me: PeerId) -> set[int]:
+    """What ``me`` holds for all of these plans together."""
+    return {unit for r in plans for units in r.plan.units_of(me) for unit in units}
+
+
+def _promises(plans: list[Rolling], me: PeerId) -> tuple[KvPromise, ...]:
+    """The KV that ``me`` reserves for all of these plans together: their slots add up, because
+    each plan's admission counts only its own."""
+    by_role: dict[str, KvPromise] = {}
+    for rolling in plans:
+        plan, workload = rolling.plan, rolling.plan.workload
+        parts = [("entry", plan.entry)] if me in plan.sources else []
+        parts += [("stage", stage.units) for stage in plan.stages if stage.peer == me]
+        for role, units in parts:
+            known = by_role.get(role, KvPromise(role, (), 0, 0))
+            by_role[role] = KvPromise(
+                role,
+                tuple(sorted({*known.units, *units})),
+                known.slots + workload.batch,
+                max(known.context, workload.context),
+            )
+    return tuple(by_role[role] for role in sorted(by_role))

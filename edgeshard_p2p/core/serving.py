@@ -72,9 +72,7 @@ class Serving:
     # --- plans come and go ----------------------------------------------------------------
 
     def start_plan(self, plan: Plan, model: ModelSpec) -> None:
-        self.flows[plan.id] = Flow(
-            plan, model, self.me, self.membership, self.timing, self._epochs
-        )
+        self.flows[plan.id] = Flow(plan, model, self.me, self.membership, self.timing, self._epochs)
         for index, stage in enumerate(plan.stages):
             if stage.peer == self.me:
                 self.stages[plan.id] = StageWork(plan, index)

@@ -40,3 +40,10 @@ def is_valid(key: str, value: SettingValue) -> bool:
 def describe(value: SettingValue) -> str:
     """A setting's value in words."""
     return f"{value.name} ({value.digest[:12]})" if isinstance(value, ModelSpec) else str(value)
+
+
+def is_same(a: SettingValue, b: SettingValue) -> bool:
+    """Models are the same by their files, whatever they are called."""
+    if isinstance(a, ModelSpec) and isinstance(b, ModelSpec):
+        return a.digest == b.digest
+    return a == b

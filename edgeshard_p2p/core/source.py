@@ -337,9 +337,7 @@ class SourceWork:
             request.parked_at = now
         return [*steps, RequestNotice(request.id, f"interrupted: {text}")]
 
-    def _enter(
-        self, request: Request, phase: Phase, now: float, keep_since: bool = False
-    ) -> None:
+    def _enter(self, request: Request, phase: Phase, now: float, keep_since: bool = False) -> None:
         # Going back and forth between waiting and asking must not renew the deadline.
         if not keep_since and Phase.RUNNING in (phase, request.phase):
             request.phase_since = now

@@ -142,8 +142,8 @@ class StageWork:
 
     def _rows(self, group: RowGroupHeader) -> RowGroup:
         request = self._request(group)
-        emits = self.is_last and group.flags & RowFlag.LAST_CHUNK
-        emits = emits and not group.flags & RowFlag.NO_EMIT
+        wants_token = bool(group.flags & RowFlag.LAST_CHUNK)
+        emits = self.is_last and wants_token and not group.flags & RowFlag.NO_EMIT
         sampling = self.requests[request].sampling if emits else None
         return RowGroup(CacheKey(request, ROLE), group.position, group.rows, sampling)
 

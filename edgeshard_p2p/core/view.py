@@ -80,9 +80,7 @@ def view(membership: Membership, gossip: Gossip, tile_rows: int) -> View:
     return View(snapshot(model, workload, devices, links), "", excluded)
 
 
-def _reason_against(
-    gossip: Gossip, peer: PeerId, model: ModelSpec, workload: Workload
-) -> str:
+def _reason_against(gossip: Gossip, peer: PeerId, model: ModelSpec, workload: Workload) -> str:
     record = gossip.of(peer, DeviceRecord)
     if not isinstance(record, DeviceRecord):
         return "its figures have not arrived yet"
@@ -121,9 +119,7 @@ def _links(
     return links
 
 
-def _failures(
-    gossip: Gossip, peers: list[PeerId]
-) -> set[tuple[str, PeerId, PeerId | None]]:
+def _failures(gossip: Gossip, peers: list[PeerId]) -> set[tuple[str, PeerId, PeerId | None]]:
     records = [gossip.of(peer, FailuresRecord) for peer in peers]
     found = [r.failures for r in records if isinstance(r, FailuresRecord)]
     return {(failure.kind, failure.a, failure.b) for failures in found for failure in failures}

@@ -9,13 +9,14 @@ import ctypes
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from edgeshard_p2p.core.ids import RequestId, UnitRange
-from edgeshard_p2p.core.sampling import Sampling
+from edgeshard_p2p.core.ids import UnitRange
+from edgeshard_p2p.core.work import CacheKey, RowGroup
 from edgeshard_p2p.model import exactness, families
 from edgeshard_p2p.model.checkpoint import Checkpoint
 from edgeshard_p2p.model.errors import ModelError
@@ -30,18 +31,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 class EngineError(Exception):
     """What came does not fit what the engine holds; nothing was computed."""
-
-
-@dataclass(frozen=True)
-class RowGroup:
-    """Consecutive rows of one request in a forward pass."""
-
-    request: RequestId
-    position: int
-    """Of the first row: what is cached so far."""
-    rows: int
-    emit: Sampling | None = None
-    """How to draw the token after the last row; None where none is wanted."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +60,8 @@ class Engine:
         self._blocks: dict[int, Block] = {}
         self._head: Head | None = None
         heads, kv_heads, head_dim = families.kv_shape(checkpoint.config)
-        self._kv = KvCache(kv_heads, head_dim, self._dtype)
+        self._new_cache = partial(KvCache, kv_heads, head_dim, self._dtype)
+        self._kv: dict[str, KvCache] = {}
         self._rotary = Rotary(checkpoint, self._dtype, is_signed=self._is_fused)
         self.tile_rows = tile_rows
         self.numerics = Numerics(tile_rows, group=heads // kv_heads)
@@ -102,7 +92,8 @@ class Engine:
         units = set(units)
         for unit in units:
             self._blocks.pop(unit, None)
-        self._kv.drop(units)
+        for cache in self._kv.values():
+            cache.drop(units)
         if 0 in units:
             self._embedding = None
         if self.spec.head_unit in units:
@@ -122,32 +113,54 @@ class Engine:
 
     # KV
 
-    def reserve(self, units: Iterable[int], n_slots: int, context: int) -> None:
-        """Reserves KV for the blocks among ``units``: see `KvCache.reserve`."""
+    def reserve(self, role: str, units: Iterable[int], n_slots: int, context: int) -> None:
+        """Reserves KV of one role for exactly the blocks among ``units``: see `KvCache.reserve`.
+        Each role has slots of its own."""
         spec = self.spec
         if context > spec.max_context:
             raise EngineError(f"context {context} is longer than the model's {spec.max_context}")
-        self._kv.reserve([unit for unit in units if spec.is_block(unit)], n_slots, context)
+        cache = self._kv.setdefault(role, self._new_cache())
+        blocks = {unit for unit in units if spec.is_block(unit)}
+        cache.drop(set(cache.blocks()) - blocks)
+        cache.reserve(blocks, n_slots, context)
         self._check_widths()
 
+    def unreserve(self, role: str) -> None:
+        """Gives up all KV of a role, open or not."""
+        self._kv.pop(role, None)
+
+    def reserved_roles(self) -> tuple[str, ...]:
+        return tuple(self._kv)
+
     def kv_bytes(self) -> int:
-        return self._kv.bytes()
+        return sum(cache.bytes() for cache in self._kv.values())
 
-    def open(self, request: RequestId) -> None:
-        self._kv.open(request)
+    def open(self, key: CacheKey) -> None:
+        self._cache(key).open(key)
 
-    def release(self, request: RequestId) -> None:
-        self._kv.release(request)
+    def is_open(self, key: CacheKey) -> bool:
+        return key.role in self._kv and self._kv[key.role].is_open(key)
 
-    def cached_len(self, request: RequestId, unit: int) -> int:
-        return self._kv.cached_len(request, unit)
+    def release(self, key: CacheKey) -> None:
+        """Frees the slot of ``key``; one that is not open stays so."""
+        if key.role in self._kv:
+            self._kv[key.role].release(key)
 
-    def cached(self, request: RequestId, unit: int) -> Tensor:
+    def cached_len(self, key: CacheKey, unit: int) -> int:
+        return self._cache(key).cached_len(key, unit)
+
+    def cached(self, key: CacheKey, unit: int) -> Tensor:
         """Keys and values of a block, [2, kv_heads, cached length, head_dim]; a view."""
-        return self._kv.cached(request, unit)
+        return self._cache(key).cached(key, unit)
 
-    def truncate(self, request: RequestId, unit: int, length: int) -> None:
-        self._kv.truncate(request, unit, length)
+    def truncate(self, key: CacheKey, unit: int, length: int) -> None:
+        self._cache(key).truncate(key, unit, length)
+
+    def _cache(self, key: CacheKey) -> KvCache:
+        cache = self._kv.get(key.role)
+        if cache is None:
+            raise EngineError(f"no KV is reserved for the role {key.role}")
+        return cache
 
     # Work
 
@@ -203,20 +216,21 @@ class Engine:
             rows = self._run_blocks(blocks, groups, rows)
         for group in groups:
             for block in blocks:
-                self._kv.extend(group.request, block, group.rows)
+                self._cache(group.key).extend(group.key, block, group.rows)
         return rows
 
     def _run_blocks(
         self, blocks: Sequence[int], groups: Sequence[RowGroup], rows: Tensor
     ) -> Tensor:
+        cache = self._cache(groups[0].key)
         tiles = tiles_of(
-            [Run(self._kv.slot_of(g.request), g.position, g.rows) for g in groups], self.numerics
+            [Run(cache.slot_of(g.key), g.position, g.rows) for g in groups], self.numerics
         )
         hidden = [tile.take(rows) for tile in tiles]
         for tile in tiles:
             self._rotary.fill(tile)
         for unit in blocks:
-            block, slots = self._blocks[unit], self._kv.slots(unit)
+            block, slots = self._blocks[unit], cache.slots(unit)
             # Tile after tile: rows of a request find the keys of earlier rows stored.
             hidden = [
                 block.run(part, tile, slots) for part, tile in zip(hidden, tiles, strict=True)
@@ -245,22 +259,28 @@ class Engine:
             raise EngineError(f"units {sorted(missing)} are not loaded")
         if sum(group.rows for group in groups) != len(rows) or any(g.rows < 1 for g in groups):
             raise EngineError(f"{len(rows)} rows came for groups of {[g.rows for g in groups]}")
-        if len({group.request for group in groups}) < len(groups):
+        if len({group.key for group in groups}) < len(groups):
             raise EngineError("a request has two groups in one pass")
+        if len({group.key.role for group in groups}) > 1:
+            raise EngineError("a pass mixes the KV of two roles")
         self._check_values(units, rows)
         for group in groups:
-            if group.position + group.rows > self._kv.context:
+            self._check_cached(blocks, group)
+
+    def _check_cached(self, blocks: Sequence[int], group: RowGroup) -> None:
+        cache, request = self._cache(group.key), group.key.request
+        if group.position + group.rows > cache.context:
+            raise EngineError(
+                f"request {request} at position {group.position} + {group.rows} rows "
+                f"leaves the context of {cache.context}"
+            )
+        for block in blocks:
+            cached = cache.cached_len(group.key, block)
+            if cached != group.position:
                 raise EngineError(
-                    f"request {group.request} at position {group.position} + {group.rows} rows "
-                    f"leaves the context of {self._kv.context}"
+                    f"request {request} block {block}: rows start at position "
+                    f"{group.position}, but {cached} are cached"
                 )
-            for block in blocks:
-                cached = self._kv.cached_len(group.request, block)
-                if cached != group.position:
-                    raise EngineError(
-                        f"request {group.request} block {block}: rows start at position "
-                        f"{group.position}, but {cached} are cached"
-                    )
 
     def _check_values(self, units: UnitRange, rows: Tensor) -> None:
         if 0 in units:

@@ -17,9 +17,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from edgeshard_p2p.core.ids import RequestId
+from edgeshard_p2p.core.plan import KV_POSITIONS
+from edgeshard_p2p.core.work import CacheKey
 
-KEY_BLOCK = 64
+KEY_BLOCK = KV_POSITIONS
 """Attention reads keys in whole blocks of this many positions, so slots end on one."""
 
 
@@ -35,12 +36,18 @@ class KvCache:
         self._context = 0
         self._n_slots = 0
         self._slots: dict[int, list[Tensor]] = {}
-        self._slot_of: dict[RequestId, int] = {}
-        self._lengths: dict[RequestId, dict[int, int]] = {}
+        self._slot_of: dict[CacheKey, int] = {}
+        self._lengths: dict[CacheKey, dict[int, int]] = {}
 
     @property
     def context(self) -> int:
         return self._context
+
+    def blocks(self) -> tuple[int, ...]:
+        return tuple(self._slots)
+
+    def is_open(self, request: CacheKey) -> bool:
+        return request in self._slot_of
 
     def reserve(self, blocks: Iterable[int], n_slots: int, context: int) -> None:
         """Adds ``blocks``, and gives every block held ``n_slots`` slots of ``context`` positions;
@@ -77,7 +84,7 @@ class KvCache:
         new[:, :, :n] = slot[:, :, :n]
         return new
 
-    def open(self, request: RequestId) -> None:
+    def open(self, request: CacheKey) -> None:
         if request in self._slot_of:
             raise KvError(f"request {request} is open already")
         used = set(self._slot_of.values())
@@ -87,14 +94,14 @@ class KvCache:
         self._slot_of[request] = slot
         self._lengths[request] = {}
 
-    def release(self, request: RequestId) -> None:
+    def release(self, request: CacheKey) -> None:
         """Frees the slot of ``request``; one that is not open stays so."""
         for block in list(self._lengths.get(request, ())):
             self.truncate(request, block, 0)
         self._slot_of.pop(request, None)
         self._lengths.pop(request, None)
 
-    def slot_of(self, request: RequestId) -> int:
+    def slot_of(self, request: CacheKey) -> int:
         slot = self._slot_of.get(request)
         if slot is None:
             raise KvError(f"request {request} is not open")
@@ -106,23 +113,23 @@ class KvCache:
             raise KvError(f"no KV is reserved for block {block}")
         return held
 
-    def cached_len(self, request: RequestId, block: int) -> int:
+    def cached_len(self, request: CacheKey, block: int) -> int:
         self.slot_of(request)
         return self._lengths[request].get(block, 0)
 
-    def cached(self, request: RequestId, block: int) -> Tensor:
+    def cached(self, request: CacheKey, block: int) -> Tensor:
         """What is cached, [2, kv_heads, cached length, head_dim]; a view."""
         length = self.cached_len(request, block)
         return self.slots(block)[self.slot_of(request)][:, :, :length]
 
-    def truncate(self, request: RequestId, block: int, length: int) -> None:
+    def truncate(self, request: CacheKey, block: int, length: int) -> None:
         """Forgets what is cached from ``length`` on."""
         cached = self.cached_len(request, block)
         if length < cached:
             self.slots(block)[self.slot_of(request)][:, :, length:cached].zero_()
             self._lengths[request][block] = length
 
-    def extend(self, request: RequestId, block: int, rows: int) -> None:
+    def extend(self, request: CacheKey, block: int, rows: int) -> None:
         self._lengths[request][block] = self.cached_len(request, block) + rows
 
     def drop(self, blocks: Iterable[int]) -> None:

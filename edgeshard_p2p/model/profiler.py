@@ -17,13 +17,15 @@ from torch import Tensor
 from edgeshard_p2p.core.ids import PeerId, RequestId, UnitRange
 from edgeshard_p2p.core.model_spec import DTYPE_BYTES
 from edgeshard_p2p.core.sampling import Sampling
-from edgeshard_p2p.model.engine import DTYPES, Engine, EngineError, RowGroup
+from edgeshard_p2p.core.work import CacheKey, RowGroup
+from edgeshard_p2p.model.engine import DTYPES, Engine, EngineError
 
 DECODE_ROWS = (1, 2, 4, 8, 16, 32)
 PREFILL_CHUNKS = (32, 128, 512)
 CACHED_LENGTH = 128
 """Positions cached by each sequence of a measured decode step."""
 REPEATS = 7
+ROLE = "profile"
 
 STAGE_BYTES = 2**26
 """Blocks are measured as many at a time as weigh this much.  One small block by itself stays in
@@ -59,6 +61,7 @@ def measure(engine: Engine, context: int, progress: Callable[[str], None]) -> Pr
         decode_us = _measure(engine, units, decode, cached + 1)
         columns.append((decode_us, _measure(engine, units, prefill, chunks[-1])))
         engine.drop(units)
+        engine.unreserve(ROLE)
     return Profile(
         _rows(DECODE_ROWS, [column[0] for column in columns]),
         _rows(chunks, [column[1] for column in columns]),
@@ -77,31 +80,32 @@ def _rows(sizes: Sequence[int], columns: Sequence[list[int]]) -> tuple[Times, ..
 
 
 def _group(sequence: int, position: int, rows: int) -> RowGroup:
-    return RowGroup(RequestId(PeerId("profiler", 0), sequence), position, rows, Sampling())
+    key = CacheKey(RequestId(PeerId("profiler", 0), sequence), ROLE)
+    return RowGroup(key, position, rows, Sampling())
 
 
 def _measure(
     engine: Engine, units: UnitRange, steps: list[list[RowGroup]], context: int
 ) -> list[int]:
     # Reserved per kind of step: 32 sequences of the longest chunk would be much memory.
-    engine.reserve(units, max(len(groups) for groups in steps), context)
+    engine.reserve(ROLE, units, max(len(groups) for groups in steps), context)
     return [max(1, round(_median_us(engine, units, groups) / len(units))) for groups in steps]
 
 
 def _median_us(engine: Engine, units: UnitRange, groups: list[RowGroup]) -> float:
     has_kv = engine.spec.is_block(units.start)
     for group in groups:
-        engine.open(group.request)
+        engine.open(group.key)
         if has_kv and group.position:
-            _pass(engine, units, [_group(group.request.sequence, 0, group.position)])
+            _pass(engine, units, [_group(group.key.request.sequence, 0, group.position)])
     samples = []
     for _ in range(REPEATS + 1):
         samples.append(_pass(engine, units, groups))
         for group in groups:
             for unit in units:
-                engine.truncate(group.request, unit, group.position)
+                engine.truncate(group.key, unit, group.position)
     for group in groups:
-        engine.release(group.request)
+        engine.release(group.key)
     # The first one builds the kernels.
     return statistics.median(samples[1:])
 

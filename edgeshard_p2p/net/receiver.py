@@ -24,7 +24,7 @@ class Receiver:
         self._socket = socket
         self._on_parts = on_parts
         self._loop = asyncio.get_running_loop()
-        self._fd = socket.getsockopt(zmq.FD)
+        self._fd = socket.fileno()
         self._is_closed = False
         self._loop.add_reader(self._fd, self._drain)
         self.poke()
@@ -38,7 +38,7 @@ class Receiver:
 
     def _drain(self) -> None:
         for _ in range(BURST):
-            if self._is_closed or not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if self._is_closed or not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return
             try:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)

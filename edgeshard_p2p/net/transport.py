@@ -104,7 +104,9 @@ class Transport:
                 # NOTE: a socket of an earlier life closes in the background; its port may be
                 # free in a moment.
                 if error.errno != zmq.EADDRINUSE:
-                    raise BindError(f"cannot listen on {self.listen.host}:{port}: {error}") from error
+                    raise BindError(
+                        f"cannot listen on {self.listen.host}:{port}: {error}"
+                    ) from error
             await asyncio.sleep(BIND_PAUSE_S)
         raise BindError(
             f"port {port} on {self.listen.host} is in use (a peer needs two: {self.listen.port} "

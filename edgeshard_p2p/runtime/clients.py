@@ -17,7 +17,6 @@ from edgeshard_p2p.core.ids import RequestId
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.report import report
 from edgeshard_p2p.core.settings import is_valid
-from edgeshard_p2p.model.errors import ModelError
 from edgeshard_p2p.model.text import StreamDecoder, Tokenizer
 from edgeshard_p2p.net.transport import Transport
 from edgeshard_p2p.wire import client as wire

@@ -12,6 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
+from math import ceil
 from typing import Any
 
 from torch import Tensor
@@ -29,7 +30,7 @@ from edgeshard_p2p.runtime.clients import Clients
 from edgeshard_p2p.runtime.compute import Compute
 from edgeshard_p2p.runtime.model_host import COMPUTE_ERRORS, ModelHost, buffer_of, tensor_of
 from edgeshard_p2p.runtime.plan_worker import PlanWorker
-from edgeshard_p2p.runtime.state import Profile, State
+from edgeshard_p2p.runtime.state import Profile, State, alone_on_this_machine
 from edgeshard_p2p.wire.codec import decode_control, encode_control
 from edgeshard_p2p.wire.errors import WireError
 from edgeshard_p2p.wire.frames import (
@@ -42,6 +43,7 @@ from edgeshard_p2p.wire.frames import (
 
 log = logging.getLogger("edgeshard")
 
+WAITS_TO_MEASURE = "another peer on this machine is measuring itself: waiting for it"
 LEVELS = logging.getLevelNamesMapping()
 
 
@@ -98,7 +100,7 @@ class Driver:
             fx.OpenCache: lambda effect: self._touch_cache(host.open_cache, effect),
             fx.ReleaseCache: lambda effect: self._touch_cache(host.release_cache, effect),
             fx.RunForward: self._forward,
-            fx.DropTensor: lambda effect: self._tensors.pop(effect.tensor.id, None),
+            fx.DropTensor: self._drop_tensor,
             fx.Accepted: self.clients.accepted,
             fx.Rejected: self.clients.rejected,
             fx.EmitToken: self.clients.emit,
@@ -175,9 +177,8 @@ class Driver:
         self._deadline, self._timer = deadline, None
         if deadline is not None:
             # NOTE: uvloop's own clock counts whole milliseconds; round trips need better.
-            self._timer = self._loop.call_later(
-                max(0.0, deadline - time.monotonic()), self._on_deadline
-            )
+            wait_ms = max(0, ceil((deadline - time.monotonic()) * 1e3))
+            self._timer = self._loop.call_later(wait_ms / 1e3, self._on_deadline)
 
     def _on_deadline(self) -> None:
         self._timer = None
@@ -221,6 +222,9 @@ class Driver:
         self._tensors[self._n_tensors] = tensor
         return TensorRef(self._n_tensors, tensor.nbytes)
 
+    def _drop_tensor(self, effect: fx.DropTensor) -> None:
+        del self._tensors[effect.tensor.id]
+
     # --- sending --------------------------------------------------------------------------
 
     def _send(self, effect: fx.Send) -> None:
@@ -249,10 +253,9 @@ class Driver:
 
     def _open_model(self, effect: fx.OpenModel) -> None:
         def work() -> ev.Event:
-            model = library.find_by_digest(effect.digest, self._progress)
-            if model is None and self._given is not None:
-                if library.manifest_digest(self._given.path) == effect.digest:
-                    model = self._given
+            model = self._given
+            if model is None or library.manifest_digest(model.path) != effect.digest:
+                model = library.find_by_digest(effect.digest, self._progress)
             if model is None:
                 return ev.ModelOpened(effect.digest, None, _missing_model(effect.digest))
             spec = self._host.open(model.path, effect.digest, model.name)
@@ -269,15 +272,13 @@ class Driver:
         assert opened is not None
         digest = opened.digest
         key = f"{digest[:16]}-{effect.dtype}-{effect.numerics}-{effect.tile_rows}-{self._device}"
-        context = 1024
 
         def work() -> Profile:
             known = self._state.profile(key)
             if known is not None:
                 return known
-            measured = self._host.measure(
-                effect.dtype, effect.tile_rows, context, self._progress
-            )
+            with alone_on_this_machine(partial(self._progress, WAITS_TO_MEASURE)):
+                measured = self._host.measure(effect.dtype, effect.tile_rows, self._progress)
             self._state.save_profile(key, measured)
             return measured
 
@@ -331,5 +332,3 @@ def _missing_model(digest: str) -> str:
         f"the swarm's model {digest[:12]} is not on this device; copy its directory here and "
         "start with --model DIRECTORY (edgeshard fetch gets the demo's)"
     )
-
-

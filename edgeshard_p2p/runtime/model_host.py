@@ -18,7 +18,6 @@ from edgeshard_p2p.core.records import UnitTimes
 from edgeshard_p2p.model import profiler
 from edgeshard_p2p.model.checkpoint import Checkpoint, open_checkpoint
 from edgeshard_p2p.model.engine import Engine, EngineError, ForwardResult, use_one_thread
-from edgeshard_p2p.model.engine import RowGroup as EngineGroup
 from edgeshard_p2p.model.errors import ModelError
 from edgeshard_p2p.model.kv_cache import KvError
 from edgeshard_p2p.runtime.state import Profile
@@ -26,6 +25,9 @@ from edgeshard_p2p.runtime.state import Profile
 COMPUTE_ERRORS = (EngineError, KvError, ModelError, MemoryError, OSError, RuntimeError)
 """What computing can fail with on a healthy program; torch reports a lack of memory as a
 RuntimeError.  Anything else is a bug and ends the peer."""
+
+MEASURED_CONTEXT = 1024
+"""Long enough for the largest chunk that is measured."""
 
 WIRE_DTYPES = {1: torch.float32, 2: torch.bfloat16}
 
@@ -44,10 +46,11 @@ class ModelHost:
         self._checkpoint = open_checkpoint(path, digest, name)
         return self._checkpoint.spec
 
-    def measure(self, dtype: str, tile_rows: int, context: int, progress: Progress) -> Profile:
+    def measure(self, dtype: str, tile_rows: int, progress: Progress) -> Profile:
         """Times of this device's units, through an engine of their own."""
         assert self._checkpoint is not None
         engine = Engine(self._checkpoint, dtype, tile_rows, self._device)
+        context = min(MEASURED_CONTEXT, self._checkpoint.spec.max_context)
         measured = profiler.measure(engine, context, progress)
         return Profile(_times(measured.decode), _times(measured.prefill))
 
@@ -63,37 +66,31 @@ class ModelHost:
         for done, unit in enumerate(missing):
             engine.load(unit)
             progress(f"loading unit {unit} ({done + 1} of {len(missing)})")
-        slots = sum(p.slots for p in effect.kv)
-        context = max((p.context for p in effect.kv), default=1)
-        engine.reserve(sorted(wanted), slots, context)
+        for role in set(engine.reserved_roles()) - {promise.role for promise in effect.kv}:
+            engine.unreserve(role)
+        for p in effect.kv:
+            engine.reserve(p.role, p.units, p.slots, p.context)
 
     def open_cache(self, effect: OpenCache) -> None:
-        assert self._engine is not None
-        key = _tmp(effect.key)
-        try:
-            self._engine.cached_len(key, effect.units.start)
-            for unit in effect.units:
-                if self._engine.spec.is_block(unit):
-                    self._engine.truncate(key, unit, effect.position)
-        except KvError:
-            self._engine.open(key)
+        engine = self._engine
+        assert engine is not None
+        if not engine.is_open(effect.key):
+            engine.open(effect.key)
+            return
+        for unit in effect.units:
+            if engine.spec.is_block(unit):
+                engine.truncate(effect.key, unit, effect.position)
 
     def release_cache(self, effect: ReleaseCache) -> None:
         if self._engine is not None:
-            self._engine.release(_tmp(effect.key))
+            self._engine.release(effect.key)
 
     def forward(self, effect: RunForward, received: Tensor | None) -> ForwardResult:
         assert self._engine is not None
         rows = torch.tensor(effect.tokens) if received is None else received
         if effect.spans:
             rows = torch.cat([rows[start : start + n] for start, n in effect.spans])
-        groups = [EngineGroup(_tmp(g.key), g.position, g.rows, g.emit) for g in effect.groups]
-        return self._engine.forward(effect.units, groups, rows)
-
-
-def _tmp(key):
-    from edgeshard_p2p.core.ids import RequestId
-    return RequestId(key.request.source, key.request.sequence * 2 + (key.role == "stage"))
+        return self._engine.forward(effect.units, effect.groups, rows)
 
 
 def tensor_of(payload: memoryview, dtype: int, shape: tuple[int, ...]) -> Tensor:
@@ -103,7 +100,7 @@ def tensor_of(payload: memoryview, dtype: int, shape: tuple[int, ...]) -> Tensor
 
 def buffer_of(tensor: Tensor) -> memoryview:
     """The tensor's bytes, without a copy."""
-    return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
+    return tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
 
 
 def _times(rows: tuple[profiler.Times, ...]) -> tuple[UnitTimes, ...]:

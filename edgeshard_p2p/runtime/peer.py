@@ -112,7 +112,7 @@ def _open_given(name_or_path: str | None) -> Given | None:
 
 def _budget(memory_bytes: int | None) -> int:
     """Bytes for weights and KV: what the process may use, less what it uses by itself."""
-    base_bytes = psutil.Process().memory_info().rss
+    base_bytes: int = psutil.Process().memory_info().rss
     if memory_bytes is None:
         memory_bytes = int(psutil.virtual_memory().available * MEMORY_SHARE)
     budget_bytes = memory_bytes - base_bytes - HEADROOM_BYTES
@@ -262,4 +262,3 @@ class _Life:
             self.transport.answer_client(identity, encode_answer(Failed(text, is_usage=True)))
             return
         self.driver.clients.on_request(identity, request, self.driver.spawn)
-

@@ -1,7 +1,8 @@
 """The planner in a process of its own: planning may take seconds and must not hold the loop.
 
-Runs as ``python -m edgeshard_p2p.runtime.plan_worker``: snapshots come in on stdin, choices go out on
-stdout, each as a length and msgpack.  It ends when stdin does, so it never outlives its peer.
+Runs as ``python -m edgeshard_p2p.runtime.plan_worker``: snapshots come in on stdin, choices
+go out on stdout, each as a length and msgpack.  It ends when stdin does, so it never outlives its
+peer.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ class PlanWorker:
         )
 
     def ask(self, snapshot: Snapshot) -> None:
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
+        assert self._process.stdin is not None
         self._process.stdin.write(_framed(msgspec.msgpack.encode(snapshot)))
 
     async def run(self) -> None:
         """Hand choices on until the worker ends."""
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         stdout = self._process.stdout
         while True:
             length = await stdout.readexactly(LENGTH_BYTES)

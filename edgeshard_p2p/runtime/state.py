@@ -1,9 +1,9 @@
 """What a peer keeps on disk: who it is, how often it has started, what it has measured.
 
-    STATE/lock          held while the peer runs
-    STATE/identity.json install id and generation
-    STATE/links.json    link figures by name of the other end
-    STATE/profiles/     device figures by model, dtype, numerics and device
+STATE/lock          held while the peer runs
+STATE/identity.json install id and generation
+STATE/links.json    link figures by name of the other end
+STATE/profiles/     device figures by model, dtype, numerics and device
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import fcntl
 import os
 import secrets
 import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -97,6 +100,23 @@ class State:
         scratch = path.with_suffix(".new")
         scratch.write_bytes(msgspec.json.encode(value))
         scratch.replace(path)
+
+
+@contextmanager
+def alone_on_this_machine(on_wait: Callable[[], None]) -> Iterator[None]:
+    """Held by one process of this machine at a time: several peers on one machine would only
+    measure each other."""
+    path = Path(tempfile.gettempdir()) / f"edgeshard-measuring-{os.getuid()}.lock"
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def default_directory(port: int) -> Path:

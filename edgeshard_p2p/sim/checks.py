@@ -65,10 +65,13 @@ def is_converged(swarm: Simulator) -> bool:
         others = [member.peer for member in core.membership.present()]
         if sorted([core.me, *others]) != ids:
             return False
-    active = {core.rollout.active for core in cores}
+    rollouts = [core.planning.rollout for core in cores]
+    active = {rollout.active for rollout in rollouts}
     if len(active) != 1 or None in active:
         return False
-    return all(list(core.rollout.plans) == [core.rollout.active] for core in cores)
+    return all(
+        list(core.planning.rollout.plans) == [core.planning.rollout.active] for core in cores
+    )
 
 
 def check_nothing_held(swarm: Simulator) -> None:
@@ -79,4 +82,5 @@ def check_nothing_held(swarm: Simulator) -> None:
         assert peer.model.n_cached() == 0, f"{peer.id} still holds KV"
         assert not peer.tensors, f"{peer.id} still holds {len(peer.tensors)} tensors"
         for admission in peer.core.serving.admissions.values():
-            assert not admission.granted and not admission.queue, f"{peer.id} still grants"
+            assert not admission.granted, f"{peer.id} still grants"
+            assert not admission.queue, f"{peer.id} still has askers"

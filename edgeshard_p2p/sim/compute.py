@@ -83,9 +83,7 @@ class HashModel:
         tokens: list[int | None] = []
         spans = effect.spans or _spans(effect.groups)
         for group, (start, rows) in zip(effect.groups, spans, strict=True):
-            after = self.run(
-                effect.units, group.key, group.position, states[start : start + rows]
-            )
+            after = self.run(effect.units, group.key, group.position, states[start : start + rows])
             out += after
             tokens.append(token_of(after[-1]) if group.emit is not None else None)
         return out, tokens

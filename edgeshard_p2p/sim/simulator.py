@@ -168,9 +168,7 @@ class Simulator:
         peer.is_frozen = False
         self._arm(peer)
 
-    def submit(
-        self, name: str, prompt: tuple[int, ...], max_tokens: int, client: str = ""
-    ) -> str:
+    def submit(self, name: str, prompt: tuple[int, ...], max_tokens: int, client: str = "") -> str:
         client = client or f"client-{len(self.prompts)}"
         self.prompts[client] = (prompt, max_tokens)
         event = ev.PromptSubmitted(client, prompt, max_tokens, Sampling(), frozenset())
@@ -261,9 +259,7 @@ class Simulator:
     def _send(self, peer: SimPeer, effect: fx.Send) -> None:
         data = encode_control(SWARM, peer.id, effect.message)
         sender, message = decode_control(SWARM, data)
-        self._deliver(
-            peer, effect.to, len(data), lambda _: ev.MessageReceived(sender, message)
-        )
+        self._deliver(peer, effect.to, len(data), lambda _: ev.MessageReceived(sender, message))
 
     def _send_frame(self, peer: SimPeer, effect: fx.SendFrame) -> None:
         states = peer.tensors[effect.tensor.id] if effect.tensor is not None else []
@@ -301,9 +297,7 @@ class Simulator:
 
     def _measure(self, peer: SimPeer, effect: fx.MeasureDevice) -> None:
         figures = (UnitTimes(1, max(1, peer.block_us // 10), peer.block_us, peer.block_us),)
-        event = ev.DeviceMeasured(
-            self.spec.digest, effect.dtype, effect.numerics, figures, figures
-        )
+        event = ev.DeviceMeasured(self.spec.digest, effect.dtype, effect.numerics, figures, figures)
         self._later(peer, 0.2, event)
 
     def _plan(self, peer: SimPeer, effect: fx.ComputePlan) -> None:
@@ -314,8 +308,8 @@ class Simulator:
 
     def _compute(
         self, peer: SimPeer, duration_s: float, work: Callable[[Any], Any], effect: Any
-    ) -> float:
-        """Queue ``work`` on the one compute thread; when it will be done."""
+    ) -> None:
+        """Queue ``work`` on the one compute thread."""
         life = peer.life
         done_at = max(peer.busy_until, self.now) + duration_s
         peer.busy_until = done_at
@@ -325,7 +319,6 @@ class Simulator:
                 work(effect)
 
         self._at(done_at, act)
-        return done_at - self.now
 
     def _load(self, peer: SimPeer, effect: fx.LoadUnits) -> None:
         def work(effect: fx.LoadUnits) -> None:

@@ -87,7 +87,7 @@ ClientAnswer = Started | Text | Notice | Done | Failed | StatusReport | Okay
 
 _encoder = msgspec.msgpack.Encoder()
 _request = msgspec.msgpack.Decoder(tuple[bytes, ClientRequest])
-_answer = msgspec.msgpack.Decoder(ClientAnswer)
+_answer: msgspec.msgpack.Decoder[ClientAnswer] = msgspec.msgpack.Decoder(ClientAnswer)
 
 
 def encode_request(swarm: bytes, request: ClientRequest) -> bytes:

@@ -50,7 +50,20 @@ def encode_body(body: Open | ProbeBody) -> bytes:
 def encode_probe(sender: PeerId, reply_to: Address, nonce: int, n_bytes: int) -> list[Buffer]:
     """All parts of a probe frame with ``n_bytes`` of padding."""
     header = FrameHeader(
-        WIRE_MAX, FrameKind.PROBE, sender.tag, bytes.fromhex(NO_PLAN), 0, 0, 0, 0, 0, 0, 0, 0, (), ()
+        version=WIRE_MAX,
+        kind=FrameKind.PROBE,
+        sender=sender.tag,
+        plan=bytes.fromhex(NO_PLAN),
+        edge=0,
+        epoch=0,
+        sequence=0,
+        acked=0,
+        micro_batch=0,
+        service_us=0,
+        numerics=0,
+        dtype=0,
+        shape=(),
+        groups=(),
     )
     body = ProbeBody(sender, reply_to, nonce)
     return [encode_header(header), encode_body(body), bytes(n_bytes)]

@@ -100,7 +100,8 @@ def unit_weights(model: ModelSpec, units: set[int], element_bytes: int) -> dict[
 def bytes_used(swarm: Snapshot, units: set[int], batch: int) -> int:
     model, element_bytes = swarm.model, DTYPE_BYTES[swarm.workload.dtype]
     blocks = units - {0, len(model.block_params) + 1}
-    per_block = batch * swarm.workload.context * model.kv_width * element_bytes
+    positions = swarm.workload.context + -swarm.workload.context % 64
+    per_block = batch * positions * model.kv_width * element_bytes
     return sum(unit_weights(model, units, element_bytes).values()) + len(blocks) * per_block
 
 

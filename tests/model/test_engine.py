@@ -14,8 +14,9 @@ from tiny import PROMPT, Chain, opened, request, save_model, shard
 
 from edgeshard_p2p.core.ids import UnitRange
 from edgeshard_p2p.core.sampling import Sampling
+from edgeshard_p2p.core.work import RowGroup
 from edgeshard_p2p.model import engine as engine_module
-from edgeshard_p2p.model.engine import Engine, EngineError, RowGroup
+from edgeshard_p2p.model.engine import Engine, EngineError
 from edgeshard_p2p.model.profiler import DECODE_ROWS, measure
 
 PathOf = Callable[[str], Path]
@@ -35,7 +36,7 @@ def test_fused_equals_generic(
         monkeypatch.setattr(engine_module, "can_fuse", lambda _, is_fused=is_fused: is_fused)
         engine = shard(checkpoint, blocks, tile_rows=tile_rows)
         for group in groups:
-            engine.open(group.request)
+            engine.open(group.key)
         result = engine.forward(blocks, groups, hidden).hidden
         assert result is not None
         results.append(result)
@@ -71,7 +72,7 @@ def test_a_dropped_block_is_refilled_from_hidden_states(model_path: PathOf) -> N
     engine.drop([3])
     assert engine.held() == (2, 4)
     engine.load(3)
-    engine.reserve([2, 3, 4], 4, 192)
+    engine.reserve("stage", [2, 3, 4], 4, 192)
     engine.forward(UnitRange(3, 4), [RowGroup(request(0), 0, 20)], into_3)
     assert torch.equal(engine.cached(request(0), 3), lost)
     assert engine.cached_len(request(0), 4) == 20
@@ -102,7 +103,7 @@ def test_wrong_bookkeeping_is_named(model_path: PathOf) -> None:
     with pytest.raises(EngineError, match=r"leaves the context of 192"):
         engine.forward(UnitRange(1, 3), [RowGroup(request(0), 190, 5)], hidden)
     with pytest.raises(EngineError, match=r"context 300 is longer than the model's 256"):
-        engine.reserve([1], 1, 300)
+        engine.reserve("stage", [1], 1, 300)
     with pytest.raises(EngineError, match=r"two groups in one pass"):
         engine.forward(UnitRange(1, 3), [RowGroup(request(0), 5, 1)] * 2, hidden[:2])
     with pytest.raises(EngineError, match=r"hidden states are \[5, 64\] torch.bfloat16"):

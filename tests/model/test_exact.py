@@ -12,9 +12,10 @@ from torch import Tensor
 
 from edgeshard_p2p.core.ids import UnitRange
 from edgeshard_p2p.core.sampling import Sampling
+from edgeshard_p2p.core.work import RowGroup
 from edgeshard_p2p.model import exactness
 from edgeshard_p2p.model.checkpoint import Checkpoint
-from edgeshard_p2p.model.engine import Engine, RowGroup, rows_are_exact
+from edgeshard_p2p.model.engine import Engine, rows_are_exact
 from edgeshard_p2p.model.tiles import EXACT_TILE_ROWS
 
 PathOf = Callable[[str], Path]
@@ -32,7 +33,7 @@ class Lab:
         self.engine = Engine(checkpoint, dtype, tile_rows, "cpu")
         for unit in self.units:
             self.engine.load(unit)
-        self.engine.reserve(self.units, 4, CONTEXT)
+        self.engine.reserve("stage", self.units, 4, CONTEXT)
 
     def run(self, *parts: tuple[int, int, int]) -> Tensor:
         """(sequence, from, to) of IDS each, in one pass; the logits of each last row."""
@@ -44,7 +45,7 @@ class Lab:
         logits = self.engine.logits(self.units, groups, torch.tensor(ids))
         for group in groups:
             for block in self.blocks:
-                assert self.engine.cached_len(request(group.request.sequence), block) == (
+                assert self.engine.cached_len(request(group.key.request.sequence), block) == (
                     group.position + group.rows
                 )
         return logits
@@ -135,7 +136,7 @@ def test_the_check_refuses_widths_that_disagree(model_path: PathOf) -> None:
     checkpoint = opened(model_path("llama"))
     engine = Engine(checkpoint, "fp32", EXACT_TILE_ROWS, "cpu")
     engine.load(1)
-    engine.reserve([1], 1, CONTEXT)
+    engine.reserve("stage", [1], 1, CONTEXT)
     assert rows_are_exact(engine)
     real = exactness.block_widths
 

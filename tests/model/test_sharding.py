@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from edgeshard_p2p.core.ids import UnitRange
 from edgeshard_p2p.core.sampling import Sampling
-from edgeshard_p2p.model.engine import RowGroup
+from edgeshard_p2p.core.work import RowGroup
 from edgeshard_p2p.model.fused import can_fuse
 from edgeshard_p2p.model.tiles import EXACT_TILE_ROWS
 

@@ -12,8 +12,9 @@ import transformers
 
 from edgeshard_p2p.core.ids import PeerId, RequestId, UnitRange
 from edgeshard_p2p.core.sampling import Sampling
+from edgeshard_p2p.core.work import CacheKey, RowGroup
 from edgeshard_p2p.model.checkpoint import Checkpoint, open_checkpoint
-from edgeshard_p2p.model.engine import Engine, RowGroup
+from edgeshard_p2p.model.engine import Engine
 
 N_BLOCKS = 6
 CONTEXT = 192
@@ -98,8 +99,8 @@ def transformers_greedy(path: Path, prompt: list[int], n_tokens: int) -> list[in
     return list(out[0, len(prompt) :].tolist())
 
 
-def request(sequence: int) -> RequestId:
-    return RequestId(PeerId("tester", 1), sequence)
+def request(sequence: int) -> CacheKey:
+    return CacheKey(RequestId(PeerId("tester", 1), sequence), "stage")
 
 
 def ranges(n_units: int, *cuts: int) -> list[UnitRange]:
@@ -113,7 +114,7 @@ def shard(
     engine = Engine(checkpoint, dtype, tile_rows, "cpu")
     for unit in units:
         engine.load(unit)
-    engine.reserve(units, 4, CONTEXT)
+    engine.reserve("stage", units, 4, CONTEXT)
     return engine
 
 

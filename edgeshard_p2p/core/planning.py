@@ -1,0 +1,209 @@
+"""From what is known to what is served: view, plan, rollout, and this peer's part in them.
+
+Ties the machines that follow plans together: when to plan again, how far each living plan is,
+what failed, what has to end first.  Computes no plan and moves no tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edgeshard_p2p.core.effects import Effect, LoadUnits, Log
+from edgeshard_p2p.core.events import LoadFailed, PlanComputed, UnitsLoaded
+from edgeshard_p2p.core.gossip import Gossip
+from edgeshard_p2p.core.ids import PeerId, PlanId, unit_ranges
+from edgeshard_p2p.core.membership import Membership
+from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.records import Failure, FailuresRecord, HeldRecord
+from edgeshard_p2p.core.replan import Replan
+from edgeshard_p2p.core.rollout import Life, Rollout
+from edgeshard_p2p.core.serving import Serving
+from edgeshard_p2p.core.timing import Timing
+from edgeshard_p2p.core.view import model_of, view
+
+
+@dataclass(slots=True)
+class Planning:
+    membership: Membership
+    gossip: Gossip
+    timing: Timing
+    tile_rows: int
+    replan: Replan
+    rollout: Rollout
+    serving: Serving = field(init=False)
+    _seen: tuple[int, ...] = ()
+    _failures: dict[Failure, float] = field(default_factory=dict)
+    """This peer's own, and when each expires."""
+    _drain_since: tuple[PlanId, float] | None = None
+
+    def __post_init__(self) -> None:
+        me = self.membership.me.peer
+        self.serving = Serving(me, self.membership, self.timing, self.is_loaded)
+
+    # --- questions ------------------------------------------------------------------------
+
+    def is_loaded(self, plan_id: PlanId) -> bool:
+        rolling = self.rollout.plans.get(plan_id)
+        return rolling is not None and rolling.is_loaded
+
+    def held_of(self, peer: PeerId) -> HeldRecord:
+        held = self.gossip.of(peer, HeldRecord)
+        return held if isinstance(held, HeldRecord) else HeldRecord()
+
+    def dispatchable(self) -> Plan | None:
+        """The plan on which requests may start: active, ready everywhere, not asked to end."""
+        plan = self.rollout.active_plan()
+        if plan is None or self.rollout.drains_for_target(self.held_of):
+            return None
+        others = [peer for peer in plan.peers() if peer != self.membership.me.peer]
+        is_ready = all(plan.id in self.held_of(peer).ready for peer in others)
+        return plan if is_ready and self._edges_open(plan.id) else None
+
+    def held(self) -> HeldRecord:
+        """Where this peer stands, for the others."""
+        plan = self.dispatchable()
+        ready = [
+            plan_id
+            for plan_id, rolling in self.rollout.plans.items()
+            if rolling.life in (Life.READY, Life.ACTIVE, Life.DRAINING)
+            and self._edges_open(plan_id)
+        ]
+        return HeldRecord(
+            unit_ranges(self.rollout.units()),
+            self.rollout.target,
+            tuple(sorted(ready)),
+            plan.id if plan is not None else None,
+            self.serving.source.running_plans(),
+            self.rollout.must_drain(self.held_of),
+            self.serving.source.oldest_live,
+        )
+
+    def why_no_plan(self) -> str:
+        return self.replan.waiting_for()
+
+    def is_hopeless(self) -> bool:
+        """Nothing serves, and the present swarm is known to be unable to."""
+        return self.rollout.active is None and self.replan.is_infeasible()
+
+    def next_deadlines(self) -> list[float | None]:
+        times = [self.replan.next_deadline(), self.serving.next_deadline()]
+        times += self._failures.values()
+        if self._drain_since is not None:
+            times.append(self._drain_since[1] + self.timing.drain_deadline_s)
+        return times
+
+    def _edges_open(self, plan_id: PlanId) -> bool:
+        flow = self.serving.flows.get(plan_id)
+        return flow is not None and flow.all_open()
+
+    # --- events ---------------------------------------------------------------------------
+
+    def on_choice(self, event: PlanComputed, now: float) -> list[Effect]:
+        if not self.replan.on_choice(event.choice):
+            return []
+        model = model_of(self.gossip)
+        if event.choice.plan is None or model is None:
+            self.rollout.propose_none()
+            return [Log(f"no plan: {event.choice.reason}", "warning"), *self._end_hopeless(now)]
+        if event.choice.plan.id == self.rollout.target:
+            return []
+        self.rollout.propose(event.choice.plan, model)
+        ms = event.choice.latency_us / 1e3
+        note = f" ({event.choice.reason})" if event.choice.reason else ""
+        return [Log(f"plan {event.choice.plan} PROPOSED, {ms:.1f} ms/token predicted{note}")]
+
+    def _end_hopeless(self, now: float) -> list[Effect]:
+        if self.rollout.active is not None:
+            return []
+        text = f"the swarm cannot serve: {self.why_no_plan()}"
+        return self.serving.run(self.serving.source.end_waiting(text, now), now)
+
+    def on_loaded(self, event: UnitsLoaded, _: float) -> list[Effect]:
+        self.rollout.on_loaded(event.load)
+        held = ", ".join(str(units) for units in unit_ranges(self.rollout.units()))
+        return [Log(f"loaded units {held or 'none'}")]
+
+    def on_load_failed(self, event: LoadFailed, now: float) -> list[Effect]:
+        if not self.rollout.on_load_failed(event.load):
+            return []
+        me = self.membership.me.peer
+        self._fail(Failure("cannot_load", me, None, event.detail[:300]), now)
+        return [Log(f"loading failed: {event.detail}", "error")]
+
+    def _fail(self, failure: Failure, now: float) -> None:
+        self._failures[failure] = now + self.timing.failure_expiry_s
+
+    # --- after every event ----------------------------------------------------------------
+
+    def settle(self, now: float) -> list[Effect]:
+        """Bring view, plans and this peer's records of them up to date."""
+        effects = self._follow_failures(now)
+        self._refresh_view(now)
+        effects += self.replan.tick(now)
+        effects += self._follow_plans(now)
+        effects += self._follow_drain(now)
+        effects += self._dispatch(now)
+        return effects + self.gossip.publish(self.held(), self.membership)
+
+    def _follow_failures(self, now: float) -> list[Effect]:
+        failed_edges, self.serving.failed_edges = self.serving.failed_edges, []
+        for spec in failed_edges:
+            self._fail(Failure("no_edge", spec.sender, spec.receiver), now)
+        expired = [failure for failure, ends_at in self._failures.items() if ends_at <= now]
+        for failure in expired:
+            del self._failures[failure]
+        if expired:
+            self.rollout.forgive_failures()
+        failures = FailuresRecord(tuple(sorted(self._failures)))
+        return self.gossip.publish(failures, self.membership)
+
+    def _refresh_view(self, now: float) -> None:
+        present = [member.peer.generation for member in self.membership.present()]
+        seen = (self.gossip.revision, len(present), *present)
+        if seen != self._seen:
+            self._seen = seen
+            self.replan.on_view(view(self.membership, self.gossip, self.tile_rows), now)
+
+    def _follow_plans(self, now: float) -> list[Effect]:
+        """Move the living plans, and the data plane with them."""
+        effects: list[Effect] = []
+        steps = self.rollout.reconcile(self.held_of, self.membership.is_present, self._edges_open)
+        for plan_id in _take(self.rollout.started):
+            if plan_id in self.rollout.plans:
+                rolling = self.rollout.plans[plan_id]
+                self.serving.start_plan(rolling.plan, rolling.model)
+        for plan_id in _take(self.rollout.retired):
+            if plan_id in self.serving.flows:
+                effects += self.serving.end_plan(plan_id, "its plan was retired", now)
+        for plan_id, rolling in self.rollout.plans.items():
+            if rolling.life is not Life.PROPOSED:
+                effects += self.serving.flows[plan_id].open_edges(now)
+        loads = [step for step in steps if isinstance(step, LoadUnits)]
+        logs = [step for step in steps if not isinstance(step, LoadUnits)]
+        # What is retired is freed before what is new is loaded.
+        return [*logs, *effects, *loads]
+
+    def _dispatch(self, now: float) -> list[Effect]:
+        plan = self.dispatchable()
+        if plan is None or self.membership.me.peer not in plan.sources:
+            return []
+        return self.serving.run(self.serving.source.start(plan, now), now)
+
+    def _follow_drain(self, now: float) -> list[Effect]:
+        """The active plan has to end for the next: after a while, park what still runs."""
+        active = self.rollout.active
+        if active is None or not self.rollout.drains_for_target(self.held_of):
+            self._drain_since = None
+            return []
+        if self._drain_since is None or self._drain_since[0] != active:
+            self._drain_since = (active, now)
+        if now < self._drain_since[1] + self.timing.drain_deadline_s:
+            return []
+        steps = self.serving.source.park_plan(active, "the next plan needs the memory", now)
+        return self.serving.run(steps, now)
+
+
+def _take(plan_ids: list[PlanId]) -> list[PlanId]:
+    taken = list(plan_ids)
+    plan_ids.clear()
+    return taken
