@@ -70,7 +70,7 @@ class LinkProber:
     # --- questions ------------------------------------------------------------------------
 
     def is_settled(self) -> bool:
-        """Every present member's link has been measured, or did not answer."""
+        """Every tracked link has been measured, or did not answer."""
         return all(target.settled for target in self._targets.values())
 
     def figures(self) -> tuple[LinkFigures, ...]:
@@ -86,15 +86,18 @@ class LinkProber:
 
     # --- events ---------------------------------------------------------------------------
 
-    def track(self, present: Iterable[Member], now: float) -> None:
-        """Measure these members and nobody else."""
-        peers = {member.peer.name: member.peer for member in present}
+    def track(self, members: Iterable[Member], now: float) -> bool:
+        """Measure the links to these members and to nobody else; True when one is new."""
+        peers = {member.peer.name: member.peer for member in members}
         for name in [name for name in self._targets if name not in peers]:
             del self._targets[name]
+        is_new = False
         for name, peer in peers.items():
             if name not in self._targets or self._targets[name].peer != peer:
                 is_known = name in self.known
                 self._targets[name] = Target(peer, next_at=now, settled=is_known)
+                is_new = True
+        return is_new
 
     def on_echo(self, nonce: int, now: float) -> None:
         """Returns at once for an answer that is late, doubled or unasked."""

@@ -329,16 +329,19 @@ class PeerCore:
                 self.join.add(change.member.address, now)
         if changes:
             self.gossip.forget_except(m.peer for m in self.membership.members.values())
-            self.links.track(self.membership.present(), now)
-            effects += self.links.tick(self.membership.members, now)
         return effects
 
     def _pace_links(self, now: float) -> list[Effect]:
-        """Links are measured after the device, not beside it."""
+        """A link is measured when the devices at both its ends are done with themselves."""
+        at_rest = [m for m in self.membership.present() if self._is_at_rest(m.peer)]
+        is_new = self.links.track(at_rest, now)
         was_paused, self.links.is_paused = self.links.is_paused, self.local.is_measuring()
-        if not was_paused or self.links.is_paused:
-            return []
-        return self.links.tick(self.membership.members, now)
+        is_released = was_paused and not self.links.is_paused
+        return self.links.tick(self.membership.members, now) if is_new or is_released else []
+
+    def _is_at_rest(self, peer: PeerId) -> bool:
+        record = self.gossip.of(peer, DeviceRecord)
+        return isinstance(record, DeviceRecord) and (bool(record.decode) or record.model is None)
 
     def _quiet_from(self) -> float:
         """A peer that had to refute waits longer before it is planned."""
