@@ -90,6 +90,9 @@ def peer(config: Path | None, verbose: bool, as_json: bool, **flags: Any) -> Non
 
 def _run(config: PeerConfig, as_json: bool) -> Any:
     logging.getLogger("edgeshard").info("starting (loading torch takes a few seconds)")
+    from edgeshard_p2p.runtime import kernels
+
+    unusable = kernels.prepare()  # Sets limits that torch reads when it is imported, just below.
     from edgeshard_p2p.model.errors import ModelError
     from edgeshard_p2p.net.security import SecretError
     from edgeshard_p2p.net.transport import BindError
@@ -97,7 +100,7 @@ def _run(config: PeerConfig, as_json: bool) -> Any:
     from edgeshard_p2p.runtime.state import StateError
 
     try:
-        return run_peer(config)
+        return run_peer(config, unusable)
     except PeerError as error:
         fail(str(error), error.exit_code, as_json)
     except SecretError as error:

@@ -73,6 +73,8 @@ class Flow:
     """Accepted frames, for the peer to hand on."""
     lost: list[LostEdge] = field(default_factory=list)
     """Edges found lost, for the peer to act on."""
+    revision: int = 0
+    """Rises when an edge opens or is lost."""
     _specs: dict[int, EdgeSpec] = field(default_factory=dict)
     _promised: dict[int, int] = field(default_factory=dict)
     """Credit last told, by incoming edge."""
@@ -187,6 +189,7 @@ class Flow:
         if edge.is_lost:
             del self.out[edge.spec.index]
             self.lost.append(LostEdge(edge.spec, edge.drain(), edge.is_open))
+            self.revision += 1
             effects.append(CloseEdge(self.plan.id, edge.spec.index))
         return effects
 
@@ -194,6 +197,7 @@ class Flow:
         edge = self.out.get(answer.edge)
         if edge is None or not edge.on_answer(answer.epoch):
             return []
+        self.revision += 1
         return self._send(edge, edge.take_sendable(now))
 
     def on_ack(self, ack: FrameAck, now: float) -> list[Effect]:

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 
 from edgeshard_p2p.core.effects import Effect, Log, SaveGeneration, Send, Stop
 from edgeshard_p2p.core.ids import PeerId
-from edgeshard_p2p.core.membership import Membership
+from edgeshard_p2p.core.membership import Member, Membership
 from edgeshard_p2p.core.messages import (
     WIRE_MAX,
     WIRE_MIN,
     Address,
     Hello,
+    Identity,
     MemberState,
     Refused,
     Update,
@@ -57,13 +58,13 @@ class Join:
         self, hello: Hello, settings: tuple[Setting, ...], membership: Membership, now: float
     ) -> list[Effect]:
         them = hello.identity
+        effects = membership.on_successor(them, now)
         refusal = self._refusal(hello, membership)
         if refusal is not None:
             text = f"refused {them.peer} at {them.address}: {refusal.detail}"
-            return [Send(them.address, refusal), Log(text, "warning")]
-        known = membership.members.get(them.peer.name)
-        known_generation = known.peer.generation if known is not None else 0
-        effects = membership.apply(Update(them, hello.incarnation, MemberState.ALIVE), now)
+            return [*effects, Send(them.address, refusal), Log(text, "warning")]
+        known_generation = _generation_of_another_life(membership.members.get(them.peer.name), them)
+        effects += membership.apply(Update(them, hello.incarnation, MemberState.ALIVE), now)
         welcome = Welcome(
             membership.me,
             membership.incarnation,
@@ -102,7 +103,7 @@ class Join:
         self.has_met = True
         effects: list[Effect] = []
         known = welcome.known_generation
-        if known > membership.me.peer.generation:
+        if known >= membership.me.peer.generation:
             # The state directory was lost: take a life later than any that was seen.
             effects.append(SaveGeneration(known + 1))
         them = Update(welcome.identity, welcome.incarnation, MemberState.ALIVE)
@@ -134,3 +135,13 @@ class Join:
 
     def _hello(self, address: Address, membership: Membership) -> Send:
         return Send(address, Hello(membership.me, membership.incarnation))
+
+
+def _generation_of_another_life(known: Member | None, them: Identity) -> int:
+    """The generation under which ``known`` stands in the way of ``them``, or 0: a later one of
+    the same device, or one of a device (or a state directory) that is gone."""
+    if known is None:
+        return 0
+    is_other_device = known.identity.install_id != them.install_id
+    is_later = known.peer.generation > them.peer.generation
+    return known.peer.generation if is_other_device or is_later else 0

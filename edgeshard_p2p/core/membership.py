@@ -158,6 +158,8 @@ class Membership:
         probe = self._probes.get(ack.nonce)
         if probe is None or probe.target.name != ack.target:
             return effects
+        if sender.name == ack.target and sender != probe.target:
+            return effects  # Another life, at the address of the one that was probed.
         del self._probes[ack.nonce]
         member = self.members.get(ack.target)
         if probe.on_behalf_of is not None:
@@ -184,6 +186,17 @@ class Membership:
         if member is None or member.peer != sender or member.state is not MemberState.DEAD:
             return []
         return [Send(member.address, News((member.update(),)))]
+
+    def on_successor(self, them: Identity, now: float) -> list[Effect]:
+        """A peer calls from the very address of a present member of its name, and is another
+        device, or one that lost its state: whoever was there is dead."""
+        member = self.members.get(them.peer.name)
+        if member is None or not member.is_present or member.address != them.address:
+            return []
+        if member.identity.install_id == them.install_id:
+            return []
+        verdict = Update(member.identity, member.incarnation, MemberState.DEAD)
+        return [*self._believe(verdict, member, now), *self.broadcast(verdict)]
 
     # --- beliefs --------------------------------------------------------------------------
 

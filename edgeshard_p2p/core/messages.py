@@ -79,7 +79,8 @@ class Welcome(Struct, frozen=True, array_like=True, tag=2):
     identity: Identity
     incarnation: Count
     known_generation: Count
-    """The highest generation of the asker that anyone here has heard of."""
+    """Under which another life of the asker's name is known here, or 0: the asker has to live in
+    a later one."""
     updates: Updates
     settings: Settings
     wire_min: Version = WIRE_MIN

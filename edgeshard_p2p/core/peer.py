@@ -82,6 +82,7 @@ class PeerCore:
         self._started_at = 0.0
         self._now = 0.0
         self._has_seeded = False
+        self._settled_revision = -1
         self._handlers = self._event_handlers()
         self._message_handlers = self._control_handlers()
 
@@ -134,6 +135,10 @@ class PeerCore:
         """Total: late, doubled, unknown and impossible input is normal input."""
         self._now = now
         effects = self._handlers[type(event)](event, now)
+        revision = self.serving.revision()
+        if _is_routine(event) and revision == self._settled_revision:
+            return effects
+        self._settled_revision = revision
         return effects + self._settle(now)
 
     def next_deadline(self) -> float | None:
@@ -354,3 +359,11 @@ class PeerCore:
         if now < self._quiet_from():
             return "it has just started"
         return "" if self.links.is_settled() else "it is measuring its links"
+
+
+def _is_routine(event: ev.Event) -> bool:
+    """Whether this event belongs to the steady flow of tokens, which by itself changes neither
+    members nor records: bringing them up to date would cost more than the event."""
+    if isinstance(event, ev.MessageReceived):
+        return isinstance(event.message, msg.FrameAck)
+    return isinstance(event, ev.FrameReceived | ev.ForwardDone)

@@ -7,6 +7,7 @@ that moves no unit keeps the plan.  Knows nothing of how a plan is chosen.
 
 from __future__ import annotations
 
+from functools import cached_property
 from hashlib import blake2b
 from typing import Annotated
 
@@ -77,7 +78,7 @@ class Link(Struct, frozen=True, order=True, array_like=True):
         return self.occupancy_us(n_bytes) + self.delay_us
 
 
-class Snapshot(Struct, frozen=True):
+class Snapshot(Struct, frozen=True, dict=True):
     """All inputs of ``planner.choose``.  Build with ``snapshot()``, which sorts."""
 
     model: ModelSpec
@@ -85,7 +86,7 @@ class Snapshot(Struct, frozen=True):
     devices: tuple[Device, ...]
     links: tuple[Link, ...]
 
-    @property
+    @cached_property
     def id(self) -> str:
         return digest(self)
 
@@ -106,7 +107,7 @@ class Stage(Struct, frozen=True, array_like=True):
     units: UnitRange
 
 
-class Plan(Struct, frozen=True):
+class Plan(Struct, frozen=True, dict=True):
     """What is served, by whom.
 
     Every source runs ``[0, entry_end)`` for its own requests; then the shared ``stages`` follow
@@ -121,7 +122,7 @@ class Plan(Struct, frozen=True):
     stages: tuple[Stage, ...]
     planner_version: int = PLANNER_VERSION
 
-    @property
+    @cached_property
     def id(self) -> PlanId:
         return digest(self)
 

@@ -64,6 +64,10 @@ class Serving:
     def _entry(self, flow: Flow) -> EdgeSpec:
         return flow.find(EdgeKind.ENTRY, 0, flow.plan.sources.index(self.me))
 
+    def revision(self) -> int:
+        """Changes with everything here that this peer's records or plans depend on."""
+        return self.source.revision + sum(flow.revision for flow in self.flows.values())
+
     def next_deadline(self) -> float | None:
         times = [flow.next_deadline() for flow in self.flows.values()]
         times.append(self.source.next_deadline())
@@ -124,7 +128,9 @@ class Serving:
         elif event.header.kind is not FrameKind.EDGE and not self.is_loaded(plan_id):
             reason = "not_loaded"
         else:
-            return [*flow.on_frame(event, now), *self._pump(now)]
+            # The work goes out before the acknowledgement: somebody waits for its result.
+            answers = flow.on_frame(event, now)
+            return [*self._pump(now), *answers]
         dropped = [DropTensor(event.tensor)] if event.tensor is not None else []
         return [*dropped, *refuse(event.header, reason, self.membership)]
 
@@ -212,14 +218,14 @@ class Serving:
     def _settle(self, plan_id: PlanId, outcome: Outcome, now: float) -> list[Effect]:
         """Turn what a stage wants into effects."""
         flow, effects = self.flows[plan_id], list(outcome.effects)
-        for spec in outcome.consumed:
-            effects += flow.consumed(spec)
         index = self.stages[plan_id].index
         for kind, source_index, frame in outcome.offers:
             leads_to = index + 1 if kind is EdgeKind.INNER else index
             effects += flow.offer(flow.find(kind, leads_to, source_index), frame, now)
         for refusal in outcome.refusals:
             effects += self._tell_source(flow.plan, refusal, now)
+        for spec in outcome.consumed:
+            effects += flow.consumed(spec)
         return effects
 
     def _tell_source(self, plan: Plan, refusal: AttemptRefused, now: float) -> list[Effect]:

@@ -127,6 +127,8 @@ class SourceWork:
     requests: dict[RequestId, Request] = field(default_factory=dict)
     jobs: dict[int, tuple[RequestId, int, int]] = field(default_factory=dict)
     """By job number: request, attempt, rows."""
+    revision: int = 0
+    """Rises when a request comes, goes or changes its phase."""
     _sequence: int = 0
     _jobs: int = 0
     _micro_batches: int = 0
@@ -157,17 +159,30 @@ class SourceWork:
         self._sequence += 1
         request = Request(RequestId(self.me, self._sequence), prompt, now, phase_since=now)
         self.requests[request.id] = request
+        self.revision += 1
         return request
 
     def start(self, plan: Plan, now: float) -> list[SourceStep]:
         """Ask for a slot on ``plan`` for every request that waits for a plan, oldest first."""
         steps: list[SourceStep] = []
-        for request in sorted(self.requests.values(), key=lambda r: r.id):
-            if request.phase is Phase.WAITING:
-                self._enter(request, Phase.ASKING, now)
-                request.plan = plan
-                steps.append(self._ask(request, now))
+        waiting = [r for r in self.requests.values() if r.phase is Phase.WAITING]
+        for request in sorted(waiting, key=lambda r: r.id):
+            request.plan = plan
+            if request.n_known >= plan.workload.context:
+                steps += self._end_too_long(request, now)
+                continue
+            self._enter(request, Phase.ASKING, now)
+            steps.append(self._ask(request, now))
         return steps
+
+    def _end_too_long(self, request: Request, now: float) -> list[SourceStep]:
+        """It was accepted under a longer context than the swarm has now."""
+        assert request.plan is not None
+        if request.generated:
+            return self._end(request, "length", "", now)
+        context = request.plan.workload.context
+        text = f"the prompt has {request.n_known} tokens, the swarm's context is now {context}"
+        return self._end(request, "error", text, now)
 
     def _ask(self, request: Request, now: float) -> AskSlot:
         assert request.plan is not None
@@ -342,6 +357,7 @@ class SourceWork:
         if not keep_since and Phase.RUNNING in (phase, request.phase):
             request.phase_since = now
         request.phase = phase
+        self.revision += 1
 
     def _let_go(self, request: Request) -> list[SourceStep]:
         """Free what this attempt holds, here and along the stages."""
@@ -393,6 +409,7 @@ class SourceWork:
     def _end(self, request: Request, reason: str, error: str, now: float) -> list[SourceStep]:
         steps = self._let_go(request)
         del self.requests[request.id]
+        self.revision += 1
         stats = _stats(request)
         tokens = tuple(request.generated)
         return [*steps, FinishRequest(request.id, reason, stats, error, tokens)]

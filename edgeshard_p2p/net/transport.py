@@ -29,6 +29,8 @@ from edgeshard_p2p.wire.frames import PAYLOAD_BYTES_MAX, Buffer
 
 CONTROL_QUEUE = 1_000
 DATA_QUEUE = 64
+"""NOTE: ZeroMQ counts parts, not messages, and hears late of what was read: a queue of few parts
+is full when nothing is on its way."""
 BIND_TRIES = 20
 BIND_PAUSE_S = 0.1
 FROM_PEER, FROM_CLIENT = b"p", b"c"
@@ -178,7 +180,7 @@ class Transport:
 
     def send_probe(self, to: Address, parts: Sequence[Buffer]) -> None:
         if to not in self._probes:
-            self._probes[to] = self._connect(zmq.PUSH, to, 4, data_port=True)
+            self._probes[to] = self._connect(zmq.PUSH, to, DATA_QUEUE, data_port=True)
         self._send(self._probes[to], parts, "probe: queue full")
 
     def _send(self, socket: zmq.Socket[bytes], parts: Sequence[Buffer], if_full: str) -> None:

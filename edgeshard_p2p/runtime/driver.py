@@ -28,7 +28,13 @@ from edgeshard_p2p.model.library import LocalModel
 from edgeshard_p2p.net.transport import Transport
 from edgeshard_p2p.runtime.clients import Clients
 from edgeshard_p2p.runtime.compute import Compute
-from edgeshard_p2p.runtime.model_host import COMPUTE_ERRORS, ModelHost, buffer_of, tensor_of
+from edgeshard_p2p.runtime.model_host import (
+    COMPUTE_ERRORS,
+    WIRE_DTYPES,
+    ModelHost,
+    Received,
+    buffer_of,
+)
 from edgeshard_p2p.runtime.plan_worker import PlanWorker
 from edgeshard_p2p.runtime.state import Profile, State, alone_on_this_machine
 from edgeshard_p2p.wire.codec import decode_control, encode_control
@@ -87,6 +93,8 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._tensors: dict[int, Tensor] = {}
+        self._received: dict[int, Received] = {}
+        """Payloads as they came: the compute thread makes tensors of them."""
         self._n_tensors = 0
         self._performers: dict[type, Callable[[Any], None]] = {
             fx.Send: self._send,
@@ -213,17 +221,25 @@ class Driver:
         self.post(ev.FrameReceived(header, tensor, tokens, body))
 
     def _keep_received(self, header: FrameHeader, payload: Buffer) -> TensorRef | None:
-        if header.dtype not in (1, 2) or not len(payload):
+        if header.dtype not in WIRE_DTYPES or not len(payload):
             return None
-        return self._keep(tensor_of(memoryview(payload), header.dtype, header.shape))
+        self._n_tensors += 1
+        self._received[self._n_tensors] = Received(payload, header.dtype, header.shape)
+        return TensorRef(self._n_tensors, len(payload))
 
     def _keep(self, tensor: Tensor) -> TensorRef:
         self._n_tensors += 1
         self._tensors[self._n_tensors] = tensor
         return TensorRef(self._n_tensors, tensor.nbytes)
 
+    def _take_tensor(self, ref: TensorRef) -> Tensor | Received:
+        """From another peer, or from a pass on this one."""
+        received = self._received.pop(ref.id, None)
+        return received if received is not None else self._tensors.pop(ref.id)
+
     def _drop_tensor(self, effect: fx.DropTensor) -> None:
-        del self._tensors[effect.tensor.id]
+        if self._tensors.pop(effect.tensor.id, None) is None:
+            del self._received[effect.tensor.id]
 
     # --- sending --------------------------------------------------------------------------
 
@@ -305,11 +321,11 @@ class Driver:
         )
 
     def _forward(self, effect: fx.RunForward) -> None:
-        received = self._tensors.pop(effect.tensor.id) if effect.tensor is not None else None
+        rows = self._take_tensor(effect.tensor) if effect.tensor is not None else None
 
         def work() -> tuple[ForwardResult, int]:
             started_ns = time.perf_counter_ns()
-            result = self._host.forward(effect, received)
+            result = self._host.forward(effect, rows)
             return result, (time.perf_counter_ns() - started_ns) // 1000
 
         def on_done(done: tuple[ForwardResult, int]) -> None:

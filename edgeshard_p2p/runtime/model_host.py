@@ -5,7 +5,9 @@ Knows nothing of events, sockets or plans.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -21,11 +23,13 @@ from edgeshard_p2p.model.engine import Engine, EngineError, ForwardResult, use_o
 from edgeshard_p2p.model.errors import ModelError
 from edgeshard_p2p.model.kv_cache import KvError
 from edgeshard_p2p.runtime.state import Profile
+from edgeshard_p2p.wire.frames import Buffer
 
 COMPUTE_ERRORS = (EngineError, KvError, ModelError, MemoryError, OSError, RuntimeError)
 """What computing can fail with on a healthy program; torch reports a lack of memory as a
 RuntimeError.  Anything else is a bug and ends the peer."""
 
+PROGRESS_PERIOD_S = 2.0
 MEASURED_CONTEXT = 1024
 """Long enough for the largest chunk that is measured."""
 
@@ -34,9 +38,24 @@ WIRE_DTYPES = {1: torch.float32, 2: torch.bfloat16}
 Progress = Callable[[str], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Received:
+    """The payload of a frame; its size has been checked against dtype and shape."""
+
+    payload: Buffer
+    dtype: int
+    shape: tuple[int, ...]
+
+    def tensor(self) -> Tensor:
+        """The tensor, on the frame's own memory."""
+        return torch.frombuffer(self.payload, dtype=WIRE_DTYPES[self.dtype]).view(self.shape)
+
+
 class ModelHost:
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, unusable: dict[str, str]) -> None:
+        """``unusable``: dtypes whose kernels die on this machine, and how."""
         self._device = device
+        self._unusable = unusable
         self._checkpoint: Checkpoint | None = None
         self._engine: Engine | None = None
         use_one_thread()
@@ -49,6 +68,8 @@ class ModelHost:
     def measure(self, dtype: str, tile_rows: int, progress: Progress) -> Profile:
         """Times of this device's units, through an engine of their own."""
         assert self._checkpoint is not None
+        if dtype in self._unusable:
+            raise ModelError(f"this machine cannot compute in {dtype}: {self._unusable[dtype]}")
         engine = Engine(self._checkpoint, dtype, tile_rows, self._device)
         context = min(MEASURED_CONTEXT, self._checkpoint.spec.max_context)
         measured = profiler.measure(engine, context, progress)
@@ -63,9 +84,12 @@ class ModelHost:
         wanted = {unit for units in effect.units for unit in units}
         engine.drop(set(engine.held()) - wanted)
         missing = sorted(wanted - set(engine.held()))
+        told_at = time.monotonic()
         for done, unit in enumerate(missing):
+            if time.monotonic() - told_at >= PROGRESS_PERIOD_S:
+                told_at = time.monotonic()
+                progress(f"loading: {done} of {len(missing)} units are here")
             engine.load(unit)
-            progress(f"loading unit {unit} ({done + 1} of {len(missing)})")
         for role in set(engine.reserved_roles()) - {promise.role for promise in effect.kv}:
             engine.unreserve(role)
         for p in effect.kv:
@@ -85,17 +109,14 @@ class ModelHost:
         if self._engine is not None:
             self._engine.release(effect.key)
 
-    def forward(self, effect: RunForward, received: Tensor | None) -> ForwardResult:
+    def forward(self, effect: RunForward, given: Tensor | Received | None) -> ForwardResult:
         assert self._engine is not None
-        rows = torch.tensor(effect.tokens) if received is None else received
+        rows = given.tensor() if isinstance(given, Received) else given
+        if rows is None:
+            rows = torch.tensor(effect.tokens)
         if effect.spans:
             rows = torch.cat([rows[start : start + n] for start, n in effect.spans])
         return self._engine.forward(effect.units, effect.groups, rows)
-
-
-def tensor_of(payload: memoryview, dtype: int, shape: tuple[int, ...]) -> Tensor:
-    """The tensor that a frame carries, on the frame's own memory."""
-    return torch.frombuffer(payload, dtype=WIRE_DTYPES[dtype]).view(shape)
 
 
 def buffer_of(tensor: Tensor) -> memoryview:

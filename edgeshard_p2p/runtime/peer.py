@@ -60,8 +60,9 @@ class Given:
     spec: ModelSpec
 
 
-def run_peer(config: PeerConfig) -> Stop:
-    """Run until stopped; what ended it.  Raises the operator's errors of the parts it opens."""
+def run_peer(config: PeerConfig, unusable: dict[str, str]) -> Stop:
+    """Run until stopped; what ended it.  ``unusable`` names dtypes that this machine cannot
+    compute in, and why.  Raises the operator's errors of the parts it opens."""
     security = _security(config)
     advertised = _advertised(config)
     state = State(config.state_dir or default_directory(config.listen.port))
@@ -70,9 +71,10 @@ def run_peer(config: PeerConfig) -> Stop:
         budget_bytes = _budget(config.memory_bytes)
         generation = 0
         while True:
+            host = ModelHost(config.device, unusable)
             life = _Life(config, security, advertised, state, given, budget_bytes, generation)
             try:
-                return uvloop.run(life.run())
+                return uvloop.run(life.run(host))
             except Restart as restart:
                 generation = restart.generation
                 log.warning("an earlier life of this name went further: restarting as its next")
@@ -158,7 +160,7 @@ class _Life:
         self._given = given
         self._me = me
 
-    async def run(self) -> Stop:
+    async def run(self, host: ModelHost) -> Stop:
         callbacks = Callbacks(
             on_peer=lambda data: self.driver.on_peer(data),
             on_client=self._on_client,
@@ -172,7 +174,7 @@ class _Life:
         self.driver = Driver(
             self.core,
             self.transport,
-            ModelHost(self._config.device),
+            host,
             self._state,
             self._security.swarm_keys,
             self._config.device,

@@ -1,0 +1,309 @@
+"""What ``scripts/bench`` runs.  Figures are for comparing within one run, on one machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+PROMPT = "Tell me about the sea."
+HOP_TOKENS = 240
+DECODE_TOKENS = 96
+ROUNDS = 5
+READY_TIMEOUT_S = 180
+
+
+def say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def report(name: str, figures: dict[str, Any]) -> None:
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    print(json.dumps({"bench": name, **figures, "machine": machine}), flush=True)
+
+
+@click.group()
+def main() -> None:
+    """One JSON line on stdout for each benchmark."""
+
+
+# ---- hop
+
+
+def probe_peer(times_file: str, arguments: list[str]) -> None:
+    """A real peer that writes down when it begins to encode hidden states, and when a stage's
+    pass begins.  The monotonic clock is the same for all processes of a machine."""
+    from edgeshard_p2p.cli import main as edgeshard
+    from edgeshard_p2p.core.messages import FrameKind
+    from edgeshard_p2p.runtime.driver import Driver
+    from edgeshard_p2p.runtime.model_host import ModelHost
+
+    times: list[tuple[str, float]] = []
+    send_frame, forward = Driver._send_frame, ModelHost.forward
+
+    def timed_send(self: Driver, effect: Any) -> None:
+        if effect.header.kind is FrameKind.HIDDEN:
+            times.append(("encode", time.monotonic()))
+        send_frame(self, effect)
+
+    def timed_forward(self: ModelHost, effect: Any, received: Any) -> Any:
+        if effect.job.role == "stage":
+            times.append(("compute", time.monotonic()))
+        return forward(self, effect, received)
+
+    # NOTE: the driver looks its methods up when it is made, so this comes first.
+    Driver._send_frame, ModelHost.forward = timed_send, timed_forward  # type: ignore[method-assign]
+    try:
+        edgeshard(["peer", *arguments])
+    finally:
+        Path(times_file).write_text(json.dumps(times))
+
+
+@contextmanager
+def peers(scratch: Path, commands: list[list[str]]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    started = []
+    try:
+        for index, command in enumerate(commands):
+            with (scratch / f"peer{index}.log").open("wb") as log:
+                started.append(subprocess.Popen(command, stderr=log, stdout=log))
+        yield started
+    finally:
+        for process in started:
+            process.send_signal(signal.SIGINT)
+        for process in started:
+            process.wait(30)
+
+
+def edgeshard(*arguments: str) -> dict[str, Any]:
+    """The JSON that an ``edgeshard`` command prints; empty when it fails."""
+    command = [sys.executable, "-m", "edgeshard_p2p", *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    return json.loads(done.stdout) if done.returncode == 0 else {}
+
+
+def wait_until_active(address: str, scratch: Path) -> dict[str, Any]:
+    ends_at = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < ends_at:
+        status = edgeshard("status", "--peer", address)
+        if status and status["plan"]["state"] == "active":
+            return status
+        time.sleep(1)
+    logs = "\n".join(log.read_text() for log in sorted(scratch.glob("*.log")))
+    raise click.ClickException(f"the peers did not get ready:\n{logs}")
+
+
+@main.command()
+@click.option("--port", default=7951, show_default=True, help="First of four ports.")
+def hop(port: int) -> None:
+    """Start of encode on one peer's loop to start of compute on the next peer, loopback."""
+    from edgeshard_p2p.model.library import fetch_demo_model
+
+    model = fetch_demo_model(say).path
+    with tempfile.TemporaryDirectory() as directory:
+        scratch = Path(directory)
+        first, second = f"127.0.0.1:{port}", f"127.0.0.1:{port + 2}"
+        common = ["--no-mdns", "--model", str(model), "--min-members", "2"]
+        # The source has no room for more than its own part; everything else is one stage.
+        ends = [
+            ["--listen", first, "--memory", "900MiB", "--name", "source"],
+            ["--listen", second, "--join", first, "--no-source", "--name", "stage"],
+        ]
+        commands = []
+        for index, end in enumerate(ends):
+            times = str(scratch / f"times{index}.json")
+            state = ["--state-dir", str(scratch / f"state{index}")]
+            commands.append([sys.executable, __file__, "_peer", times, *common, *state, *end])
+        say("starting two peers; they measure themselves first")
+        with peers(scratch, commands):
+            plan = wait_until_active(first, scratch)["plan"]
+            run = ["run", PROMPT, "--raw", "--peer", first, "--max-tokens", str(HOP_TOKENS)]
+            answer = edgeshard(*run, "--temperature", "1.5", "--seed", "1")
+        times_of = [json.loads((scratch / f"times{i}.json").read_text()) for i in range(2)]
+    sent = [at for what, at in times_of[0] if what == "encode"]
+    begun = [at for what, at in times_of[1] if what == "compute"]
+    if len(sent) != len(begun) or len(sent) < 50:
+        raise click.ClickException(f"{len(sent)} sends and {len(begun)} passes; stages {plan}")
+    hops_ms = sorted((b - a) * 1e3 for a, b in zip(sent[1:], begun[1:], strict=True))
+    report(
+        "hop",
+        {
+            "hops": len(hops_ms),
+            "p50_ms": round(statistics.median(hops_ms), 3),
+            "p99_ms": round(hops_ms[int(len(hops_ms) * 0.99)], 3),
+            "max_ms": round(hops_ms[-1], 3),
+            "ms_per_token": answer["ms_per_token"],
+            "hidden_size": 576,
+        },
+    )
+
+
+# ---- decode
+
+
+@main.command()
+@click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+def decode(dtype: str) -> None:
+    """One engine on one core against transformers' generate, taking turns."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from edgeshard_p2p.model.engine import use_one_thread
+    from edgeshard_p2p.model.library import fetch_demo_model, manifest_digest
+    from edgeshard_p2p.model.text import Tokenizer
+    from edgeshard_p2p.model.tiles import EXACT_TILE_ROWS
+
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    use_one_thread()
+    found = fetch_demo_model(say)
+    prompt = Tokenizer(found.path).encode(PROMPT, raw=False)
+    torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    reference = AutoModelForCausalLM.from_pretrained(found.path, dtype=torch_dtype)
+    digest = manifest_digest(found.path)
+    runs: dict[str, Callable[[], list[int]]] = {
+        "transformers": lambda: _generate(reference, prompt),
+        "fast": _engine_run(found.path, digest, dtype, 0, prompt),
+        "exact": _engine_run(found.path, digest, dtype, EXACT_TILE_ROWS, prompt),
+    }
+    tokens: dict[str, list[int]] = {name: run() for name, run in runs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(ROUNDS):
+        say(f"round {number + 1} of {ROUNDS}")
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    rate = {name: DECODE_TOKENS / statistics.median(s) for name, s in seconds.items()}
+    report(
+        "decode",
+        {
+            "dtype": dtype,
+            "tokens_per_s": {name: round(value, 1) for name, value in rate.items()},
+            "fast_over_transformers": round(rate["fast"] / rate["transformers"], 3),
+            "exact_over_transformers": round(rate["exact"] / rate["transformers"], 3),
+            "same_tokens": tokens["fast"] == tokens["exact"] == tokens["transformers"],
+        },
+    )
+
+
+def _generate(reference: Any, prompt: tuple[int, ...]) -> list[int]:
+    import torch
+
+    ids = torch.tensor([prompt])
+    out = reference.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=DECODE_TOKENS,
+        min_new_tokens=DECODE_TOKENS,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
+    return list(out[0, len(prompt) :].tolist())
+
+
+def _engine_run(
+    path: Path, digest: str, dtype: str, tile_rows: int, prompt: tuple[int, ...]
+) -> Callable[[], list[int]]:
+    """A function that answers ``prompt`` with an engine that holds the whole model."""
+    import torch
+
+    from edgeshard_p2p.core.ids import PeerId, RequestId, UnitRange
+    from edgeshard_p2p.core.sampling import Sampling
+    from edgeshard_p2p.core.work import CacheKey, RowGroup
+    from edgeshard_p2p.model.checkpoint import open_checkpoint
+    from edgeshard_p2p.model.engine import Engine
+
+    engine = Engine(open_checkpoint(path, digest, "bench"), dtype, tile_rows, "cpu")
+    units = UnitRange(0, engine.spec.n_units)
+    for unit in units:
+        engine.load(unit)
+    engine.reserve("bench", units, 1, 512)
+    key = CacheKey(RequestId(PeerId("bench", 0), 0), "bench")
+
+    def run() -> list[int]:
+        engine.open(key)
+        known, position = list(prompt), 0
+        while len(known) < len(prompt) + DECODE_TOKENS:
+            new = known[position:]
+            group = RowGroup(key, position, len(new), Sampling())
+            (token,) = engine.forward(units, [group], torch.tensor(new)).tokens
+            assert token is not None
+            position = len(known)
+            known.append(token)
+        engine.release(key)
+        return known[len(prompt) :]
+
+    return run
+
+
+# ---- wire
+
+
+@main.command()
+def wire() -> None:
+    """Bytes given to ZeroMQ for one row of one decode token on one hop; acks apart."""
+    from edgeshard_p2p.core.ids import PeerId
+    from edgeshard_p2p.core.messages import FrameAck, FrameHeader, FrameKind, RowGroupHeader
+    from edgeshard_p2p.wire.codec import encode_control
+    from edgeshard_p2p.wire.frames import encode_header
+
+    hidden_size, item_bytes = 576, 4
+    peer = PeerId("a-rather-long-host-name-0123456789-ab12", 1_000)
+    group = RowGroupHeader(7, 1_000_000, 15, 131_071, 1, 131_071, 82, 1)
+    header = FrameHeader(
+        1, FrameKind.HIDDEN, peer.tag, bytes(8), 40, 10**6, 10**9, 10**9, 10**9, 10**6, 2, 1,
+        (1, hidden_size), (group,),
+    )  # fmt: skip
+    ack = FrameAck("0" * 16, 40, 10**6, 10**9, 10**9 + 8)
+    header_bytes, tensor_bytes = len(encode_header(header)), hidden_size * item_bytes
+    report(
+        "wire",
+        {
+            "header_bytes": header_bytes,
+            "tensor_bytes": tensor_bytes,
+            "frame_bytes": header_bytes + tensor_bytes,
+            "allowed_bytes": tensor_bytes + 128,
+            "ack_bytes": len(encode_control(bytes(8), peer, ack)),
+        },
+    )
+
+
+# ---- start
+
+
+@main.command()
+def start() -> None:
+    """Median wall time of an import and of --help."""
+    commands = {
+        "import_s": [sys.executable, "-c", "import edgeshard_p2p"],
+        "help_s": [sys.executable, "-m", "edgeshard_p2p", "--help"],
+    }
+    figures = {}
+    for name, command in commands.items():
+        seconds = []
+        for _ in range(2 * ROUNDS + 1):
+            started = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            seconds.append(time.perf_counter() - started)
+        figures[name] = round(statistics.median(seconds), 3)
+    report("start", figures)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["_peer"]:
+        probe_peer(sys.argv[2], sys.argv[3:])
+    else:
+        main()
