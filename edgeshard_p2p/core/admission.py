@@ -3,12 +3,15 @@
 Every stage reserves the promised slots, so one place counts for all.  First in, first out, fair
 by source, running requests before new ones, bounded.  An ask is repeated by its source until it
 is answered, so nothing here needs to be remembered by anyone else.
+
+A slot belongs to an attempt of a request.  The ask for the next attempt may overtake the release of
+the one before: it takes the slot over, and that release then frees nothing.
 Knows nothing of plans' lives or of KV itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgeshard_p2p.core.ids import PeerId, RequestId
 
@@ -19,6 +22,7 @@ RETRY_MS = 2_000
 @dataclass(frozen=True, slots=True)
 class Waiting:
     request: RequestId
+    attempt: int
     is_running: bool
     since: float
 
@@ -26,43 +30,53 @@ class Waiting:
 @dataclass(slots=True)
 class Admission:
     slots: int
-    granted: set[RequestId] = field(default_factory=set)
+    granted: dict[RequestId, int] = field(default_factory=dict)
+    """The attempt that holds the request's slot."""
     queue: dict[RequestId, Waiting] = field(default_factory=dict)
 
-    def on_ask(self, request: RequestId, waited_s: float, is_running: bool, now: float) -> str:
+    def on_ask(self, ask: Waiting) -> str:
         """``granted``, ``queued`` or ``overloaded``; the same answer to the same ask again."""
+        request = ask.request
         if request in self.granted:
+            self.granted[request] = max(ask.attempt, self.granted[request])
             return "granted"
         if request not in self.queue and len(self.queue) >= QUEUE_MAX:
             return "overloaded"
-        since = now - waited_s
-        if request in self.queue:
-            since = min(since, self.queue[request].since)
-        self.queue[request] = Waiting(request, is_running, since)
-        return "granted" if request in self.grant_next() else "queued"
+        known = self.queue.get(request)
+        if known is not None:
+            ask = replace(ask, since=min(ask.since, known.since))
+        self.queue[request] = ask
+        return "granted" if any(w.request == request for w in self.grant_next()) else "queued"
 
-    def give_back(self, request: RequestId) -> None:
-        self.granted.discard(request)
-        self.queue.pop(request, None)
+    def give_back(self, request: RequestId, attempt: int) -> None:
+        """Attempts up to this one want neither a slot nor a place in the queue any more."""
+        if self.granted.get(request, attempt + 1) <= attempt:
+            del self.granted[request]
+        if request in self.queue and self.queue[request].attempt <= attempt:
+            del self.queue[request]
 
     def forget_source(self, source: PeerId) -> None:
         """Grants and asks lapse with their source."""
         for request in [r for r in (*self.granted, *self.queue) if r.source == source]:
-            self.give_back(request)
+            self._forget(request)
 
     def forget_below(self, source: PeerId, oldest_live: int) -> None:
         """The source no longer knows of its requests below this sequence."""
         for request in [*self.granted, *self.queue]:
             if request.source == source and request.sequence < oldest_live:
-                self.give_back(request)
+                self._forget(request)
 
-    def grant_next(self) -> list[RequestId]:
+    def _forget(self, request: RequestId) -> None:
+        self.granted.pop(request, None)
+        self.queue.pop(request, None)
+
+    def grant_next(self) -> list[Waiting]:
         """Grant as many as there are slots; the new grants, for their sources to be told."""
-        new: list[RequestId] = []
+        new: list[Waiting] = []
         while self.queue and len(self.granted) < self.slots:
-            chosen = min(self.queue.values(), key=self._rank).request
-            del self.queue[chosen]
-            self.granted.add(chosen)
+            chosen = min(self.queue.values(), key=self._rank)
+            del self.queue[chosen.request]
+            self.granted[chosen.request] = chosen.attempt
             new.append(chosen)
         return new
 

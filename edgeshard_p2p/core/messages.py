@@ -196,6 +196,8 @@ class SlotAsk(Struct, frozen=True, array_like=True, tag=25):
 
     plan: PlanId
     request: RequestId
+    attempt: Small
+    """The one that is to begin with this slot."""
     waited_ms: Count
     is_running: bool
     """The request has produced tokens before: it goes ahead of new ones."""
@@ -206,15 +208,17 @@ class SlotAnswer(Struct, frozen=True, array_like=True, tag=26):
 
     plan: PlanId
     request: RequestId
+    attempt: Small
     verdict: Annotated[str, Meta(pattern="^(granted|queued|overloaded|no_such_plan)$")]
     retry_ms: Small = 0
 
 
 class SlotReturn(Struct, frozen=True, array_like=True, tag=27):
-    """A request that was asked for but never opened is no longer wanted."""
+    """The slot of an attempt that was asked for but never opened is no longer wanted."""
 
     plan: PlanId
     request: RequestId
+    attempt: Small
 
 
 ControlMessage = (

@@ -34,7 +34,10 @@ class Planning:
     _seen: tuple[int, ...] = ()
     _failures: dict[Failure, float] = field(default_factory=dict)
     """This peer's own, and when each expires."""
-    _drain_since: tuple[PlanId, float] | None = None
+    _draining: PlanId | None = None
+    """The active plan, while it has to end for the next one."""
+    _park_at: float | None = None
+    """When what still runs on it is parked; None: that is done, or need not be."""
 
     def __post_init__(self) -> None:
         me = self.membership.me.peer
@@ -88,9 +91,7 @@ class Planning:
     def next_deadlines(self) -> list[float | None]:
         times = [self.replan.next_deadline(), self.serving.next_deadline()]
         times += self._failures.values()
-        if self._drain_since is not None:
-            times.append(self._drain_since[1] + self.timing.drain_deadline_s)
-        return times
+        return [*times, self._park_at]
 
     def _edges_open(self, plan_id: PlanId) -> bool:
         flow = self.serving.flows.get(plan_id)
@@ -193,12 +194,13 @@ class Planning:
         """The active plan has to end for the next: after a while, park what still runs."""
         active = self.rollout.active
         if active is None or not self.rollout.drains_for_target(self.held_of):
-            self._drain_since = None
+            self._draining = self._park_at = None
             return []
-        if self._drain_since is None or self._drain_since[0] != active:
-            self._drain_since = (active, now)
-        if now < self._drain_since[1] + self.timing.drain_deadline_s:
+        if self._draining != active:
+            self._draining, self._park_at = active, now + self.timing.drain_deadline_s
+        if self._park_at is None or now < self._park_at:
             return []
+        self._park_at = None
         steps = self.serving.source.park_plan(active, "the next plan needs the memory", now)
         return self.serving.run(steps, now)
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from edgeshard_p2p.core.admission import RETRY_MS, Admission
+from edgeshard_p2p.core.admission import RETRY_MS, Admission, Waiting
 from edgeshard_p2p.core.edges import EdgeKind, EdgeSpec
 from edgeshard_p2p.core.effects import DropTensor, Effect, Send
 from edgeshard_p2p.core.events import ForwardDone, ForwardFailed, FrameReceived
@@ -175,7 +175,8 @@ class Serving:
         if frame.kind is FrameKind.RELEASE and plan_id in self.admissions:
             for group in frame.groups:
                 source = flow.plan.sources[group.source_index]
-                self.admissions[plan_id].give_back(RequestId(source, group.sequence))
+                request = RequestId(source, group.sequence)
+                self.admissions[plan_id].give_back(request, group.attempt)
             effects += self._tell_grants(plan_id, now)
         return effects
 
@@ -272,21 +273,19 @@ class Serving:
     def _ask(self, step: AskSlot, now: float) -> list[Effect]:
         admitting = _admitting_peer(step.plan)
         waited_ms = max(0, int(step.waited_s * 1e3))
-        ask = SlotAsk(step.plan.id, step.request, waited_ms, step.is_running)
+        ask = SlotAsk(step.plan.id, step.request, step.attempt, waited_ms, step.is_running)
         if admitting == self.me:
-            answer = self._answer(ask, now)
-            return self._run(
-                self.source.on_slot(answer.request, answer.plan, answer.verdict, now), now
-            )
+            return self._run(self._take_answer(self._answer(ask, now), now), now)
         address = self.membership.address_of(admitting)
         return [Send(address, ask)] if address is not None else []
 
     def _return_slot(self, step: ReturnSlot, now: float) -> list[Effect]:
         admitting = _admitting_peer(step.plan)
+        back = SlotReturn(step.plan.id, step.request, step.attempt)
         if admitting == self.me:
-            return self.on_slot_return(SlotReturn(step.plan.id, step.request), now)
+            return self.on_slot_return(back, now)
         address = self.membership.address_of(admitting)
-        return [Send(address, SlotReturn(step.plan.id, step.request))] if address else []
+        return [Send(address, back)] if address is not None else []
 
     # --- admission ------------------------------------------------------------------------
 
@@ -299,12 +298,16 @@ class Serving:
     def _answer(self, ask: SlotAsk, now: float) -> SlotAnswer:
         admission = self.admissions.get(ask.plan)
         if admission is None or not self.is_loaded(ask.plan):
-            return SlotAnswer(ask.plan, ask.request, "no_such_plan", RETRY_MS)
-        verdict = admission.on_ask(ask.request, ask.waited_ms / 1e3, ask.is_running, now)
-        return SlotAnswer(ask.plan, ask.request, verdict, RETRY_MS)
+            return SlotAnswer(ask.plan, ask.request, ask.attempt, "no_such_plan", RETRY_MS)
+        since = now - ask.waited_ms / 1e3
+        verdict = admission.on_ask(Waiting(ask.request, ask.attempt, ask.is_running, since))
+        return SlotAnswer(ask.plan, ask.request, ask.attempt, verdict, RETRY_MS)
+
+    def _take_answer(self, answer: SlotAnswer, now: float) -> list[SourceStep]:
+        return self.source.on_slot(answer.request, answer.attempt, answer.plan, answer.verdict, now)
 
     def on_slot_answer(self, answer: SlotAnswer, now: float) -> list[Effect]:
-        steps = self.source.on_slot(answer.request, answer.plan, answer.verdict, now)
+        steps = self._take_answer(answer, now)
         if not steps and answer.verdict == "granted" and answer.request.source == self.me:
             return self._return_unwanted(answer, now)
         return self.run(steps, now)
@@ -314,24 +317,24 @@ class Serving:
         flow = self.flows.get(answer.plan)
         if flow is None or answer.request in self.source.requests:
             return []
-        return self._return_slot(ReturnSlot(flow.plan, answer.request), now)
+        return self._return_slot(ReturnSlot(flow.plan, answer.request, answer.attempt), now)
 
     def on_slot_return(self, back: SlotReturn, now: float) -> list[Effect]:
         admission = self.admissions.get(back.plan)
         if admission is None:
             return []
-        admission.give_back(back.request)
+        admission.give_back(back.request, back.attempt)
         return self._tell_grants(back.plan, now)
 
     def _tell_grants(self, plan_id: PlanId, now: float) -> list[Effect]:
         """Grant the slots that are free now and tell the sources."""
         effects: list[Effect] = []
-        for request in self.admissions[plan_id].grant_next():
-            answer = SlotAnswer(plan_id, request, "granted")
-            if request.source == self.me:
-                effects += self._run(self.source.on_slot(request, plan_id, "granted", now), now)
+        for granted in self.admissions[plan_id].grant_next():
+            answer = SlotAnswer(plan_id, granted.request, granted.attempt, "granted")
+            if granted.request.source == self.me:
+                effects += self._run(self._take_answer(answer, now), now)
             else:
-                address = self.membership.address_of(request.source)
+                address = self.membership.address_of(granted.request.source)
                 effects += [Send(address, answer)] if address is not None else []
         return effects
 

@@ -88,6 +88,11 @@ class Request:
     def plan_id(self) -> PlanId | None:
         return self.plan.id if self.plan is not None else None
 
+    def asks_for(self, plan: PlanId, attempt: int) -> bool:
+        """Whether it waits for a slot for this very attempt on this plan."""
+        is_asking = self.phase is Phase.ASKING and self.plan_id == plan
+        return is_asking and attempt == self.attempt + 1
+
 
 @dataclass(frozen=True, slots=True)
 class AskSlot:
@@ -95,6 +100,7 @@ class AskSlot:
 
     plan: Plan
     request: RequestId
+    attempt: int
     waited_s: float
     is_running: bool
 
@@ -113,6 +119,7 @@ class ReturnSlot:
 
     plan: Plan
     request: RequestId
+    attempt: int
 
 
 SourceStep = Effect | AskSlot | OfferFrame | ReturnSlot
@@ -188,13 +195,14 @@ class SourceWork:
         assert request.plan is not None
         request.ask_at = now + self.timing.ask_repeat_s
         waited_s = now - (request.parked_at or request.created_at)
-        return AskSlot(request.plan, request.id, waited_s, bool(request.generated))
+        attempt = request.attempt + 1
+        return AskSlot(request.plan, request.id, attempt, waited_s, bool(request.generated))
 
     def on_slot(
-        self, request_id: RequestId, plan: PlanId, verdict: str, now: float
+        self, request_id: RequestId, attempt: int, plan: PlanId, verdict: str, now: float
     ) -> list[SourceStep]:
         request = self.requests.get(request_id)
-        if request is None or request.phase is not Phase.ASKING or request.plan_id != plan:
+        if request is None or not request.asks_for(plan, attempt):
             return []
         if verdict == "granted":
             return self._begin(request, now)
@@ -366,12 +374,12 @@ class SourceWork:
             return []
         request.is_computing = False
         if request.phase is Phase.ASKING:
-            return [ReturnSlot(plan, request.id)]
+            return [ReturnSlot(plan, request.id, request.attempt + 1)]
         if request.phase is not Phase.RUNNING:
             return []
         steps: list[SourceStep] = [ReleaseCache(request.key)]
         if not plan.stages:
-            return [*steps, ReturnSlot(plan, request.id)]
+            return [*steps, ReturnSlot(plan, request.id, request.attempt)]
         group = self._group(request, 0, 0, 0)
         return [*steps, OfferFrame(plan, Frame(FrameKind.RELEASE, (group,)))]
 

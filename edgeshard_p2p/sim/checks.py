@@ -1,86 +1,262 @@
-"""What must hold after every event of a simulated run, and what must come true once faults end."""
+"""What must hold after every event of a simulated run, and what must come true once faults end.
+
+Checked elsewhere because it is seen there first: equal snapshots give equal plans
+(``Simulator._plan``); units are held, KV slots are reserved and caches match positions
+(``HashModel``); every tensor is dropped once (``SimPeer.drop``).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
+from edgeshard_p2p.core import effects as fx
 from edgeshard_p2p.core.admission import QUEUE_MAX
-from edgeshard_p2p.core.edges import WINDOW
+from edgeshard_p2p.core.edges import WAITING_MAX, WINDOW
+from edgeshard_p2p.core.ids import PeerId, PlanId, unit_ranges
+from edgeshard_p2p.core.join import CONTACTS_MAX
+from edgeshard_p2p.core.membership import MEMBERS_MAX
+from edgeshard_p2p.core.messages import Identity, MemberState
+from edgeshard_p2p.core.peer import PeerCore
+from edgeshard_p2p.core.plan import kv_bytes, weight_bytes
 from edgeshard_p2p.core.source import REQUESTS_MAX
-from edgeshard_p2p.sim.compute import oracle
+from edgeshard_p2p.core.view import model_of, workload_of
 
 if TYPE_CHECKING:
-    from edgeshard_p2p.sim.simulator import SimPeer, Simulator
+    from edgeshard_p2p.sim.device import SimPeer
+    from edgeshard_p2p.sim.simulator import SimRequest, Simulator
+
+PLANS_MAX = 8
+SPINS_MAX = 20
+"""Alarms that one peer may ask for at one instant; more is a loop that never sleeps."""
+
+Belief = tuple[int, int, MemberState]
+"""(generation, incarnation, state)"""
 
 
-def check_safety(swarm: Simulator) -> None:
-    """Equal snapshots giving equal plans, and caches matching positions, are asserted where they
-    happen (``Simulator._plan``, ``HashModel.run``)."""
-    for peer in swarm.peers.values():
-        if peer.core is not None:
-            _check_incarnations(swarm, peer)
-            _check_bounds(peer)
+class Safety:
+    """Looks at the peer that an event has just happened to: nobody else has changed."""
+
+    def __init__(self, swarm: Simulator) -> None:
+        self._swarm = swarm
+        self._beliefs: dict[tuple[str, int], dict[str, Belief]] = {}
+        """What each life of each peer believed last, by name of the member."""
+        self._revisions: dict[tuple[str, int], int] = {}
+        self._was_ready: set[tuple[PeerId, PlanId]] = set()
+        """Who has ever called itself ready for which plan."""
+        self._spins: dict[str, tuple[float, int]] = {}
+
+    def check(self, peer: SimPeer, core: PeerCore) -> None:
+        self._check_beliefs(peer, core)
+        self._check_records(peer, core)
+        _check_bounds(core)
+        self._was_ready |= {(core.me, plan) for plan in core.planning.held_of(core.me).ready}
+
+    # --- one owner per fact -----------------------------------------------------------------
+
+    def _owner(self, identity: Identity) -> PeerCore | None:
+        """Who lives as exactly this: a peer that lost its disk may count from 1 again."""
+        lives = [p.core for p in self._swarm.peers.values() if p.name == identity.peer.name]
+        owners = [c for c in lives if c is not None and c.membership.me == identity]
+        return owners[0] if owners else None
+
+    def _is_relived(self, peer: PeerId) -> bool:
+        return any(peer in sim_peer.relived for sim_peer in self._swarm.peers.values())
+
+    def _check_beliefs(self, peer: SimPeer, core: PeerCore) -> None:
+        now: dict[str, Belief] = {}
+        for name, member in core.membership.members.items():
+            now[name] = (member.peer.generation, member.incarnation, member.state)
+            owner = self._owner(member.identity)
+            if owner is not None:
+                highest = owner.membership.incarnation
+                assert member.incarnation <= highest, f"{core.me} raised that of {member.peer}"
+        before = self._beliefs.get((peer.host, peer.life), {})
+        for name, belief in now.items():
+            if name in before and before[name] != belief:
+                _check_step(core, name, before[name], belief)
+        self._beliefs[peer.host, peer.life] = now
+
+    def _check_records(self, peer: SimPeer, core: PeerCore) -> None:
+        """Records are what their owner made them: copies are the same or older."""
+        key = (peer.host, peer.life)
+        if self._revisions.get(key) == core.gossip.revision:
+            return
+        self._revisions[key] = core.gossip.revision
+        for owner_id, kinds in core.gossip.records.items():
+            member = core.membership.members.get(owner_id.name)
+            owner = self._owner(member.identity) if member and member.peer == owner_id else None
+            if owner is None or self._is_relived(owner_id):
+                continue
+            own = owner.gossip.records.get(owner_id, {})
+            for kind, record in kinds.items():
+                known = own.get(kind)
+                newest = known.version if known is not None else 0
+                is_copy = record.version < newest or record == known
+                assert is_copy, f"{core.me} has {record}, its owner {known}"
+
+    # --- the data plane -----------------------------------------------------------------------
+
+    def check_forward(self, peer: SimPeer, effect: fx.RunForward) -> None:
+        """Nobody computes for a plan that it has not loaded, nor starts on one that is not
+        ready everywhere."""
+        core, plan_id = peer.core, effect.job.plan
+        assert core is not None
+        rolling = core.planning.rollout.plans.get(plan_id)
+        assert rolling is not None, f"{core.me} computes for {plan_id}, which is not its plan"
+        assert core.planning.is_loaded(plan_id), f"{core.me} computes for {plan_id}, not loaded"
+        assert effect.units in rolling.plan.units_of(core.me), f"{effect.units} not of {core.me}"
+        if effect.job.role == "entry":
+            for other in rolling.plan.peers():
+                is_ready = other == core.me or (other, plan_id) in self._was_ready
+                assert is_ready, f"{core.me} dispatches on {plan_id}, {other} was never ready"
+
+    def check_memory(self, peer: SimPeer, effect: fx.LoadUnits) -> None:
+        """Weights and KV that are asked for fit the budget together."""
+        core = peer.core
+        assert core is not None
+        model = model_of(core.gossip)
+        if model is None or not effect.units:
+            return
+        workload = workload_of(core.gossip, model, 4)
+        held = {unit for units in effect.units for unit in units}
+        n_bytes = sum(weight_bytes(model, r, effect.dtype, 0 in held) for r in effect.units)
+        for promise in effect.kv:
+            of_promise = replace(workload, context=promise.context)
+            ranges = unit_ranges(promise.units)
+            n_bytes += sum(kv_bytes(model, r, of_promise, promise.slots) for r in ranges)
+        assert n_bytes <= peer.budget_bytes, f"{core.me} loads {n_bytes} of {peer.budget_bytes}"
+
+    def check_token(self, request: SimRequest) -> None:
+        """What the user has is what one undisturbed peer would have said so far."""
+        expected = request.oracle.tokens(len(request.tokens))
+        assert request.finished is None, f"{request.id} goes on after its end"
+        assert request.tokens == expected, f"{request.id}: {request.tokens}, not {expected}"
+
+    def check_end(self, request: SimRequest, effect: fx.FinishRequest) -> None:
+        assert request.finished is None, f"{request.id} ended twice"
+        assert list(effect.tokens) == request.tokens, f"{request.id} ends with other tokens"
+        assert bool(effect.error) == (effect.finish_reason == "error"), f"{effect}"
+        n_tokens = len(request.tokens)
+        if effect.finish_reason == "length":
+            core = self._swarm.peers[request.at].core
+            assert core is not None
+            rolling = core.planning.rollout.plans[effect.stats.plan_id or ""]
+            is_full = len(request.prompt) + n_tokens >= rolling.plan.workload.context
+            assert n_tokens == request.max_tokens or is_full, f"{effect}"
+        if effect.finish_reason == "stop":
+            assert request.oracle.tokens(n_tokens + 1)[-1] in request.stop_ids, f"{effect}"
+
+    def check_spinning(self, peer: SimPeer, now: float) -> None:
+        since, n = self._spins.get(peer.host, (now, 0))
+        n = n + 1 if since == now else 1
+        self._spins[peer.host] = (now, n)
+        assert n <= SPINS_MAX, f"{peer.id} wants to be woken for ever at {now}"
 
 
-def _check_incarnations(swarm: Simulator, peer: SimPeer) -> None:
-    """Nobody believes an incarnation that its owner has not had."""
-    assert peer.core is not None
-    for name, member in peer.core.membership.members.items():
-        owner = swarm.peers[name]
-        assert member.peer.generation <= owner.generation, f"{peer.id} made up {member.peer}"
-        if owner.core is not None and member.peer == owner.core.me:
-            highest = owner.core.membership.incarnation
-            assert member.incarnation <= highest, f"{peer.id} raised {member.peer}'s incarnation"
+def _check_step(core: PeerCore, name: str, before: Belief, after: Belief) -> None:
+    """A belief gives way only to one that is newer in (generation, incarnation, state)."""
+    assert after > before, f"{core.me} went back on {name}: {before} -> {after}"
+    if after[0] == before[0]:
+        is_over = before[2] is MemberState.LEFT
+        assert not is_over, f"{core.me} takes back that {name} left: {before} -> {after}"
 
 
-def _check_bounds(peer: SimPeer) -> None:
-    assert peer.core is not None
-    serving = peer.core.serving
+def _check_bounds(core: PeerCore) -> None:
+    """Every queue is under its bound."""
+    serving, membership = core.serving, core.membership
     assert len(serving.source.requests) <= REQUESTS_MAX
+    assert len(serving.source.jobs) <= 4 * REQUESTS_MAX
+    assert len(core.join.contacts) <= CONTACTS_MAX
+    assert len(membership.members) <= MEMBERS_MAX
+    assert len(membership._rumours) <= len(membership.members) + 2
+    assert len(membership._probes) <= 8 + 2 * len(membership.members) ** 2
+    assert len(core.planning.rollout.plans) <= PLANS_MAX
     for flow in serving.flows.values():
-        for edge in flow.out.values():
-            assert len(edge._unacked) <= WINDOW, f"{peer.id} overruns {edge.spec}"
+        for out in flow.out.values():
+            assert len(out._unacked) <= WINDOW, f"{core.me} overruns {out.spec}"
+            assert len(out._waiting) < WAITING_MAX
+        for in_ in flow.in_.values():
+            assert 0 <= in_.received - in_.consumed <= WINDOW, f"{core.me} is overrun by {in_}"
     for plan_id, admission in serving.admissions.items():
         assert len(admission.queue) <= QUEUE_MAX
         assert len(admission.granted) <= serving.flows[plan_id].plan.workload.batch
 
 
-def check_tokens(swarm: Simulator) -> None:
-    """Whatever was emitted is what one undisturbed peer would have said."""
-    for request, client in swarm.requests.items():
-        prompt, max_tokens = swarm.prompts[client]
-        emitted = swarm.peers[request.source.name].emitted[request]
-        expected = oracle(prompt, swarm.spec.n_units, len(emitted))
-        assert emitted == expected, f"{request}: {emitted} instead of {expected}"
-        finished = swarm.finished.get(request)
-        if finished is not None and finished.finish_reason == "length":
-            assert len(emitted) == max_tokens, f"{request} ended after {len(emitted)} tokens"
+# --- liveness: what must come true once the faults stop -----------------------------------------
 
 
-def is_converged(swarm: Simulator) -> bool:
-    """All live peers know exactly each other and serve one plan, and nothing is left over."""
-    cores = [peer.core for peer in swarm.peers.values() if peer.core is not None]
+def is_settled(swarm: Simulator) -> bool:
+    """One plan serves; or everyone knows that none can, and why."""
+    return not swarm.lives() or _is_one_swarm(swarm) and (_serves_one_plan(swarm) or _is_known_hopeless(swarm))
+
+
+def _is_one_swarm(swarm: Simulator) -> bool:
+    """All live peers believe in exactly each other."""
+    cores = [peer.core for peer in swarm.lives() if peer.core is not None]
     ids = sorted(core.me for core in cores)
-    for core in cores:
-        others = [member.peer for member in core.membership.present()]
-        if sorted([core.me, *others]) != ids:
-            return False
-    rollouts = [core.planning.rollout for core in cores]
-    active = {rollout.active for rollout in rollouts}
-    if len(active) != 1 or None in active:
-        return False
     return all(
-        list(core.planning.rollout.plans) == [core.planning.rollout.active] for core in cores
+        sorted([core.me, *(member.peer for member in core.membership.present())]) == ids
+        for core in cores
     )
 
 
-def check_nothing_held(swarm: Simulator) -> None:
-    """With no request alive, no KV, no slot and no tensor is."""
-    for peer in swarm.peers.values():
-        if peer.core is None:
-            continue
-        assert peer.model.n_cached() == 0, f"{peer.id} still holds KV"
-        assert not peer.tensors, f"{peer.id} still holds {len(peer.tensors)} tensors"
-        for admission in peer.core.serving.admissions.values():
-            assert not admission.granted, f"{peer.id} still grants"
-            assert not admission.queue, f"{peer.id} still has askers"
+def _serves_one_plan(swarm: Simulator) -> bool:
+    """Everyone has the same active plan and no other."""
+    rollouts = [peer.core.planning.rollout for peer in swarm.lives() if peer.core is not None]
+    active = {rollout.active for rollout in rollouts}
+    if len(active) != 1 or None in active:
+        return False
+    return all(list(r.plans) == [r.active] == [r.target] for r in rollouts)
+
+
+def _is_known_hopeless(swarm: Simulator) -> bool:
+    cores = [peer.core for peer in swarm.lives() if peer.core is not None]
+    views = {_snapshot_id(core) for core in cores}
+    is_agreed = len(views) == 1
+    return is_agreed and all(
+        not core.planning.rollout.plans
+        and bool(core.planning.why_no_plan())
+        and (core.planning.replan.is_infeasible() or _snapshot_id(core) is None)
+        for core in cores
+    )
+
+
+def _snapshot_id(core: PeerCore) -> str | None:
+    view = core.planning.replan.view
+    return view.snapshot.id if view is not None and view.snapshot is not None else None
+
+
+def serving_plan(swarm: Simulator) -> PlanId | None:
+    """The plan of a settled swarm, if it has one."""
+    lives = [peer.core for peer in swarm.lives() if peer.core is not None]
+    return lives[0].planning.rollout.active if lives else None
+
+
+def leftovers(swarm: Simulator) -> list[str]:
+    """With no request alive no KV, slot or tensor is held, and no unit but the plan's: what is."""
+    return [left for peer in swarm.lives() for left in _leftovers(peer)]
+
+
+def _leftovers(peer: SimPeer) -> Iterator[str]:
+    core = peer.core
+    assert core is not None
+    for key in peer.model.caches:
+        yield f"{peer.id}: KV of {key.request} as {key.role}"
+    if peer.tensors:
+        yield f"{peer.id}: {len(peer.tensors)} tensors"
+    if core.serving.source.jobs:
+        yield f"{peer.id}: passes that it waits for"
+    for stage in core.serving.stages.values():
+        if stage.requests or stage.running:
+            yield f"{peer.id}: {stage.requests} and {stage.running} in stage {stage.index}"
+    for admission in core.serving.admissions.values():
+        if admission.granted or admission.queue:
+            yield f"{peer.id}: slots of {admission.granted}, asks of {list(admission.queue)}"
+    plan = core.planning.rollout.active_plan()
+    ranges = plan.units_of(core.me) if plan is not None else ()
+    wanted = {unit for units in ranges for unit in units}
+    if peer.model.held != wanted:
+        yield f"{peer.id}: units {peer.model.held} instead of {wanted}"

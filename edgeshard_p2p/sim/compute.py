@@ -2,7 +2,7 @@
 
 The state of a row after a unit is a hash of the state before it, the unit, and everything cached
 at that unit for the positions up to it.  So a unit left out, applied twice, out of order, or on a
-wrong cache shows in the token, which is the hash of the last state.
+wrong cache shows in the token, which is a hash of the last state.
 """
 
 from __future__ import annotations
@@ -12,68 +12,105 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from edgeshard_p2p.core.effects import KvPromise, LoadUnits, OpenCache, ReleaseCache, RunForward
-from edgeshard_p2p.core.ids import PeerId, RequestId, UnitRange
-from edgeshard_p2p.core.work import CacheKey, RowGroup
+from edgeshard_p2p.core.ids import UnitRange
+from edgeshard_p2p.core.work import CacheKey
 
 State = bytes
 VOCABULARY = 50_000
 
 
-def _hash(*parts: object) -> State:
-    return blake2b(repr(parts).encode(), digest_size=8).digest()
+def _hash(*parts: bytes) -> State:
+    return blake2b(b"".join(parts), digest_size=8).digest()
+
+
+def embed(tokens: Sequence[int]) -> list[State]:
+    return [_hash(token.to_bytes(8, "big")) for token in tokens]
 
 
 def token_of(state: State) -> int:
     return int.from_bytes(state, "big") % VOCABULARY
 
 
-def oracle(prompt: Sequence[int], n_units: int, n_tokens: int) -> list[int]:
-    """What one undisturbed peer would answer."""
-    model = HashModel(n_units)
-    model.held = set(range(n_units))
-    key = CacheKey(RequestId(PeerId("oracle", 0), 0), "oracle")
-    model.caches = {(key, unit): [] for unit in range(n_units)}
-    known, tokens = list(prompt), list[int]()
-    rows = known
-    while len(tokens) < n_tokens:
-        start = len(known) - len(rows)
-        states = model.run(UnitRange(0, n_units), key, start, [_hash(t) for t in rows])
-        tokens.append(token_of(states[-1]))
-        known.append(tokens[-1])
-        rows = known[-1:]
-    return tokens
+@dataclass(slots=True)
+class UnitCache:
+    """What one unit has seen of one request: per position, a hash of everything up to it."""
+
+    seen: list[State] = field(default_factory=list)
+
+    def apply(self, unit: int, state: State) -> State:
+        before = self.seen[-1] if self.seen else b""
+        self.seen.append(_hash(before, state))
+        return _hash(state, unit.to_bytes(2, "big"), self.seen[-1])
+
+
+class Oracle:
+    """What one undisturbed peer answers to a prompt."""
+
+    def __init__(self, prompt: Sequence[int], n_units: int) -> None:
+        self._units = [UnitCache() for _ in range(n_units)]
+        self._tokens: list[int] = []
+        self._rows = list(prompt)
+
+    def tokens(self, n: int) -> list[int]:
+        while len(self._tokens) < n:
+            states = embed(self._rows)
+            for unit, cache in enumerate(self._units):
+                states = [cache.apply(unit, state) for state in states]
+            self._tokens.append(token_of(states[-1]))
+            self._rows = self._tokens[-1:]
+        return self._tokens[:n]
 
 
 @dataclass(slots=True)
 class HashModel:
-    """One peer's part of the model.  Wrong use is an assertion: the core must not ask for it."""
+    """One peer's part of the model, with KV slots as the engine has them.  Wrong use is an
+    assertion: the core must not ask for it."""
 
-    n_units: int
     held: set[int] = field(default_factory=set)
     promised: dict[str, KvPromise] = field(default_factory=dict)
-    caches: dict[tuple[CacheKey, int], list[State]] = field(default_factory=dict)
+    caches: dict[CacheKey, dict[int, UnitCache]] = field(default_factory=dict)
+    spoilt: set[CacheKey] = field(default_factory=set)
+    """Requests of which a pass failed here: later passes of the same attempt must fail too."""
 
     def load(self, effect: LoadUnits) -> None:
         self.held = {unit for units in effect.units for unit in units}
-        kept = {(role.role, u) for role in effect.kv for u in role.units}
-        self.caches = {
-            (key, unit): cache
-            for (key, unit), cache in self.caches.items()
-            if (key.role, unit) in kept
-        }
+        self.promised = {promise.role: promise for promise in effect.kv}
+        for key, by_unit in list(self.caches.items()):
+            promise = self.promised.get(key.role)
+            if promise is None:
+                del self.caches[key]
+            else:
+                self.caches[key] = {u: c for u, c in by_unit.items() if u in promise.units}
+        for role in self.promised:
+            self._check_slots(role)
 
     def open(self, effect: OpenCache) -> None:
+        self.spoilt.discard(effect.key)
+        by_unit = self.caches.setdefault(effect.key, {})
         for unit in effect.units:
-            cache = self.caches.setdefault((effect.key, unit), [])
-            del cache[effect.position :]
+            del by_unit.setdefault(unit, UnitCache()).seen[effect.position :]
+        self._check_slots(effect.key.role)
+
+    def _check_slots(self, role: str) -> None:
+        assert role in self.promised, f"no KV is reserved for role {role}"
+        n_open = sum(1 for key in self.caches if key.role == role)
+        n_slots = self.promised[role].slots
+        assert n_open <= n_slots, f"{n_open} requests open as {role}, {n_slots} slots"
 
     def release(self, effect: ReleaseCache) -> None:
-        for key in [key for key in self.caches if key[0] == effect.key]:
-            del self.caches[key]
+        self.caches.pop(effect.key, None)
+        self.spoilt.discard(effect.key)
+
+    def spoil(self, effect: RunForward) -> None:
+        """This pass fails, and leaves the caches of its requests behind the core's idea."""
+        self.spoilt |= {group.key for group in effect.groups}
+
+    def is_spoilt(self, effect: RunForward) -> bool:
+        return any(group.key in self.spoilt for group in effect.groups)
 
     def n_cached(self) -> int:
         """Requests whose KV is held, in each role."""
-        return len({key for key, _ in self.caches})
+        return len(self.caches)
 
     def forward(
         self, effect: RunForward, states: list[State]
@@ -81,35 +118,32 @@ class HashModel:
         """The rows after the units, and the token of each group that asks for one."""
         out: list[State] = []
         tokens: list[int | None] = []
-        spans = effect.spans or _spans(effect.groups)
-        for group, (start, rows) in zip(effect.groups, spans, strict=True):
-            after = self.run(effect.units, group.key, group.position, states[start : start + rows])
+        for group, (start, rows) in zip(effect.groups, _spans(effect), strict=True):
+            after = self._run(effect.units, group.key, group.position, states[start : start + rows])
             out += after
             tokens.append(token_of(after[-1]) if group.emit is not None else None)
         return out, tokens
 
-    def run(
+    def _run(
         self, units: UnitRange, key: CacheKey, position: int, states: list[State]
     ) -> list[State]:
+        assert key in self.caches, f"{key} is not open"
+        context = self.promised[key.role].context
         for unit in units:
             assert unit in self.held, f"unit {unit} computed but not held"
-            cache = self.caches[key, unit]
-            assert len(cache) == position, f"{key} unit {unit}: {len(cache)} != {position}"
-            after = []
-            for state in states:
-                cache.append(state)
-                after.append(_hash(state, unit, tuple(cache)))
-            states = after
+            cache = self.caches[key][unit]
+            n_seen = len(cache.seen)
+            assert n_seen == position, f"{key} unit {unit}: {n_seen} cached, not {position}"
+            assert n_seen + len(states) <= context, f"{key} runs over its context of {context}"
+            states = [cache.apply(unit, state) for state in states]
         return states
 
 
-def embed(tokens: Sequence[int]) -> list[State]:
-    return [_hash(token) for token in tokens]
-
-
-def _spans(groups: Sequence[RowGroup]) -> list[tuple[int, int]]:
+def _spans(effect: RunForward) -> tuple[tuple[int, int], ...]:
+    if effect.spans:
+        return effect.spans
     spans, start = [], 0
-    for group in groups:
+    for group in effect.groups:
         spans.append((start, group.rows))
         start += group.rows
-    return spans
+    return tuple(spans)

@@ -1,8 +1,10 @@
-"""The simulated network: delay, loss and cuts between pairs, all drawn from one seed."""
+"""The simulated network: delay, loss, doubling, reordering and cuts, all drawn from one seed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import product
 from random import Random
 
 
@@ -12,20 +14,42 @@ class Network:
     delay_s: float = 0.001
     jitter_s: float = 0.001
     loss: float = 0.0
+    doubled: float = 0.0
+    """Share of the messages that arrive twice."""
+    overtaken: float = 0.0
+    """Share of the messages that are held up, so that later ones overtake them."""
+    held_up_s: float = 0.3
     bytes_per_s: float = 1e8
     cuts: set[tuple[str, str]] = field(default_factory=set)
     """Ordered pairs (from, to) between which nothing passes."""
 
-    def partition(self, a: list[str], b: list[str]) -> None:
-        for x in a:
-            for y in b:
-                self.cuts |= {(x, y), (y, x)}
+    def cut(self, sender: str, receiver: str) -> None:
+        """One way only."""
+        self.cuts.add((sender, receiver))
+
+    def partition(self, a: Iterable[str], b: Iterable[str]) -> None:
+        for x, y in product(list(a), list(b)):
+            self.cuts |= {(x, y), (y, x)}
 
     def repair(self) -> None:
         self.cuts.clear()
 
-    def transit_s(self, sender: str, receiver: str, n_bytes: int) -> float | None:
-        """When a message sent now arrives, from now; None when it is lost."""
+    def calm(self) -> None:
+        """From now on every message arrives, once and in order of its delay."""
+        self.repair()
+        self.loss = self.doubled = self.overtaken = 0.0
+
+    def transits_s(self, sender: str, receiver: str, n_bytes: int) -> list[float]:
+        """When the copies of a message sent now arrive, from now; none when it is lost."""
         if (sender, receiver) in self.cuts or self.rng.random() < self.loss:
-            return None
-        return self.delay_s + self.rng.random() * self.jitter_s + n_bytes / self.bytes_per_s
+            return []
+        copies = 2 if self.rng.random() < self.doubled else 1
+        return [self._transit_s(n_bytes) for _ in range(copies)]
+
+    def _transit_s(self, n_bytes: int) -> float:
+        held_up_s = self.rng.random() * self.held_up_s if self._is_overtaken() else 0.0
+        jitter_s = self.rng.random() * self.jitter_s
+        return self.delay_s + jitter_s + n_bytes / self.bytes_per_s + held_up_s
+
+    def _is_overtaken(self) -> bool:
+        return self.rng.random() < self.overtaken

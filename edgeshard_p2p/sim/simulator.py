@@ -1,6 +1,6 @@
 """The deterministic simulator: a seeded queue of events over N real PeerCores.
 
-    swarm = Simulator(seed=7); swarm.start("a"); swarm.run(until=5.0); swarm.crash("a") ...
+    swarm = Simulator(seed=7); swarm.add("a"); swarm.start("a"); swarm.run(until=5.0) ...
 
 The same seed gives the same run, event for event.  Safety is checked after each event.
 """
@@ -8,7 +8,6 @@ The same seed gives the same run, event for event.  Safety is checked after each
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -16,29 +15,27 @@ from typing import Any
 
 from edgeshard_p2p.core import effects as fx
 from edgeshard_p2p.core import events as ev
-from edgeshard_p2p.core.ids import PeerId, RequestId
-from edgeshard_p2p.core.messages import Address, Identity, Open, ProbeBody
+from edgeshard_p2p.core.ids import RequestId
+from edgeshard_p2p.core.messages import Address, ProbeBody
 from edgeshard_p2p.core.model_spec import ModelSpec
-from edgeshard_p2p.core.peer import CoreConfig, PeerCore
 from edgeshard_p2p.core.plan import Choice
 from edgeshard_p2p.core.planner import choose
-from edgeshard_p2p.core.records import UnitTimes
 from edgeshard_p2p.core.sampling import Sampling
-from edgeshard_p2p.core.work import TensorRef
-from edgeshard_p2p.sim.checks import check_safety
-from edgeshard_p2p.sim.compute import HashModel, State, embed
+from edgeshard_p2p.core.settings import SettingValue
+from edgeshard_p2p.sim.checks import Safety
+from edgeshard_p2p.sim.compute import Oracle
+from edgeshard_p2p.sim.device import LOAD_S, MEASURE_S, OPEN_S, SimPeer
 from edgeshard_p2p.sim.network import Network
 from edgeshard_p2p.wire.codec import decode_control, encode_control
 from edgeshard_p2p.wire.frames import decode_frame, encode_body, encode_header, encode_probe
 
 SWARM = b"simulate"
-PORT = 7911
 
 
-def small_model(n_blocks: int = 4) -> ModelSpec:
+def small_model(n_blocks: int = 4, name: str = "hash-chain") -> ModelSpec:
     return ModelSpec(
-        name="hash-chain",
-        digest="5" * 64,
+        name=name,
+        digest=name.encode().hex().ljust(64, "0")[:64],
         family="hash",
         hidden_size=8,
         vocab_size=50_000,
@@ -52,37 +49,23 @@ def small_model(n_blocks: int = 4) -> ModelSpec:
 
 
 @dataclass(slots=True)
-class Finished:
-    request: RequestId
-    finish_reason: str
-    error: str
-    tokens: list[int]
-    stats: fx.RequestStats
+class SimRequest:
+    """A prompt as its user sees it."""
 
-
-@dataclass(slots=True)
-class SimPeer:
-    """One device: what survives a crash, and its present life."""
-
-    name: str
-    budget_bytes: int
-    is_source: bool
-    block_us: int
-    generation: int = 0
-    core: PeerCore | None = None
-    model: HashModel = field(default_factory=lambda: HashModel(0))
-    tensors: dict[int, list[State]] = field(default_factory=dict)
-    busy_until: float = 0.0
-    life: int = 0
-    """Rises at each start and crash: events of an earlier life are void."""
-    is_frozen: bool = False
-    stopped: fx.Stop | None = None
-    emitted: dict[RequestId, list[int]] = field(default_factory=lambda: defaultdict(list))
-    n_tensors: int = 0
+    client: str
+    at: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    oracle: Oracle
+    stop_ids: frozenset[int] = frozenset()
+    id: RequestId | None = None
+    tokens: list[int] = field(default_factory=list)
+    rejected: str | None = None
+    finished: fx.FinishRequest | None = None
 
     @property
-    def id(self) -> PeerId:
-        return PeerId(self.name, self.generation)
+    def is_answered(self) -> bool:
+        return self.finished is not None and self.finished.finish_reason in ("length", "stop")
 
 
 class Simulator:
@@ -91,15 +74,20 @@ class Simulator:
         self.now = 0.0
         self.network = Network(Random(seed + 1), loss=loss)
         self.spec = small_model(n_blocks)
+        self.timer_lag_s = 0.0
+        """Alarms ring up to so much too late."""
         self.peers: dict[str, SimPeer] = {}
-        self.finished: dict[RequestId, Finished] = {}
-        self.prompts: dict[str, tuple[tuple[int, ...], int]] = {}
-        self.requests: dict[RequestId, str] = {}
-        self.rejected: dict[str, str] = {}
-        self.plans: dict[str, Choice] = {}
-        """Every choice by snapshot id: equal inputs must give equal plans on every peer."""
+        self.requests: dict[str, SimRequest] = {}
+        """By client."""
+        self.by_id: dict[RequestId, SimRequest] = {}
+        self.choices: dict[str, Choice] = {}
+        """By snapshot id: equal inputs must give equal plans on every peer."""
+        self.safety = Safety(self)
         self.log: list[str] = []
+        """Transitions of the peers and deeds of the operator: a run reads as a story."""
         self.n_events = 0
+        self.record: list[str] | None = None
+        """Every event, as text; None: not wanted."""
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._performers: dict[type, Callable[[SimPeer, Any], None]] = {
@@ -110,136 +98,198 @@ class Simulator:
             fx.MeasureDevice: self._measure,
             fx.ComputePlan: self._plan,
             fx.LoadUnits: self._load,
-            fx.OpenCache: lambda peer, effect: self._compute(peer, 0, peer.model.open, effect),
-            fx.ReleaseCache: lambda peer, e: self._compute(peer, 0, peer.model.release, e),
+            fx.OpenCache: lambda peer, effect: self._touch(peer, peer.model.open, effect),
+            fx.ReleaseCache: lambda peer, effect: self._touch(peer, peer.model.release, effect),
             fx.RunForward: self._forward,
-            fx.DropTensor: lambda peer, effect: self._drop(peer, effect.tensor),
-            fx.Accepted: self._accepted,
-            fx.Rejected: lambda _, effect: self.rejected.update({effect.client: effect.reason}),
-            fx.EmitToken: lambda peer, e: peer.emitted[e.request].append(e.token),
+            fx.DropTensor: lambda peer, effect: peer.drop(effect),
+            fx.Accepted: self._accept,
+            fx.Rejected: self._reject,
+            fx.EmitToken: self._emit,
             fx.FinishRequest: self._finish,
             fx.SaveGeneration: self._relive,
+            fx.SaveLinks: self._save_links,
             fx.Stop: self._stop,
-            fx.Log: lambda peer, e: self.log.append(f"{self.now:9.4f} {peer.id} {e.text}"),
+            fx.Log: lambda peer, effect: self._tell(f"{peer.id} {effect.text}"),
         }
 
     # --- the operator ---------------------------------------------------------------------
 
     def add(
-        self, name: str, budget_bytes: int = 10**9, is_source: bool = True, block_us: int = 1000
+        self,
+        name: str,
+        budget_bytes: int = 10**9,
+        is_source: bool = True,
+        block_us: int = 1000,
+        models: tuple[ModelSpec, ...] | None = None,
+        host: str = "",
     ) -> SimPeer:
-        self.peers[name] = SimPeer(name, budget_bytes, is_source, block_us)
-        return self.peers[name]
+        """A device.  ``host`` names it on the network where two peers share a name."""
+        host = host or name
+        install_id = host.encode().hex().ljust(16, "0")[:16]
+        found = (self.spec,) if models is None else models
+        peer = SimPeer(name, found, budget_bytes, is_source, block_us, install_id, host)
+        self.peers[host] = peer
+        return peer
 
-    def start(self, name: str, join: tuple[str, ...] = (), **options: Any) -> None:
+    def start(self, host: str, join: tuple[str, ...] = (), **options: Any) -> None:
         """Begin a life; ``options`` go to CoreConfig."""
-        peer = self.peers[name]
+        peer = self.peers[host]
+        given = {"wishes": {"model": peer.models[0]}} if peer.models else {}
+        joined = tuple(self.peers[other].address for other in join)
+        peer.options = {**given, "join": joined, **options}
         peer.generation += 1
-        peer.life += 1
-        peer.is_frozen, peer.stopped = False, None
-        peer.model = HashModel(self.spec.n_units)
-        peer.tensors, peer.busy_until = {}, self.now
-        identity = Identity(peer.id, _install_id(name), Address(name, PORT))
-        config = CoreConfig(
-            me=identity,
-            is_source=peer.is_source,
-            budget_bytes=peer.budget_bytes,
-            tile_rows=4,
-            join=tuple(Address(other, PORT) for other in join),
-            **{"wishes": {"model": self.spec}, **options},
-        )
-        peer.core = PeerCore(config, Random(self.rng.random()))
-        self._feed(peer, ev.ModelOpened(self.spec.digest, self.spec))
+        self._begin(peer)
+
+    def restart(self, host: str) -> None:
+        """End its life, if there is one, and begin the next as the last was begun."""
+        peer = self.peers[host]
+        peer.generation += 1
+        self._begin(peer)
+
+    def _begin(self, peer: SimPeer) -> None:
+        core = peer.begin(self.now, Random(self.rng.random()))
+        self._tell(f"{peer.id} starts")
+        wish = core.config.wishes.get("model")
+        if isinstance(wish, ModelSpec):
+            self._feed(peer, peer.open_model(wish.digest))
         self._feed(peer, ev.Started())
 
-    def crash(self, name: str) -> None:
-        peer = self.peers[name]
-        peer.life += 1
-        peer.core = None
+    def discover(self, host: str, other: str) -> None:
+        """Multicast shows ``other`` to ``host``."""
+        self._later(self.peers[host], 0.0, ev.PeerDiscovered(self.peers[other].address))
 
-    def leave(self, name: str) -> None:
-        self._feed(self.peers[name], ev.StopAsked())
+    def crash(self, host: str) -> None:
+        self.peers[host].end()
+        self._tell(f"{self.peers[host].id} crashes")
 
-    def freeze(self, name: str) -> None:
-        self.peers[name].is_frozen = True
+    def leave(self, host: str) -> None:
+        self._feed(self.peers[host], ev.StopAsked())
 
-    def thaw(self, name: str) -> None:
-        peer = self.peers[name]
-        peer.is_frozen = False
+    def freeze(self, host: str) -> None:
+        self.peers[host].is_frozen = True
+
+    def thaw(self, host: str) -> None:
+        """It finds everything that came meanwhile, in order, and its alarm long due."""
+        peer = self.peers[host]
+        if not peer.is_frozen:
+            return
+        peer.is_frozen, peer.ringing_at = False, None
+        for action in peer.backlog:
+            self._at(self.now, action)
+        peer.backlog.clear()
         self._arm(peer)
 
-    def submit(self, name: str, prompt: tuple[int, ...], max_tokens: int, client: str = "") -> str:
-        client = client or f"client-{len(self.prompts)}"
-        self.prompts[client] = (prompt, max_tokens)
-        event = ev.PromptSubmitted(client, prompt, max_tokens, Sampling(), frozenset())
-        self._feed(self.peers[name], event)
-        return client
+    def submit(
+        self,
+        host: str,
+        prompt: tuple[int, ...],
+        max_tokens: int,
+        stop_ids: frozenset[int] = frozenset(),
+    ) -> SimRequest:
+        client, n_units = f"client-{len(self.requests)}", self.spec.n_units
+        request = SimRequest(client, host, prompt, max_tokens, Oracle(prompt, n_units), stop_ids)
+        self.requests[client] = request
+        event = ev.PromptSubmitted(client, prompt, max_tokens, Sampling(), stop_ids)
+        self._feed(self.peers[host], event)
+        return request
+
+    def cancel(self, request: SimRequest) -> None:
+        assert request.id is not None
+        self._feed(self.peers[request.at], ev.RequestCancelled(request.id))
+
+    def set(self, host: str, key: str, value: SettingValue) -> None:
+        self._feed(self.peers[host], ev.SettingAsked(key, value))
+
+    def lives(self) -> list[SimPeer]:
+        return [peer for peer in self.peers.values() if peer.core is not None]
+
+    def unended(self) -> list[SimRequest]:
+        """Accepted requests whose source still lives the life in which it accepted them."""
+        alive = {peer.id for peer in self.lives()}
+        accepted = [r for r in self.requests.values() if r.id is not None and r.finished is None]
+        return [r for r in accepted if r.id is not None and r.id.source in alive]
 
     # --- the clock ------------------------------------------------------------------------
 
     def run(self, until: float) -> None:
         while self._queue and self._queue[0][0] <= until:
-            self.now, _, action = heapq.heappop(self._queue)
-            action()
-        self.now = until
+            self._step()
+        self.now = max(self.now, until)
 
-    def run_while(self, condition: Callable[[], bool], limit_s: float) -> bool:
-        """Run until ``condition`` fails; False when it still holds after ``limit_s``."""
+    def run_until(self, condition: Callable[[], bool], limit_s: float) -> bool:
+        """Run until ``condition`` holds; False when it does not within ``limit_s``."""
         ends_at = self.now + limit_s
-        while condition():
+        while not condition():
             if not self._queue or self._queue[0][0] > ends_at:
                 return False
-            self.now, _, action = heapq.heappop(self._queue)
-            action()
+            self._step()
         return True
+
+    def _step(self) -> None:
+        self.now, _, action = heapq.heappop(self._queue)
+        action()
 
     def _at(self, time: float, action: Callable[[], None]) -> None:
         self._order += 1
         heapq.heappush(self._queue, (time, self._order, action))
 
-    def _later(self, peer: SimPeer, delay_s: float, event: ev.Event) -> None:
-        life = peer.life
-        self._at(self.now + delay_s, lambda: self._feed_life(peer, life, event))
-
-    def _feed_life(self, peer: SimPeer, life: int, event: ev.Event) -> None:
+    def _when_awake(self, peer: SimPeer, life: int, action: Callable[[], None]) -> None:
         if peer.life != life or peer.core is None:
             return
         if peer.is_frozen:
-            # A frozen process finds everything that came meanwhile when it thaws.
-            self._at(self.now + 0.1, lambda: self._feed_life(peer, life, event))
-            return
-        self._feed(peer, event)
+            peer.backlog.append(lambda: self._when_awake(peer, life, action))
+        else:
+            action()
+
+    def _later(self, peer: SimPeer, delay_s: float, event: ev.Event) -> None:
+        life = peer.life
+        act = lambda: self._when_awake(peer, life, lambda: self._feed(peer, event))  # noqa: E731
+        self._at(self.now + delay_s, act)
 
     def _feed(self, peer: SimPeer, event: ev.Event) -> None:
-        if peer.core is None:
+        if peer.core is None or peer.is_frozen:
             return
         self.n_events += 1
-        effects = peer.core.handle(event, self.now)
-        for effect in effects:
+        if self.record is not None:
+            self.record.append(f"{self.now:.6f} {peer.id} {event}")
+        core, life = peer.core, peer.life
+        for effect in core.handle(event, self.now):
             self._perform(peer, effect)
-        check_safety(self)
-        self._arm(peer)
+        if peer.life == life:
+            self.safety.check(peer, core)
+            self._arm(peer)
+
+    def _perform(self, peer: SimPeer, effect: fx.Effect) -> None:
+        performer = self._performers.get(type(effect))
+        # A process that ends still says its last words, and does nothing more.
+        if performer is not None and (peer.core is not None or isinstance(effect, fx.Send)):
+            performer(peer, effect)
 
     def _arm(self, peer: SimPeer) -> None:
         if peer.core is None:
             return
         deadline = peer.core.next_deadline()
-        if deadline is None:
+        if deadline is None or deadline == peer.ringing_at:
             return
-        life = peer.life
-        self._at(max(deadline, self.now), lambda: self._ring(peer, life, deadline))
+        peer.ringing_at, life = deadline, peer.life
+        lag_s = self.rng.random() * self.timer_lag_s
+        rings_at = max(deadline, self.now) + lag_s
 
-    def _ring(self, peer: SimPeer, life: int, deadline: float) -> None:
+        def act() -> None:
+            self._when_awake(peer, life, lambda: self._ring(peer, deadline))
+
+        self._at(rings_at, act)
+
+    def _ring(self, peer: SimPeer, deadline: float) -> None:
         # Only the alarm that is still wanted rings.
-        if peer.life != life or peer.core is None or peer.is_frozen:
+        if peer.ringing_at != deadline:
             return
-        if peer.core.next_deadline() == deadline:
-            self._feed(peer, ev.DeadlineReached())
+        peer.ringing_at = None
+        self.safety.check_spinning(peer, self.now)
+        self._feed(peer, ev.DeadlineReached())
 
-    def _perform(self, peer: SimPeer, effect: fx.Effect) -> None:
-        performer = self._performers.get(type(effect))
-        if performer is not None:
-            performer(peer, effect)
+    def _tell(self, text: str) -> None:
+        self.log.append(f"{self.now:9.4f} {text}")
 
     # --- the network ----------------------------------------------------------------------
 
@@ -247,14 +297,15 @@ class Simulator:
         self, sender: SimPeer, to: Address, n_bytes: int, make: Callable[[SimPeer], ev.Event]
     ) -> None:
         receiver = self.peers.get(to.host)
-        transit_s = self.network.transit_s(sender.name, to.host, n_bytes)
-        if receiver is None or transit_s is None:
+        if receiver is None:
             return
 
         def arrive() -> None:
-            self._feed_life(receiver, receiver.life, make(receiver))
+            life = receiver.life
+            self._when_awake(receiver, life, lambda: self._feed(receiver, make(receiver)))
 
-        self._at(self.now + transit_s, arrive)
+        for transit_s in self.network.transits_s(sender.host, to.host, n_bytes):
+            self._at(self.now + transit_s, arrive)
 
     def _send(self, peer: SimPeer, effect: fx.Send) -> None:
         data = encode_control(SWARM, peer.id, effect.message)
@@ -268,103 +319,87 @@ class Simulator:
         header, _, body = decode_frame([encode_header(effect.header), payload])
 
         def make(receiver: SimPeer) -> ev.Event:
-            tensor = self._keep(receiver, states) if states else None
+            tensor = receiver.keep(list(states)) if states else None
             return ev.FrameReceived(header, tensor, effect.tokens, body)
 
         self._deliver(peer, effect.to, len(payload) + 64, make)
 
     def _send_probe(self, peer: SimPeer, effect: fx.SendProbe) -> None:
-        address = Address(peer.name, PORT)
-        parts = encode_probe(peer.id, address, effect.nonce, effect.n_bytes)
+        parts = encode_probe(peer.id, peer.address, effect.nonce, 0)
         header, _, body = decode_frame(parts)
-        assert isinstance(body, (ProbeBody, Open))
-        self._deliver(
-            peer, effect.to, effect.n_bytes, lambda _: ev.FrameReceived(header, body=body)
-        )
+        assert isinstance(body, ProbeBody)
+        event = ev.FrameReceived(header, body=body)
+        self._deliver(peer, effect.to, effect.n_bytes, lambda _: event)
 
     # --- the device -----------------------------------------------------------------------
 
-    def _keep(self, peer: SimPeer, states: list[State]) -> TensorRef:
-        peer.n_tensors += 1
-        peer.tensors[peer.n_tensors] = states
-        return TensorRef(peer.n_tensors, len(states) * self.spec.hidden_bytes("fp32"))
-
-    def _drop(self, peer: SimPeer, tensor: TensorRef) -> None:
-        del peer.tensors[tensor.id]
-
     def _open_model(self, peer: SimPeer, effect: fx.OpenModel) -> None:
-        self._later(peer, 0.01, ev.ModelOpened(effect.digest, self.spec))
+        self._compute(peer, OPEN_S, lambda: peer.open_model(effect.digest))
 
     def _measure(self, peer: SimPeer, effect: fx.MeasureDevice) -> None:
-        figures = (UnitTimes(1, max(1, peer.block_us // 10), peer.block_us, peer.block_us),)
-        event = ev.DeviceMeasured(self.spec.digest, effect.dtype, effect.numerics, figures, figures)
-        self._later(peer, 0.2, event)
+        self._compute(peer, MEASURE_S, lambda: peer.measure(effect))
+
+    def _load(self, peer: SimPeer, effect: fx.LoadUnits) -> None:
+        self.safety.check_memory(peer, effect)
+        self._compute(peer, LOAD_S, lambda: peer.load(effect))
+
+    def _touch(self, peer: SimPeer, work: Callable[[Any], None], effect: Any) -> None:
+        self._compute(peer, 0.0, lambda: work(effect))
+
+    def _forward(self, peer: SimPeer, effect: fx.RunForward) -> None:
+        self.safety.check_forward(peer, effect)
+        self._compute(peer, peer.forward_s(effect), lambda: peer.forward(effect))
+
+    def _compute(
+        self, peer: SimPeer, duration_s: float, work: Callable[[], ev.Event | None]
+    ) -> None:
+        """Queue ``work`` on the peer's one compute thread; what it returns happens to the core."""
+        life = peer.life
+        peer.busy_until = max(peer.busy_until, self.now) + duration_s
+
+        def act() -> None:
+            event = work()
+            if event is not None:
+                self._feed(peer, event)
+
+        self._at(peer.busy_until, lambda: self._when_awake(peer, life, act))
 
     def _plan(self, peer: SimPeer, effect: fx.ComputePlan) -> None:
         choice = choose(effect.snapshot)
-        known = self.plans.setdefault(choice.snapshot_id, choice)
+        known = self.choices.setdefault(choice.snapshot_id, choice)
         assert known == choice, f"one snapshot, two plans: {known} and {choice}"
         self._later(peer, 0.01 + self.rng.random() * 0.05, ev.PlanComputed(choice))
 
-    def _compute(
-        self, peer: SimPeer, duration_s: float, work: Callable[[Any], Any], effect: Any
-    ) -> None:
-        """Queue ``work`` on the one compute thread."""
-        life = peer.life
-        done_at = max(peer.busy_until, self.now) + duration_s
-        peer.busy_until = done_at
-
-        def act() -> None:
-            if peer.life == life:
-                work(effect)
-
-        self._at(done_at, act)
-
-    def _load(self, peer: SimPeer, effect: fx.LoadUnits) -> None:
-        def work(effect: fx.LoadUnits) -> None:
-            peer.model.load(effect)
-            self._later(peer, 0.0, ev.UnitsLoaded(effect.load))
-
-        self._compute(peer, 0.2, work, effect)
-
-    def _forward(self, peer: SimPeer, effect: fx.RunForward) -> None:
-        duration_s = len(effect.units) * peer.block_us * 1e-6
-
-        def work(effect: fx.RunForward) -> None:
-            if effect.tensor is not None:
-                states = peer.tensors.pop(effect.tensor.id)
-            else:
-                states = embed(effect.tokens)
-            out, tokens = peer.model.forward(effect, states)
-            is_head = self.spec.head_unit in effect.units
-            hidden = None if is_head else self._keep(peer, out)
-            done = ev.ForwardDone(
-                effect.job, int(duration_s * 1e6), hidden, tuple(tokens) if is_head else ()
-            )
-            self._later(peer, 0.0, done)
-
-        self._compute(peer, duration_s, work, effect)
+    def _save_links(self, peer: SimPeer, effect: fx.SaveLinks) -> None:
+        peer.known_links = effect.links
 
     # --- the user's side ------------------------------------------------------------------
 
-    def _accepted(self, _: SimPeer, effect: fx.Accepted) -> None:
-        self.requests[effect.request] = effect.client
+    def _accept(self, _: SimPeer, effect: fx.Accepted) -> None:
+        request = self.requests[effect.client]
+        request.id = effect.request
+        self.by_id[effect.request] = request
 
-    def _finish(self, peer: SimPeer, effect: fx.FinishRequest) -> None:
-        assert effect.request not in self.finished, f"{effect.request} ended twice"
-        tokens = peer.emitted[effect.request]
-        self.finished[effect.request] = Finished(
-            effect.request, effect.finish_reason, effect.error, tokens, effect.stats
-        )
+    def _reject(self, _: SimPeer, effect: fx.Rejected) -> None:
+        self.requests[effect.client].rejected = effect.reason
+
+    def _emit(self, _: SimPeer, effect: fx.EmitToken) -> None:
+        request = self.by_id[effect.request]
+        request.tokens.append(effect.token)
+        self.safety.check_token(request)
+
+    def _finish(self, _: SimPeer, effect: fx.FinishRequest) -> None:
+        request = self.by_id[effect.request]
+        self.safety.check_end(request, effect)
+        request.finished = effect
 
     def _relive(self, peer: SimPeer, effect: fx.SaveGeneration) -> None:
-        peer.generation = effect.generation - 1
-        peer.stopped = fx.Stop(0, "restarting in a later generation")
+        """An earlier life went further: this one ends, and a later one begins at once."""
+        peer.end()
+        peer.generation = effect.generation
+        self._at(self.now, lambda: self._begin(peer) if peer.core is None else None)
 
     def _stop(self, peer: SimPeer, effect: fx.Stop) -> None:
         peer.stopped = effect
-        self.crash(peer.name)
-
-
-def _install_id(name: str) -> str:
-    return name.encode().hex().ljust(16, "0")[:16]
+        peer.end()
+        self._tell(f"{peer.id} stops: {effect.exit_code} {effect.text}")

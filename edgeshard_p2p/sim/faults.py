@@ -1,0 +1,231 @@
+"""A random swarm, random faults, and then peace: all drawn from one seed.
+
+    run_seed(7)      raises AssertionError when anything is not as it must be
+
+While faults happen, safety is checked after every event (``checks.Safety``).  Once they stop, the
+swarm must settle, stay settled, answer a prompt at every source, and hold nothing afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from edgeshard_p2p.sim import checks
+from edgeshard_p2p.sim.simulator import SimRequest, Simulator
+
+BUDGETS = (20_000, 30_000, 45_000, 60_000, 120_000, 10**9)
+"""A unit weighs 4,000 bytes, the KV of one request in one block 8,192: from a peer that holds
+little more than its entry to one that holds everything."""
+BLOCK_US = (500, 1_000, 3_000, 10_000)
+SLOWER = 20
+SLOWEST_US = 40_000
+SETTLE_S = 120.0
+"""Beyond the memory of failures, which keeps a peer or a link out for a minute."""
+STAYS_S = 3.0
+END_S = 200.0
+GRACE_S = 30.0
+"""For releases to pass every stage, records to spread, and a change of plan that is under way."""
+
+Fault = Callable[["Trial"], None]
+
+
+@dataclass(slots=True)
+class Trial:
+    seed: int
+    rng: Random
+    swarm: Simulator
+    names: list[str]
+    is_lan: bool
+    """Peers find each other by multicast; otherwise by the addresses they were given."""
+    requests: list[SimRequest] = field(default_factory=list)
+
+    # --- the beginning ----------------------------------------------------------------------
+
+    def start_all(self) -> None:
+        for name in self.names:
+            self.swarm.run(self.swarm.now + self.rng.random() * self.rng.choice((0, 1, 3)))
+            self.start(name)
+
+    def start(self, name: str) -> None:
+        if self.swarm.peers[name].options:
+            self.swarm.restart(name)
+        else:
+            others = tuple(other for other in self.names if other != name)
+            self.swarm.start(name, join=() if self.is_lan else others)
+        self.discover()
+
+    def discover(self) -> None:
+        if not self.is_lan:
+            return
+        lives = [peer.host for peer in self.swarm.lives()]
+        for a in lives:
+            for b in lives:
+                if a != b and (a, b) not in self.swarm.network.cuts:
+                    self.swarm.discover(a, b)
+
+    # --- the middle -------------------------------------------------------------------------
+
+    def any_name(self) -> str:
+        return self.rng.choice(self.names)
+
+    def crash(self) -> None:
+        self.swarm.crash(self.any_name())
+
+    def lose_disk(self) -> None:
+        """It comes back without any memory of its earlier lives."""
+        name = self.any_name()
+        self.swarm.crash(name)
+        self.swarm.peers[name].lose_disk(self.rng)
+        self.start(name)
+
+    def restart(self) -> None:
+        self.start(self.any_name())
+
+    def leave(self) -> None:
+        self.swarm.leave(self.any_name())
+
+    def freeze(self) -> None:
+        self.swarm.freeze(self.any_name())
+
+    def thaw(self) -> None:
+        self.swarm.thaw(self.any_name())
+
+    def partition(self) -> None:
+        shuffled = self.rng.sample(self.names, len(self.names))
+        n = self.rng.randint(1, max(1, len(shuffled) - 1))
+        self.swarm.network.partition(shuffled[:n], shuffled[n:])
+
+    def cut(self) -> None:
+        sender, receiver = self.rng.sample(self.names, 2)
+        self.swarm.network.cut(sender, receiver)
+
+    def repair(self) -> None:
+        self.swarm.network.repair()
+        self.discover()
+
+    def slow_down(self) -> None:
+        peer = self.swarm.peers[self.any_name()]
+        peer.block_us = min(SLOWER * peer.block_us, SLOWEST_US)
+
+    def fail_load(self) -> None:
+        self.swarm.peers[self.any_name()].loads_to_fail += 1
+
+    def fail_pass(self) -> None:
+        self.swarm.peers[self.any_name()].passes_to_fail += 1
+
+    def set_something(self) -> None:
+        key, values = self.rng.choice(
+            (("context", (96, 160, 256)), ("batch", (1, 2, 6)), ("first_layer", ("embedding",)))
+        )
+        self.swarm.set(self.any_name(), key, self.rng.choice(values))
+
+    def submit(self) -> None:
+        for _ in range(self.rng.choice((1, 1, 2, 6))):
+            length = self.rng.choice((1, 5, 60, 150))
+            prompt = tuple(self.rng.randrange(100) for _ in range(length))
+            max_tokens = self.rng.choice((1, 5, 20, 90))
+            self.requests.append(self.swarm.submit(self.any_name(), prompt, max_tokens))
+
+    def cancel(self) -> None:
+        if self.swarm.unended():
+            self.swarm.cancel(self.rng.choice(self.swarm.unended()))
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def make_peace(self) -> None:
+        self.swarm.network.calm()
+        self.swarm.timer_lag_s = 0.0
+        for peer in self.swarm.peers.values():
+            peer.loads_to_fail = peer.passes_to_fail = 0
+            self.swarm.thaw(peer.host)
+        if self.rng.random() < 0.5:
+            for name in self.names:
+                if self.swarm.peers[name].core is None:
+                    self.start(name)
+        self.discover()
+
+    def check_settles(self) -> None:
+        swarm = self.swarm
+        ends_at = swarm.now + SETTLE_S
+        while True:
+            is_settled = swarm.run_until(lambda: checks.is_settled(swarm), ends_at - swarm.now)
+            assert is_settled, "it does not settle"
+            plan = checks.serving_plan(swarm)
+            swarm.run(swarm.now + STAYS_S)
+            if checks.is_settled(swarm) and checks.serving_plan(swarm) == plan:
+                return
+
+    def check_answers(self) -> None:
+        """Every source answers, and nothing that was accepted is left without an end."""
+        asked: list[SimRequest] = []
+        if checks.serving_plan(self.swarm) is not None:
+            for peer in self.swarm.lives():
+                if peer.core is not None and peer.core.is_source():
+                    asked.append(self.swarm.submit(peer.host, (1, 2, 3), 5))
+        swarm = self.swarm
+        is_ended = swarm.run_until(lambda: not swarm.unended(), END_S)
+        assert is_ended, f"without an end: {[str(r.id) for r in swarm.unended()]}"
+        for request in asked:
+            assert request.is_answered, f"{request.rejected or request.finished}"
+
+    def check_lets_go(self) -> None:
+        """Nothing is held for requests that are over, nor for plans that are."""
+        swarm = self.swarm
+        is_clean = swarm.run_until(
+            lambda: not checks.leftovers(swarm) and checks.is_settled(swarm), GRACE_S
+        )
+        assert is_clean, f"left over: {checks.leftovers(swarm) or 'the swarm is unsettled'}"
+
+
+FAULTS: tuple[tuple[int, Fault], ...] = (
+    (3, Trial.crash),
+    (1, Trial.lose_disk),
+    (3, Trial.restart),
+    (2, Trial.leave),
+    (3, Trial.freeze),
+    (2, Trial.thaw),
+    (2, Trial.partition),
+    (2, Trial.cut),
+    (3, Trial.repair),
+    (1, Trial.slow_down),
+    (1, Trial.fail_load),
+    (1, Trial.fail_pass),
+    (1, Trial.set_something),
+    (8, Trial.submit),
+    (1, Trial.cancel),
+)
+"""What may happen, and how often of all."""
+
+
+def random_trial(seed: int) -> Trial:
+    rng = Random(seed)
+    swarm = Simulator(seed, n_blocks=rng.choice((2, 4, 4, 6)))
+    names = list("abcdef"[: rng.choice((2, 3, 3, 4, 4, 5, 6))])
+    if rng.random() < 0.5:
+        swarm.network.loss = rng.choice((0.01, 0.05, 0.1))
+        swarm.network.doubled = rng.choice((0.0, 0.05))
+        swarm.network.overtaken = rng.choice((0.0, 0.05))
+        swarm.timer_lag_s = rng.choice((0.0, 0.05))
+    for name in names:
+        budget_bytes, block_us = rng.choice(BUDGETS), rng.choice(BLOCK_US)
+        is_source = name == "a" or rng.random() < 0.5
+        models = () if name != "a" and rng.random() < 0.05 else None
+        swarm.add(name, budget_bytes, is_source, block_us, models)
+    return Trial(seed, rng, swarm, names, is_lan=rng.random() < 0.5)
+
+
+def run_seed(seed: int) -> Trial:
+    """The whole trial of one seed.  Raises AssertionError."""
+    trial = random_trial(seed)
+    weights, faults = [weight for weight, _ in FAULTS], [fault for _, fault in FAULTS]
+    trial.start_all()
+    for _ in range(trial.rng.randint(2, 9)):
+        trial.swarm.run(trial.swarm.now + trial.rng.random() * trial.rng.choice((0, 1, 4, 4, 15)))
+        trial.rng.choices(faults, weights)[0](trial)
+    trial.make_peace()
+    trial.check_settles()
+    trial.check_answers()
+    trial.check_lets_go()
+    return trial
