@@ -227,6 +227,9 @@ class Flow:
             return self._on_opening(edge, header)
         if not self._fits(edge.spec, event):
             return [*_drop(event), *refuse(header, "does_not_fit", self.membership)]
+        if header.epoch > edge.epoch:
+            # This end began anew since the edge was opened.
+            return [*_drop(event), *refuse(header, "edge_not_open", self.membership)]
         if not edge.accepts(header.epoch, header.sequence):
             return [*_drop(event), *self._ack(edge)]
         body = event.body if isinstance(event.body, Open) else None

@@ -151,17 +151,15 @@ class Membership:
         address = self.address_of(sender)
         if address is None:
             return effects
-        return [*effects, Send(address, Ack(ping.nonce, self.me.peer.name, self._updates()))]
+        return [*effects, Send(address, Ack(ping.nonce, self.me.peer, self._updates()))]
 
     def on_ack(self, sender: PeerId, ack: Ack, now: float) -> list[Effect]:
         effects = self.apply_all(ack.updates, now)
         probe = self._probes.get(ack.nonce)
-        if probe is None or probe.target.name != ack.target:
+        if probe is None or probe.target != ack.target:
             return effects
-        if sender.name == ack.target and sender != probe.target:
-            return effects  # Another life, at the address of the one that was probed.
         del self._probes[ack.nonce]
-        member = self.members.get(ack.target)
+        member = self.members.get(ack.target.name)
         if probe.on_behalf_of is not None:
             asker, nonce = probe.on_behalf_of
             return [*effects, Send(asker, Ack(nonce, ack.target, self._updates()))]

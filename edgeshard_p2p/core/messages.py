@@ -100,10 +100,11 @@ class Ping(Struct, frozen=True, array_like=True, tag=4):
 
 
 class Ack(Struct, frozen=True, array_like=True, tag=5):
-    """Answers a Ping; sent on by the helper when the ping was on another's behalf."""
+    """Answers a Ping; sent on by the helper when the ping was on another's behalf.  Names the life
+    that answers: another one at the same address says nothing of the one that was asked."""
 
     nonce: Count
-    target: Name
+    target: PeerId
     updates: Updates
 
 

@@ -327,9 +327,9 @@ class PeerCore:
         changes, self.membership.changes = self.membership.changes, []
         for change in changes:
             if change.replaced is not None:
-                effects += self.serving.free_source(change.replaced, now)
+                effects += self.serving.free_source(change.replaced)
             if not change.member.is_present:
-                effects += self.serving.free_source(change.member.peer, now)
+                effects += self.serving.free_source(change.member.peer)
             if change.member.state is msg.MemberState.DEAD:
                 self.join.add(change.member.address, now)
         if changes:

@@ -14,7 +14,7 @@ from edgeshard_p2p.core.gossip import Gossip
 from edgeshard_p2p.core.ids import PeerId, PlanId, unit_ranges
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.plan import Plan
-from edgeshard_p2p.core.records import Failure, FailuresRecord, HeldRecord
+from edgeshard_p2p.core.records import Failure, FailuresRecord, HeldRecord, ReadyPlan
 from edgeshard_p2p.core.replan import Replan
 from edgeshard_p2p.core.rollout import Life, Rollout
 from edgeshard_p2p.core.serving import Serving
@@ -59,22 +59,22 @@ class Planning:
         if plan is None or self.rollout.drains_for_target(self.held_of):
             return None
         others = [peer for peer in plan.peers() if peer != self.membership.me.peer]
-        is_ready = all(plan.id in self.held_of(peer).ready for peer in others)
+        is_ready = all(self.held_of(peer).begun(plan.id) is not None for peer in others)
         return plan if is_ready and self._edges_open(plan.id) else None
 
     def held(self) -> HeldRecord:
         """Where this peer stands, for the others."""
         plan = self.dispatchable()
         ready = [
-            plan_id
-            for plan_id, rolling in self.rollout.plans.items()
+            ReadyPlan(plan_id, rolling.begun)
+            for plan_id, rolling in sorted(self.rollout.plans.items())
             if rolling.life in (Life.READY, Life.ACTIVE, Life.DRAINING)
             and self._edges_open(plan_id)
         ]
         return HeldRecord(
             unit_ranges(self.rollout.units()),
             self.rollout.target,
-            tuple(sorted(ready)),
+            tuple(ready),
             plan.id if plan is not None else None,
             self.serving.source.running_plans(),
             self.rollout.must_drain(self.held_of),
@@ -143,6 +143,7 @@ class Planning:
         effects += self.replan.tick(now)
         effects += self._follow_plans(now)
         effects += self._follow_drain(now)
+        effects += self._follow_restarts(now)
         effects += self._dispatch(now)
         return effects + self.gossip.publish(self.held(), self.membership)
 
@@ -167,7 +168,7 @@ class Planning:
 
     def _follow_plans(self, now: float) -> list[Effect]:
         """Move the living plans, and the data plane with them."""
-        effects: list[Effect] = []
+        effects = self._propose_again()
         steps = self.rollout.reconcile(self.held_of, self.membership.is_present, self._edges_open)
         for plan_id in _take(self.rollout.started):
             if plan_id in self.rollout.plans:
@@ -184,11 +185,37 @@ class Planning:
         # What is retired is freed before what is new is loaded.
         return [*logs, *effects, *loads]
 
+    def _propose_again(self) -> list[Effect]:
+        """A plan that was retired with a peer of it is proposed again when the swarm is as it
+        was: a death refuted, a partition healed."""
+        choice, model = self.replan.current_choice(), model_of(self.gossip)
+        if self.rollout.target is not None or choice is None or model is None:
+            return []
+        if choice.plan is None:
+            return []
+        self.rollout.propose(choice.plan, model)
+        return [Log(f"plan {choice.plan} PROPOSED again")]
+
     def _dispatch(self, now: float) -> list[Effect]:
         plan = self.dispatchable()
         if plan is None or self.membership.me.peer not in plan.sources:
             return []
-        return self.serving.run(self.serving.source.start(plan, now), now)
+        return self.serving.run(self.serving.source.start(plan, self._begun(plan), now), now)
+
+    def _begun(self, plan: Plan) -> dict[PeerId, int]:
+        """Which beginning of ``plan`` is ready, for each peer that says so."""
+        begun = {peer: self.held_of(peer).begun(plan.id) for peer in plan.peers()}
+        return {peer: number for peer, number in begun.items() if number is not None}
+
+    def _follow_restarts(self, now: float) -> list[Effect]:
+        """Park what ran on a plan that some peer has begun anew meanwhile: its KV is gone."""
+        effects: list[Effect] = []
+        for plan_id in self.serving.source.running_plans():
+            if plan_id in self.rollout.plans:
+                begun = self._begun(self.rollout.plans[plan_id].plan)
+                steps = self.serving.source.park_restarted(plan_id, begun, now)
+                effects += self.serving.run(steps, now)
+        return effects
 
     def _follow_drain(self, now: float) -> list[Effect]:
         """The active plan has to end for the next: after a while, park what still runs."""

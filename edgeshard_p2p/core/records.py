@@ -67,6 +67,14 @@ class LinksRecord(Struct, frozen=True, array_like=True, tag=2):
     """Members that are alive by others' word but do not answer this peer directly."""
 
 
+class ReadyPlan(Struct, frozen=True, array_like=True):
+    """A plan whose weights, KV and edges stand on the owner.  ``begun`` numbers its beginnings
+    there: a plan may come back under the same id, but not what ran on it before."""
+
+    plan: PlanId
+    begun: Count
+
+
 class HeldRecord(Struct, frozen=True, array_like=True, tag=3):
     """Where the owner stands in the life of plans."""
 
@@ -74,8 +82,7 @@ class HeldRecord(Struct, frozen=True, array_like=True, tag=3):
     """Units loaded now."""
     computed: PlanId | None = None
     """The plan it computed last."""
-    ready: PlanIds = ()
-    """Plans whose weights, KV and edges stand on this peer."""
+    ready: Annotated[tuple[ReadyPlan, ...], Meta(max_length=8)] = ()
     active: PlanId | None = None
     """As a source: the plan that it starts requests on.  It starts none on any other."""
     running: PlanIds = ()
@@ -84,6 +91,10 @@ class HeldRecord(Struct, frozen=True, array_like=True, tag=3):
     """Plans that have to end here before the computed one fits into memory."""
     oldest_live: Count = 0
     """As a source: the lowest sequence of its requests that may still be running."""
+
+    def begun(self, plan: PlanId) -> int | None:
+        """Which beginning of ``plan`` is ready on the owner; None: it is not."""
+        return next((ready.begun for ready in self.ready if ready.plan == plan), None)
 
 
 class Failure(Struct, frozen=True, order=True, array_like=True):

@@ -39,16 +39,17 @@ class Replan:
             return "the first plan is being computed"
         return self.choice.reason if self.choice.plan is None else ""
 
-    def is_infeasible(self) -> bool:
-        """Whether the current snapshot is known to have no plan."""
+    def current_choice(self) -> Choice | None:
+        """The answer, where it is to the present snapshot."""
         snapshot = self.view.snapshot if self.view is not None else None
-        is_current = self.choice is not None and snapshot is not None
-        return (
-            is_current
-            and self.choice is not None
-            and self.choice.plan is None
-            and self.choice.snapshot_id == (snapshot.id if snapshot is not None else "")
-        )
+        if self.choice is None or snapshot is None or self.choice.snapshot_id != snapshot.id:
+            return None
+        return self.choice
+
+    def is_infeasible(self) -> bool:
+        """Whether the present snapshot is known to have no plan."""
+        choice = self.current_choice()
+        return choice is not None and choice.plan is None
 
     def next_deadline(self) -> float | None:
         if self._is_computing or self._pending() is None:

@@ -88,7 +88,7 @@ def _stages(core: PeerCore, plan: Plan) -> list[Report]:
 
 def _is_ready(core: PeerCore, plan: Plan, peer: Any) -> bool:
     if peer != core.me:
-        return plan.id in core.planning.held_of(peer).ready
+        return core.planning.held_of(peer).begun(plan.id) is not None
     rolling = core.planning.rollout.plans.get(plan.id)
     return rolling is not None and rolling.life in (Life.READY, Life.ACTIVE, Life.DRAINING)
 

@@ -46,6 +46,8 @@ class Rolling:
 
     plan: Plan
     model: ModelSpec
+    begun: int
+    """Numbers the beginnings of plans on this peer."""
     life: Life = Life.PROPOSED
     is_loaded: bool = False
     """Weights and KV of this peer's part stand."""
@@ -63,6 +65,7 @@ class Rollout:
     started: list[PlanId] = field(default_factory=list)
     retired: list[PlanId] = field(default_factory=list)
     """Plans that began or ended since the caller last looked; it empties both."""
+    _begun: int = 0
     _loads: int = 0
     _loading: frozenset[PlanId] = frozenset()
     """The plans whose parts the last LoadUnits asked for."""
@@ -100,7 +103,8 @@ class Rollout:
     def propose(self, plan: Plan, model: ModelSpec) -> None:
         """``plan`` was computed here from the latest snapshot."""
         if plan.id not in self.plans:
-            self.plans[plan.id] = Rolling(plan, model)
+            self._begun += 1
+            self.plans[plan.id] = Rolling(plan, model, self._begun)
             self.started.append(plan.id)
         self.target = plan.id
 
@@ -222,7 +226,8 @@ class Rollout:
             self._enter(rolling, Life.LOADING, effects)
         if plan_id != self.target or rolling.life not in (Life.READY, Life.DRAINING):
             return
-        if all(plan_id in held_of(p).ready for p in rolling.plan.peers() if p != self.me):
+        others = [peer for peer in rolling.plan.peers() if peer != self.me]
+        if all(held_of(peer).begun(plan_id) is not None for peer in others):
             self._activate(rolling, effects)
 
     def _activate(self, rolling: Rolling, effects: list[Log | LoadUnits]) -> None:

@@ -92,24 +92,21 @@ class Serving:
         self._retired.append(plan_id)
         return effects + self.flows.pop(plan_id).close()
 
-    def free_source(self, source: PeerId, now: float) -> list[Effect]:
-        """This source is gone, or lives its next life."""
-        effects: list[Effect] = []
-        for stage in self.stages.values():
-            effects += stage.free_source(source)
-        for plan_id, admission in self.admissions.items():
+    def free_source(self, source: PeerId) -> list[Effect]:
+        """This source is gone, or lives its next life; its plans are about to be retired, so
+        nobody is granted its slots."""
+        for admission in self.admissions.values():
             admission.forget_source(source)
-            effects += self._tell_grants(plan_id, now)
-        return effects
+        return [e for stage in self.stages.values() for e in stage.free_source(source)]
 
     def free_below(self, source: PeerId, oldest_live: int, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        for stage in self.stages.values():
-            effects += stage.free_below(source, oldest_live)
+        for plan_id, stage in self.stages.items():
+            effects += self._settle(plan_id, stage.release_below(source, oldest_live), now)
         for plan_id, admission in self.admissions.items():
             admission.forget_below(source, oldest_live)
             effects += self._tell_grants(plan_id, now)
-        return effects
+        return effects + self._pump(now)
 
     def tick(self, now: float, why_no_plan: str) -> list[Effect]:
         effects: list[Effect] = []

@@ -56,6 +56,8 @@ class Request:
     attempt: int = 0
     phase: Phase = Phase.WAITING
     plan: Plan | None = None
+    begun: dict[PeerId, int] = field(default_factory=dict)
+    """Which beginning of the plan this attempt relies on, for each peer of it."""
     computed: int = 0
     """Known tokens whose entry pass was asked for in this attempt."""
     is_computing: bool = False
@@ -169,12 +171,12 @@ class SourceWork:
         self.revision += 1
         return request
 
-    def start(self, plan: Plan, now: float) -> list[SourceStep]:
+    def start(self, plan: Plan, begun: dict[PeerId, int], now: float) -> list[SourceStep]:
         """Ask for a slot on ``plan`` for every request that waits for a plan, oldest first."""
         steps: list[SourceStep] = []
         waiting = [r for r in self.requests.values() if r.phase is Phase.WAITING]
         for request in sorted(waiting, key=lambda r: r.id):
-            request.plan = plan
+            request.plan, request.begun = plan, begun
             if request.n_known >= plan.workload.context:
                 steps += self._end_too_long(request, now)
                 continue
@@ -342,6 +344,20 @@ class SourceWork:
             if request.plan_id == plan and request.phase is not Phase.WAITING
         ]
         return [step for request in hit for step in self._park(request, text, now)]
+
+    def park_restarted(
+        self, plan: PlanId, begun: dict[PeerId, int], now: float
+    ) -> list[SourceStep]:
+        """Some peers may have begun the plan anew; ``begun`` is what they say now."""
+        steps: list[SourceStep] = []
+        for request in list(self.requests.values()):
+            if request.plan_id != plan or request.phase is Phase.WAITING:
+                continue
+            known = request.begun
+            changed = [p for p, number in begun.items() if known.get(p, number) != number]
+            if changed:
+                steps += self._park(request, f"{changed[0]} began the plan anew", now)
+        return steps
 
     def _park(
         self, request: Request, text: str, now: float, is_failover: bool = True

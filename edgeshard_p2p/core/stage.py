@@ -218,6 +218,21 @@ class StageWork:
         gone = [r for r in self.requests if r.source == source and r.sequence < oldest_live]
         return [effect for request in gone for effect in self.free(request)]
 
+    def release_below(self, source: PeerId, oldest_live: int) -> Outcome:
+        """As ``free_below``, passed on: whoever takes a freed slot must find it free at every
+        stage, so the release goes ahead of it along the stages."""
+        gone = [r for r in self.requests if r.source == source and r.sequence < oldest_live]
+        groups = tuple(self._release_group(request) for request in gone)
+        outcome = Outcome(effects=self.free_below(source, oldest_live))
+        if groups and not self.is_last:
+            outcome.offers.append((EdgeKind.INNER, -1, Frame(FrameKind.RELEASE, groups)))
+        return outcome
+
+    def _release_group(self, request: RequestId) -> RowGroupHeader:
+        index = self.plan.sources.index(request.source)
+        attempt = self.requests[request].attempt
+        return RowGroupHeader(index, request.sequence, attempt, 0, 0, 0, 0, 0)
+
     def free_all(self) -> list[Effect]:
         return [effect for request in list(self.requests) for effect in self.free(request)]
 

@@ -52,7 +52,8 @@ class Safety:
         self._check_beliefs(peer, core)
         self._check_records(peer, core)
         _check_bounds(core)
-        self._was_ready |= {(core.me, plan) for plan in core.planning.held_of(core.me).ready}
+        ready = core.planning.held_of(core.me).ready
+        self._was_ready |= {(core.me, one.plan) for one in ready}
 
     # --- one owner per fact -----------------------------------------------------------------
 
@@ -190,7 +191,11 @@ def _check_bounds(core: PeerCore) -> None:
 
 def is_settled(swarm: Simulator) -> bool:
     """One plan serves; or everyone knows that none can, and why."""
-    return not swarm.lives() or _is_one_swarm(swarm) and (_serves_one_plan(swarm) or _is_known_hopeless(swarm))
+    return (
+        not swarm.lives()
+        or _is_one_swarm(swarm)
+        and (_serves_one_plan(swarm) or _is_known_hopeless(swarm))
+    )
 
 
 def _is_one_swarm(swarm: Simulator) -> bool:
