@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from edgeshard_p2p.core.ids import Name
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.core.settings import is_valid
 
@@ -16,6 +19,28 @@ DEFAULT_LISTEN = f"127.0.0.1:{DEFAULT_PORT}"
 SETTING_FLAGS = ("dtype", "numerics", "context", "batch", "objective", "first_layer")
 """Flags that seed settings of the swarm under the same key; ``model`` needs opening first."""
 
+MEMORY_MAX = 2**48
+"""Of one peer, in bytes."""
+
+_KEYS: dict[str, type] = {
+    "listen": str,
+    "advertise": str,
+    "join": list[str],
+    "mdns": bool,
+    "name": Name,
+    "swarm": str,
+    "secret_file": str,
+    "model": str,
+    "source": bool,
+    "memory": str | int,
+    "device": str,
+    "state_dir": str,
+    "min_members": int,
+    **dict.fromkeys(SETTING_FLAGS, str | int),
+}
+"""What a flag or a key of the file may hold."""
+
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*|\[?[0-9A-Fa-f:.]+\]?")
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B?)$", re.IGNORECASE)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -47,7 +72,7 @@ def parse_address(text: str, default_port: int = DEFAULT_PORT) -> Address:
     """``HOST``, ``HOST:PORT`` or ``:PORT``.  Raises ConfigError."""
     host, _, port = text.rpartition(":") if ":" in text else (text, "", str(default_port))
     host = host or "127.0.0.1"
-    if not port.isdigit() or not 1 <= int(port) <= 65534:
+    if not port.isdecimal() or not 1 <= int(port) <= 65534 or not _HOST.fullmatch(host):
         raise ConfigError(f"{text!r} is not HOST:PORT with a port from 1 to 65534")
     return Address("127.0.0.1" if host == "localhost" else host, int(port))
 
@@ -57,28 +82,47 @@ def parse_size(text: str) -> int:
     match = _SIZE.match(text.strip())
     if match is None:
         raise ConfigError(f"{text!r} is not a size; write for instance 900MiB or 4GiB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    n_bytes = int(float(match[1]) * _UNITS[match[2].upper()])
+    if n_bytes > MEMORY_MAX:
+        raise ConfigError(f"{text!r} is more than any device has; write for instance 4GiB")
+    return n_bytes
 
 
 def peer_config(flags: dict[str, Any], file: Path | None) -> PeerConfig:
     """Flags over file over defaults.  ``flags`` holds only what was given."""
     values = {**(_read_toml(file) if file is not None else {}), **flags}
+    for key, value in values.items():
+        values[key] = _checked(key, value, file)
     settings = {key: values.pop(key) for key in SETTING_FLAGS if key in values}
     for key, value in settings.items():
         if not is_valid(key, value):
             raise ConfigError(_why_invalid(key, value))
-    known = {f.name for f in fields(PeerConfig)} | {"memory"}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ConfigError(f"{file}: unknown key {unknown[0]!r}")
     if "memory" in values:
         values["memory_bytes"] = parse_size(str(values.pop("memory")))
     values["listen"] = parse_address(values.get("listen", DEFAULT_LISTEN))
     values["join"] = tuple(parse_address(text) for text in values.get("join", ()))
+    if "advertise" in values:
+        values["advertise"] = parse_address(values["advertise"]).host
     for key in ("secret_file", "state_dir"):
         if values.get(key) is not None:
             values[key] = Path(values[key]).expanduser()
     return PeerConfig(settings=settings, **values)
+
+
+def _checked(key: str, value: Any, file: Path | None) -> Any:
+    """Flags have been checked for their type already; what else can be wrong is said as of the
+    file."""
+    if key not in _KEYS:
+        raise ConfigError(f"{file}: unknown key {key!r}; known: {', '.join(_KEYS)}")
+    try:
+        return msgspec.convert(value, _KEYS[key])
+    except msgspec.ValidationError as error:
+        name = f"--{key.replace('_', '-')}"
+        if key == "name":
+            raise ConfigError(
+                f"{name} {value!r} is not possible; use up to 63 letters, digits, '.', '_' or '-'"
+            ) from error
+        raise ConfigError(f"{name} {value!r} is not possible: {error}") from error
 
 
 def _why_invalid(key: str, value: object) -> str:
@@ -92,6 +136,6 @@ def _read_toml(file: Path) -> dict[str, Any]:
         loaded = tomllib.loads(file.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: {error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not TOML: {error}") from error
     return {key.replace("-", "_"): value for key, value in loaded.items()}

@@ -58,13 +58,12 @@ class Join:
         self, hello: Hello, settings: tuple[Setting, ...], membership: Membership, now: float
     ) -> list[Effect]:
         them = hello.identity
-        effects = membership.on_successor(them, now)
         refusal = self._refusal(hello, membership)
         if refusal is not None:
             text = f"refused {them.peer} at {them.address}: {refusal.detail}"
-            return [*effects, Send(them.address, refusal), Log(text, "warning")]
+            return [Send(them.address, refusal), Log(text, "warning")]
         known_generation = _generation_of_another_life(membership.members.get(them.peer.name), them)
-        effects += membership.apply(Update(them, hello.incarnation, MemberState.ALIVE), now)
+        effects = membership.apply(Update(them, hello.incarnation, MemberState.ALIVE), now)
         welcome = Welcome(
             membership.me,
             membership.incarnation,
@@ -91,7 +90,7 @@ class Join:
             known is not None and known.is_present
         )
         holder = membership.me if known is None else known.identity
-        if is_same_name and holder.install_id != them.install_id:
+        if is_same_name and not holder.is_same_device(them):
             detail = (
                 f"the name {them.peer.name} belongs to the peer at {holder.address}; "
                 "start this one with another --name"

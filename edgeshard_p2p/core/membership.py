@@ -74,7 +74,8 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class MemberChanged:
-    """A belief changed; ``was`` is None for a member that was not known."""
+    """A belief changed, or a departure was forgotten (then ``was`` is the member's state still);
+    ``was`` is None for a member that was not known."""
 
     member: Member
     was: MemberState | None
@@ -185,17 +186,6 @@ class Membership:
             return []
         return [Send(member.address, News((member.update(),)))]
 
-    def on_successor(self, them: Identity, now: float) -> list[Effect]:
-        """A peer calls from the very address of a present member of its name, and is another
-        device, or one that lost its state: whoever was there is dead."""
-        member = self.members.get(them.peer.name)
-        if member is None or not member.is_present or member.address != them.address:
-            return []
-        if member.identity.install_id == them.install_id:
-            return []
-        verdict = Update(member.identity, member.incarnation, MemberState.DEAD)
-        return [*self._believe(verdict, member, now), *self.broadcast(verdict)]
-
     # --- beliefs --------------------------------------------------------------------------
 
     def apply_all(self, updates: tuple[Update, ...], now: float) -> list[Effect]:
@@ -209,16 +199,18 @@ class Membership:
         if known is None:
             is_news = update.state in PRESENT and len(self.members) < MEMBERS_MAX
             return self._believe(update, None, now) if is_news else []
-        if not _supersedes(update, known):
-            return []
-        return self._believe(update, known, now)
+        if _is_clash(update, known):
+            # It does not know that it lived before: tell it, and it takes a later generation.
+            return [Send(known.address, News((known.update(),)))]
+        return self._believe(update, known, now) if _supersedes(update, known) else []
 
     def _apply_own(self, update: Update) -> list[Effect]:
         """Somebody's word about this peer: refute it, or learn that a life was forgotten."""
-        if update.identity.install_id != self.me.install_id:
+        if not self.me.is_same_device(update.identity):
             return []
         generation = update.identity.peer.generation
-        if generation > self.me.peer.generation:
+        is_other_install = update.identity.install_id != self.me.install_id
+        if generation + is_other_install > self.me.peer.generation:
             return [SaveGeneration(generation + 1)]
         if generation < self.me.peer.generation or update.state is MemberState.ALIVE:
             return []
@@ -299,7 +291,9 @@ class Membership:
                 verdict = Update(member.identity, member.incarnation, MemberState.DEAD)
                 effects += self._believe(verdict, member, now) + self.broadcast(verdict)
             else:
+                # Its records go too: a later life under the same name counts them anew.
                 del self.members[name]
+                self.changes.append(MemberChanged(member, member.state))
         return effects
 
     def _tick_next_probe(self, now: float) -> list[Effect]:
@@ -353,7 +347,7 @@ class Membership:
 def _supersedes(update: Update, known: Member) -> bool:
     """Whether ``update`` is newer than what is believed."""
     new, old = update.identity.peer.generation, known.peer.generation
-    if update.identity.install_id != known.identity.install_id:
+    if not update.identity.is_same_device(known.identity):
         # Another device under this name: only once the first is gone, and as a later life.
         return not known.is_present and new > old and update.state in PRESENT
     if new != old:
@@ -361,3 +355,10 @@ def _supersedes(update: Update, known: Member) -> bool:
     if known.state is MemberState.LEFT:
         return False
     return (update.incarnation, update.state) > (known.incarnation, known.state)
+
+
+def _is_clash(update: Update, known: Member) -> bool:
+    """Whether a device that lost its state directory uses a generation that it had before."""
+    mine, theirs = known.identity, update.identity
+    is_device = mine.address == theirs.address and mine.install_id != theirs.install_id
+    return is_device and theirs.peer.generation <= mine.peer.generation

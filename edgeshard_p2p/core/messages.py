@@ -40,6 +40,10 @@ class Identity(Struct, frozen=True, array_like=True):
     """Random, made once per state directory: tells two peers of one name apart."""
     address: Address
 
+    def is_same_device(self, other: Identity) -> bool:
+        """One state directory, or one address: then a lost state directory was begun anew."""
+        return self.install_id == other.install_id or self.address == other.address
+
 
 class MemberState(IntEnum):
     """In order of precedence at equal generation and incarnation."""

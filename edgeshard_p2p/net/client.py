@@ -9,7 +9,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.net.security import Security
-from edgeshard_p2p.net.transport import FROM_CLIENT, HANDSHAKE_FAILURES
+from edgeshard_p2p.net.transport import FROM_CLIENT, HANDSHAKE_EVENTS, why_refused
 from edgeshard_p2p.wire.client import (
     ClientAnswer,
     ClientRequest,
@@ -68,12 +68,9 @@ class Client:
 
     def _handshake(self, socket: zmq.Socket[bytes]) -> str | None:
         """None when the peer takes this client; else why not, or empty when nobody is there."""
-        events = int(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-        for failure in HANDSHAKE_FAILURES:
-            events |= failure
-        monitor = socket.get_monitor_socket(events)
-        socket.connect(f"tcp://{self._peer.host}:{self._peer.port}")
+        monitor = socket.get_monitor_socket(HANDSHAKE_EVENTS)
         try:
+            socket.connect(f"tcp://{self._peer.host}:{self._peer.port}")
             if not monitor.poll(int(CONNECT_TIMEOUT_S * 1e3)):
                 return ""
             event = parse_monitor_message(monitor.recv_multipart())["event"]
@@ -81,4 +78,4 @@ class Client:
             socket.disable_monitor()
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             return None
-        return f"{self._peer} refuses the connection: {HANDSHAKE_FAILURES[int(event)]}"
+        return f"{self._peer} refuses the connection: {why_refused(bool(self._security.keys))}"

@@ -3,7 +3,9 @@
 From each secret come a server key pair and a client key pair.  A client must know the server's
 public key to be heard at all, and ZAP lets in only the client keys of the listed secrets; so both
 sides prove that they know a secret.  The first secret of the list is the active one: it makes the
-keys that this peer listens with.  Peers whose lists overlap can talk, so secrets can be rotated.
+keys that this peer listens with.  Two peers can talk when each lists the other's active one.  So
+a secret is rotated in three rounds, each done at every peer before the next begins: add the new
+one at the end, move it to the front, take the old one out.
 """
 
 from __future__ import annotations

@@ -35,11 +35,28 @@ BIND_TRIES = 20
 BIND_PAUSE_S = 0.1
 FROM_PEER, FROM_CLIENT = b"p", b"c"
 
-HANDSHAKE_FAILURES = {
-    int(zmq.EVENT_HANDSHAKE_FAILED_AUTH): "it does not accept this secret",
-    int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): "it uses no secret, or another one",
-    int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): "it uses no secret, or another one",
-}
+CONTACTS_MAX = 128
+"""Peers to which sockets are kept open; each takes about six descriptors."""
+SOCKETS_MAX = 4_096
+SECRETS_PAUSE_S = 1.0
+"""Between two rounds through the list of secrets, all of which were refused."""
+
+HANDSHAKE_EVENTS = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+
+
+def why_refused(has_secret: bool) -> str:
+    """A handshake failed: what the other end has, seen from this one, and what to do.
+
+    NOTE: libzmq says no more than that it failed: which of its events comes depends on who hangs
+    up first, not on whose secret is wrong."""
+    if has_secret:
+        return "it uses no secret, or another one; give both the same --secret-file"
+    return "it asks for a secret; give the swarm's with --secret-file"
 
 
 class BindError(Exception):
@@ -63,6 +80,7 @@ class Transport:
         self._security = security
         self._callbacks = callbacks
         self._context = zmq.Context()
+        self._context.max_sockets = SOCKETS_MAX
         self._receivers: list[Receiver] = []
         self._control: zmq.Socket[bytes] | None = None
         self._data: zmq.Socket[bytes] | None = None
@@ -144,11 +162,16 @@ class Transport:
     # --- sending --------------------------------------------------------------------------
 
     def send_control(self, to: Address, data: bytes) -> None:
-        contact = self._contacts.get(to)
+        contact = self._contacts.pop(to, None)
         if contact is None:
             contact = Contact(self, to)
-            self._contacts[to] = contact
+            self._forget_beyond(CONTACTS_MAX - 1)
+        self._contacts[to] = contact  # At the end: the one used last is forgotten last.
         self._send(contact.socket, [FROM_PEER, data], "control: queue full")
+
+    def _forget_beyond(self, n_contacts: int) -> None:
+        while len(self._contacts) > n_contacts:
+            self.forget(next(iter(self._contacts)))
 
     def answer_client(self, identity: bytes, data: bytes) -> bool:
         """False when the client is gone, or does not read."""
@@ -195,14 +218,25 @@ class Transport:
         socket = self._socket(kind, queue, CONTROL_BYTES_MAX)
         index = self._contacts[to].secret_index if to in self._contacts else 0
         self._security.connect(socket, index)
-        socket.connect(f"tcp://{to.host}:{to.port + 1 if data_port else to.port}")
+        self._connect_to(socket, to.host, to.port + 1 if data_port else to.port)
         return socket
 
+    def _connect_to(self, socket: zmq.Socket[bytes], host: str, port: int) -> None:
+        """What is no address at all is like one where nobody answers, but counted: it may have
+        come from another peer."""
+        try:
+            socket.connect(f"tcp://{host}:{port}")
+        except (zmq.ZMQError, UnicodeError):
+            self.dropped["connect: no such address"] += 1
+
     def forget(self, address: Address) -> None:
-        """Close the sockets to a peer that is gone."""
+        """Close the sockets to a peer; the next send opens them again."""
         contact = self._contacts.pop(address, None)
         if contact is not None:
             contact.close()
+        self.forget_probe(address)
+
+    def forget_probe(self, address: Address) -> None:
         probe = self._probes.pop(address, None)
         if probe is not None:
             probe.close()
@@ -217,20 +251,20 @@ class Contact:
         self.secret_index = 0
         self._transport = transport
         self._refusals = 0
+        self._next_round: asyncio.TimerHandle | None = None
         self._open()
 
     def _open(self) -> None:
         transport = self._transport
         self.socket = transport._socket(zmq.DEALER, CONTROL_QUEUE, CONTROL_BYTES_MAX)
         transport._security.connect(self.socket, self.secret_index)
-        events = zmq.EVENT_HANDSHAKE_SUCCEEDED
-        for failure in HANDSHAKE_FAILURES:
-            events |= failure
-        self._monitor = self.socket.get_monitor_socket(events)
+        self._monitor = self.socket.get_monitor_socket(HANDSHAKE_EVENTS)
         self._watch = Receiver(self._monitor, self._on_event)
-        self.socket.connect(f"tcp://{self.address.host}:{self.address.port}")
+        transport._connect_to(self.socket, self.address.host, self.address.port)
 
     def close(self) -> None:
+        if self._next_round is not None:
+            self._next_round.cancel()
         self._watch.close()
         self.socket.disable_monitor()
         self.socket.close(linger=200)
@@ -243,12 +277,20 @@ class Contact:
         self._refusals += 1
         n_secrets = max(1, len(self._transport._security.keys))
         if self._refusals == n_secrets:
-            reason = HANDSHAKE_FAILURES[int(event)]
+            reason = why_refused(bool(self._transport._security.keys))
             self._transport._callbacks.on_contact_failed(self.address, reason)
-        if n_secrets > 1:
-            self.secret_index = (self.secret_index + 1) % n_secrets
-            self.close()
-            self._open()
+        if n_secrets > 1 and self._refusals % n_secrets:
+            self._try_next_secret()
+        elif n_secrets > 1 and self._next_round is None:
+            loop = asyncio.get_running_loop()
+            self._next_round = loop.call_later(SECRETS_PAUSE_S, self._try_next_secret)
+
+    def _try_next_secret(self) -> None:
+        self.close()
+        self._next_round = None
+        self.secret_index = (self.secret_index + 1) % len(self._transport._security.keys)
+        self._transport.forget_probe(self.address)  # It was opened with the secret before.
+        self._open()
 
 
 class _Admission:

@@ -8,6 +8,7 @@ peer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 from collections.abc import Callable
@@ -52,9 +53,11 @@ class PlanWorker:
             self._on_choice(self._decoder.decode(data))
 
     async def close(self) -> None:
-        if self._process is None or self._process.stdin is None:
+        """Whatever it is planning, nobody waits for it."""
+        if self._process is None:
             return
-        self._process.stdin.close()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
         await self._process.wait()
 
 

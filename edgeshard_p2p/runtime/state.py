@@ -8,6 +8,7 @@ STATE/profiles/     device figures by model, dtype, numerics and device
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -16,13 +17,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from edgeshard_p2p.core.ids import Count
-from edgeshard_p2p.core.records import LinkFigures, UnitTimes
+from edgeshard_p2p.core.records import Figures, LinkFigures
 
 T = TypeVar("T")
 
@@ -32,13 +33,13 @@ class StateError(Exception):
 
 
 class Identity(Struct, frozen=True):
-    install_id: str
+    install_id: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
     generation: Count
 
 
 class Profile(Struct, frozen=True):
-    decode: tuple[UnitTimes, ...]
-    prefill: tuple[UnitTimes, ...]
+    decode: Figures
+    prefill: Figures
 
 
 class State:
@@ -66,12 +67,19 @@ class State:
         os.close(self._lock)
 
     def begin_life(self, at_least: int = 0) -> Identity:
-        """The identity of this start: one generation higher than the last, written first."""
+        """The identity of this start: one generation higher than the last, written first.
+        Raises StateError."""
         known = self._read("identity.json", Identity)
         install_id = known.install_id if known is not None else secrets.token_hex(8)
         generation = max(known.generation + 1 if known is not None else 1, at_least)
         identity = Identity(install_id, generation)
-        self._write("identity.json", identity)
+        try:
+            self._write("identity.json", identity)
+        except OSError as error:
+            raise StateError(
+                f"cannot write {self.directory / 'identity.json'}: {error.strerror}; "
+                "name another directory with --state-dir"
+            ) from error
         return identity
 
     def links(self) -> tuple[LinkFigures, ...]:
@@ -79,19 +87,24 @@ class State:
 
     def save_links(self, links: tuple[LinkFigures, ...]) -> None:
         merged = {link.to: link for link in (*self.links(), *links)}
-        self._write("links.json", tuple(merged[name] for name in sorted(merged)))
+        self._keep("links.json", tuple(merged[name] for name in sorted(merged)))
 
     def profile(self, key: str) -> Profile | None:
         return self._read(f"profiles/{key}.json", Profile)
 
     def save_profile(self, key: str, profile: Profile) -> None:
-        self._write(f"profiles/{key}.json", profile)
+        self._keep(f"profiles/{key}.json", profile)
+
+    def _keep(self, name: str, value: object) -> None:
+        """Figures that cannot be written are measured again next time; nothing else is lost."""
+        with contextlib.suppress(OSError):
+            self._write(name, value)
 
     def _read(self, name: str, kind: type[T]) -> T | None:
         """None where there is nothing, or nothing that can be believed."""
         try:
             return msgspec.json.decode((self.directory / name).read_bytes(), type=kind)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return None
 
     def _write(self, name: str, value: object) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from edgeshard_p2p.core.sampling import Sampling
-from edgeshard_p2p.wire.errors import WireError
+from edgeshard_p2p.wire.errors import UNREADABLE, WireError
 
 PROMPT_CHARS_MAX = 400_000
 
@@ -98,7 +98,7 @@ def decode_request(data: bytes | memoryview) -> tuple[bytes, ClientRequest]:
     """(swarm key, request).  Raises WireError."""
     try:
         return _request.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise WireError("malformed", str(error)) from error
 
 
@@ -109,5 +109,5 @@ def encode_answer(answer: ClientAnswer) -> bytes:
 def decode_answer(data: bytes | memoryview) -> ClientAnswer:
     try:
         return _answer.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise WireError("malformed", str(error)) from error

@@ -3,8 +3,8 @@
     [version, swarm key, sender, body]
 
 The swarm key is a digest of the swarm's name and secret: messages of foreign swarms are told
-apart before their body is read.  The layout of the envelope and of Hello never changes, so that
-peers of different releases can at least refuse each other by name.
+apart before their body is read.  The layout of the envelope, of Hello and of Refused never changes,
+so that peers of different releases can at least refuse each other by name.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from edgeshard_p2p.core.ids import PeerId
-from edgeshard_p2p.core.messages import WIRE_MAX, WIRE_MIN, ControlMessage, Hello, Version
-from edgeshard_p2p.wire.errors import WireError
+from edgeshard_p2p.core.messages import WIRE_MAX, WIRE_MIN, ControlMessage, Hello, Refused, Version
+from edgeshard_p2p.wire.errors import UNREADABLE, WireError
 
 CONTROL_BYTES_MAX = 1 << 20
 
@@ -31,7 +31,7 @@ class Envelope(Struct, frozen=True, array_like=True):
 _encoder = msgspec.msgpack.Encoder()
 _envelope = msgspec.msgpack.Decoder(Envelope)
 _body = msgspec.msgpack.Decoder(ControlMessage)
-_hello = msgspec.msgpack.Decoder(Hello)
+_of_any_version: msgspec.msgpack.Decoder[Hello | Refused] = msgspec.msgpack.Decoder(Hello | Refused)
 
 
 def encode_control(swarm: bytes, sender: PeerId, message: ControlMessage) -> bytes:
@@ -39,7 +39,7 @@ def encode_control(swarm: bytes, sender: PeerId, message: ControlMessage) -> byt
 
 
 def decode_control(swarm: bytes, data: bytes | memoryview) -> tuple[PeerId, ControlMessage]:
-    """Raises WireError: ``oversized``, ``malformed``, ``other_swarm`` or ``wire_version``."""
+    """Raises WireError: ``oversized``, ``malformed`` or ``other_swarm``."""
     if len(data) > CONTROL_BYTES_MAX:
         raise WireError("oversized", f"control message of {len(data)} bytes")
     try:
@@ -48,6 +48,6 @@ def decode_control(swarm: bytes, data: bytes | memoryview) -> tuple[PeerId, Cont
             raise WireError("other_swarm")
         if WIRE_MIN <= envelope.version <= WIRE_MAX:
             return envelope.sender, _body.decode(envelope.body)
-        return envelope.sender, _hello.decode(envelope.body)
-    except (msgspec.DecodeError, RecursionError) as error:
+        return envelope.sender, _of_any_version.decode(envelope.body)
+    except UNREADABLE as error:
         raise WireError("malformed", str(error)) from error

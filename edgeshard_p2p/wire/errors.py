@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what was expected; text that is no UTF-8 and nesting
+without end are no DecodeError to it."""
+
 
 class WireError(Exception):
     """Theirs: input that was dropped.  ``kind`` is what it is counted under."""

@@ -24,12 +24,12 @@ from edgeshard_p2p.core.messages import (
     Open,
     ProbeBody,
 )
-from edgeshard_p2p.wire.errors import WireError
+from edgeshard_p2p.wire.errors import UNREADABLE, WireError
 
 HEADER_BYTES_MAX = 1 << 18
 PAYLOAD_BYTES_MAX = 1 << 26
-ITEM_BYTES = {0: 0, 1: 4, 2: 2, 3: 4}
-"""Bytes of an element by dtype code."""
+ITEM_BYTES = {FrameKind.HIDDEN: {1: 4, 2: 2}, FrameKind.TOKENS: {3: 4}}
+"""Bytes of an element by the dtype codes that a kind of frame may carry."""
 
 Buffer = bytes | memoryview
 
@@ -79,7 +79,7 @@ def decode_frame(parts: Sequence[Buffer]) -> tuple[FrameHeader, Buffer, Open | P
     try:
         header = _header.decode(parts[0])
         body = _decode_body(header, parts[1])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise WireError("malformed", str(error)) from error
     if not WIRE_MIN <= header.version <= WIRE_MAX:
         raise WireError("wire_version", str(header.version))
@@ -98,8 +98,9 @@ def _decode_body(header: FrameHeader, payload: Buffer) -> Open | ProbeBody | Non
 
 
 def _tensor_bytes(header: FrameHeader) -> int:
-    if header.kind not in (FrameKind.HIDDEN, FrameKind.TOKENS):
+    if header.kind not in ITEM_BYTES:
         return 0
-    if not header.shape or header.dtype not in ITEM_BYTES:
+    item_bytes = ITEM_BYTES[header.kind].get(header.dtype)
+    if item_bytes is None or not header.shape:
         raise WireError("malformed", f"a tensor of dtype {header.dtype}, shape {header.shape}")
-    return ITEM_BYTES[header.dtype] * prod(header.shape)
+    return item_bytes * prod(header.shape)

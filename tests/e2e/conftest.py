@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.e2e.swarm import DEADLINE_S, EDGESHARD, Machine
+from tests.model.tiny import save_model
+
+N_BLOCKS = 6
+BLOCK_MIB = 17
+"""Of one block in fp32, with the KV of two sequences of the context."""
+# Nearly all of a block is its MLP, so that it weighs much and is computed quickly.
+BIG_BLOCKS = {
+    "num_hidden_layers": N_BLOCKS,
+    "hidden_size": 256,
+    "intermediate_size": 5120,
+    "attention_bias": False,
+    "max_position_embeddings": 512,
+}
+
+
+def save_tokenizer(directory: Path) -> None:
+    """A token is a byte, and nothing ends a text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(alphabet)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=raw).save_pretrained(directory)
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """One cache for all, since what it says of this machine's kernels takes seconds to find."""
+    directory = tmp_path_factory.mktemp("machine")
+    model = save_model(directory / "tiny", "llama", **BIG_BLOCKS)
+    save_tokenizer(model)
+    environment = os.environ | {
+        "EDGESHARD_CACHE": str(directory / "cache"),
+        "XDG_STATE_HOME": str(directory / "state"),
+        "HF_HUB_CACHE": str(directory / "hub"),
+    }
+    return Machine(environment, model, _bare_mib(environment, model, directory / "probe"))
+
+
+def _bare_mib(environment: dict[str, str], model: Path, state_dir: Path) -> int:
+    """What a peer takes by itself here: it says so when it is given too little."""
+    command = [*EDGESHARD, "peer", "--memory", "1MiB", "--model", model, "--state-dir", state_dir]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    said = re.search(r"a peer needs (\d+) MiB before any layer", done.stderr)
+    assert done.returncode == 2, done.stderr
+    assert said is not None, done.stderr
+    return int(said[1])
