@@ -22,7 +22,7 @@ SETTING_FLAGS = ("dtype", "numerics", "context", "batch", "objective", "first_la
 MEMORY_MAX = 2**48
 """Of one peer, in bytes."""
 
-_KEYS: dict[str, type] = {
+_KEYS: dict[str, Any] = {
     "listen": str,
     "advertise": str,
     "join": list[str],
@@ -41,7 +41,7 @@ _KEYS: dict[str, type] = {
 """What a flag or a key of the file may hold."""
 
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*|\[?[0-9A-Fa-f:.]+\]?")
-_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B?)$", re.IGNORECASE)
+_SIZE = re.compile(r"^(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]?)(i?B?)$", re.IGNORECASE)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -101,8 +101,8 @@ def peer_config(flags: dict[str, Any], file: Path | None) -> PeerConfig:
         values["memory_bytes"] = parse_size(str(values.pop("memory")))
     values["listen"] = parse_address(values.get("listen", DEFAULT_LISTEN))
     values["join"] = tuple(parse_address(text) for text in values.get("join", ()))
-    if "advertise" in values:
-        values["advertise"] = parse_address(values["advertise"]).host
+    if not _HOST.fullmatch(values.get("advertise", "host")):
+        raise ConfigError(f"--advertise {values['advertise']!r} is not a host")
     for key in ("secret_file", "state_dir"):
         if values.get(key) is not None:
             values[key] = Path(values[key]).expanduser()

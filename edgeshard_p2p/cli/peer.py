@@ -89,6 +89,13 @@ def peer(config: Path | None, verbose: bool, as_json: bool, **flags: Any) -> Non
 
 
 def _run(config: PeerConfig, as_json: bool) -> Any:
+    try:
+        return _start(config, as_json)
+    except KeyboardInterrupt:
+        fail("interrupted while starting", FAILED, as_json)
+
+
+def _start(config: PeerConfig, as_json: bool) -> Any:
     logging.getLogger("edgeshard").info("starting (loading torch takes a few seconds)")
     from edgeshard_p2p.runtime import kernels
 
@@ -107,8 +114,6 @@ def _run(config: PeerConfig, as_json: bool) -> Any:
         fail(str(error), USAGE, as_json)
     except (BindError, ModelError, StateError) as error:
         fail(str(error), FAILED, as_json)
-    except KeyboardInterrupt:
-        fail("interrupted while starting", FAILED, as_json)
 
 
 class _JsonLines(logging.Formatter):

@@ -27,6 +27,7 @@ from edgeshard_p2p.core.records import Setting
 from edgeshard_p2p.core.timing import Timing
 
 CONTACTS_MAX = 256
+DOUBT_AFTER = 5
 
 
 @dataclass(slots=True)
@@ -35,6 +36,7 @@ class Contact:
     backoff_s: float
     is_join: bool
     """Named by the operator: kept however long it stays silent."""
+    n_calls: int = 0
 
 
 @dataclass(slots=True)
@@ -128,9 +130,18 @@ class Join:
             contact.backoff_s = min(2 * contact.backoff_s, self.timing.contact_max_s)
             if address not in present:
                 effects.append(self._hello(address, membership))
+                effects += self._doubt(address, contact)
             elif not contact.is_join:
                 del self.contacts[address]
         return effects
+
+    def _doubt(self, address: Address, contact: Contact) -> list[Effect]:
+        """Say once, after some calls, that a join address has not answered."""
+        contact.n_calls += 1
+        if contact.n_calls != DOUBT_AFTER or not contact.is_join:
+            return []
+        causes = "is a peer running there, can it be reached, is it the same --swarm?"
+        return [Log(f"no answer from {address} yet: {causes}", "warning")]
 
     def _hello(self, address: Address, membership: Membership) -> Send:
         return Send(address, Hello(membership.me, membership.incarnation))

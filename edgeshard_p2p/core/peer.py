@@ -15,7 +15,16 @@ from typing import Any
 
 from edgeshard_p2p.core import events as ev
 from edgeshard_p2p.core import messages as msg
-from edgeshard_p2p.core.effects import Accepted, Effect, Log, Rejected, SaveLinks, Send, Stop
+from edgeshard_p2p.core.effects import (
+    Accepted,
+    Effect,
+    Log,
+    Rejected,
+    RequestNotice,
+    SaveLinks,
+    Send,
+    Stop,
+)
 from edgeshard_p2p.core.gossip import Gossip
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.join import Join
@@ -266,7 +275,11 @@ class PeerCore:
             text = f"{self.me} already has {REQUESTS_MAX} requests"
             return [Rejected(event.client, text, retry_ms=2_000)]
         request = self.serving.source.submit(event, now)
-        return [Accepted(event.client, request.id)]
+        effects: list[Effect] = [Accepted(event.client, request.id)]
+        if self.planning.dispatchable() is None:
+            why = self.planning.why_no_plan() or "the plan is being loaded"
+            effects.append(RequestNotice(request.id, f"waiting: {why}"))
+        return effects
 
     def _reason_against_prompt(self, event: ev.PromptSubmitted) -> str:
         model = model_of(self.gossip)

@@ -6,7 +6,6 @@ of what the numbers are used for.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -44,7 +43,7 @@ class Profile(Struct, frozen=True):
 
 
 def measure(engine: Engine, context: int, progress: Callable[[str], None]) -> Profile:
-    """Medians in microseconds.  ``engine`` holds nothing, before and after."""
+    """Microseconds.  ``engine`` holds nothing, before and after."""
     if engine.held():
         raise EngineError("a profile needs an engine of its own; this one holds units")
     spec = engine.spec
@@ -89,10 +88,10 @@ def _measure(
 ) -> list[int]:
     # Reserved per kind of step: 32 sequences of the longest chunk would be much memory.
     engine.reserve(ROLE, units, max(len(groups) for groups in steps), context)
-    return [max(1, round(_median_us(engine, units, groups) / len(units))) for groups in steps]
+    return [max(1, round(_time_us(engine, units, groups) / len(units))) for groups in steps]
 
 
-def _median_us(engine: Engine, units: UnitRange, groups: list[RowGroup]) -> float:
+def _time_us(engine: Engine, units: UnitRange, groups: list[RowGroup]) -> float:
     has_kv = engine.spec.is_block(units.start)
     for group in groups:
         engine.open(group.key)
@@ -106,8 +105,9 @@ def _median_us(engine: Engine, units: UnitRange, groups: list[RowGroup]) -> floa
                 engine.truncate(group.key, unit, group.position)
     for group in groups:
         engine.release(group.key)
-    # The first one builds the kernels.
-    return statistics.median(samples[1:])
+    # The first one builds the kernels.  Of the others the second best: whoever shares the machine
+    # only ever adds time, and these figures are kept.
+    return sorted(samples[1:])[1]
 
 
 def _pass(engine: Engine, units: UnitRange, groups: list[RowGroup]) -> float:

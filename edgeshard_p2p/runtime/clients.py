@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from edgeshard_p2p.core import effects as fx
@@ -35,19 +34,21 @@ class Stream:
 
 class Clients:
     def __init__(
-        self, core: PeerCore, transport: Transport, post: Callable[[ev.Event], None]
+        self,
+        core: PeerCore,
+        transport: Transport,
+        post: Callable[[ev.Event], None],
+        counters: Callable[[], dict[str, dict[str, int]]],
     ) -> None:
         self._core = core
         self._transport = transport
         self._post = post
-        self._tokenizer: Tokenizer | None = None
+        self._counters = counters
+        self.tokenizer: Tokenizer | None = None
+        """Of the model that is open; None until there is one."""
         self._pending: dict[str, bytes] = {}
         self._streams: dict[RequestId, Stream] = {}
         self._by_identity: dict[bytes, RequestId] = {}
-
-    def use_model(self, path: Path) -> None:
-        """Called before the core hears of the model."""
-        self._tokenizer = Tokenizer(path)
 
     # --- requests -------------------------------------------------------------------------
 
@@ -58,7 +59,7 @@ class Clients:
             if identity in self._by_identity:
                 self._post(ev.RequestCancelled(self._by_identity[identity]))
         elif isinstance(request, wire.Status):
-            self._answer(identity, wire.StatusReport(report(self._core)))
+            self._answer(identity, wire.StatusReport(report(self._core) | self._counters()))
         else:
             self._set(identity, request)
 
@@ -68,11 +69,11 @@ class Clients:
             self._answer(identity, wire.Failed("this peer is overloaded", retry_ms=2_000))
             return
         self._pending[client] = identity
-        if not self._core.is_source() or self._tokenizer is None:
+        if not self._core.is_source() or self.tokenizer is None:
             # The core knows best how to say why not.
             self._submit(client, request, ())
             return
-        spawn(self._tokenize(client, request, self._tokenizer), name=f"tokenize {client}")
+        spawn(self._tokenize(client, request, self.tokenizer), name=f"tokenize {client}")
 
     async def _tokenize(self, client: str, request: wire.Run, tokenizer: Tokenizer) -> None:
         prompt: tuple[int, ...] = ()
@@ -81,7 +82,7 @@ class Clients:
         self._submit(client, request, prompt)
 
     def _submit(self, client: str, request: wire.Run, prompt: tuple[int, ...]) -> None:
-        stop_ids = self._tokenizer.stop_ids if self._tokenizer is not None else ()
+        stop_ids = self.tokenizer.stop_ids if self.tokenizer is not None else ()
         self._post(
             ev.PromptSubmitted(
                 client, prompt, request.max_tokens, request.sampling, frozenset(stop_ids)
@@ -101,8 +102,8 @@ class Clients:
 
     def accepted(self, effect: fx.Accepted) -> None:
         identity = self._pending.pop(effect.client)
-        assert self._tokenizer is not None
-        self._streams[effect.request] = Stream(identity, self._tokenizer.stream())
+        assert self.tokenizer is not None
+        self._streams[effect.request] = Stream(identity, self.tokenizer.stream())
         self._by_identity[identity] = effect.request
         self._answer(identity, wire.Started(str(effect.request)))
 

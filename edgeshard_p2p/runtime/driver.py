@@ -25,6 +25,7 @@ from edgeshard_p2p.core.work import TensorRef
 from edgeshard_p2p.model import library
 from edgeshard_p2p.model.engine import ForwardResult
 from edgeshard_p2p.model.library import LocalModel
+from edgeshard_p2p.model.text import Tokenizer
 from edgeshard_p2p.net.transport import Transport
 from edgeshard_p2p.runtime.clients import Clients
 from edgeshard_p2p.runtime.compute import Compute
@@ -76,7 +77,7 @@ class Driver:
         self.refused: Counter[str] = Counter()
         """What arrived and was dropped, by kind."""
         self.ended: asyncio.Future[fx.Stop] = asyncio.get_running_loop().create_future()
-        self.clients = Clients(core, transport, self.post)
+        self.clients = Clients(core, transport, self.post, self._counters)
         self._loop = asyncio.get_running_loop()
         self._transport = transport
         self._host = host
@@ -241,6 +242,10 @@ class Driver:
         if self._tensors.pop(effect.tensor.id, None) is None:
             del self._received[effect.tensor.id]
 
+    def _counters(self) -> dict[str, dict[str, int]]:
+        """What was not taken, by kind: of what arrived, and of what was to be sent."""
+        return {"refused": dict(self.refused), "dropped": dict(self._transport.dropped)}
+
     # --- sending --------------------------------------------------------------------------
 
     def _send(self, effect: fx.Send) -> None:
@@ -268,20 +273,23 @@ class Driver:
     # --- the compute thread ---------------------------------------------------------------
 
     def _open_model(self, effect: fx.OpenModel) -> None:
-        def work() -> ev.Event:
+        def work() -> tuple[ev.ModelOpened, Tokenizer | None]:
             model = self._given
             if model is None or library.manifest_digest(model.path) != effect.digest:
                 model = library.find_by_digest(effect.digest, self._progress)
             if model is None:
-                return ev.ModelOpened(effect.digest, None, _missing_model(effect.digest))
+                return ev.ModelOpened(effect.digest, None, _missing_model(effect.digest)), None
             spec = self._host.open(model.path, effect.digest, model.name)
-            self.clients.use_model(model.path)
-            return ev.ModelOpened(effect.digest, spec)
+            return ev.ModelOpened(effect.digest, spec), Tokenizer(model.path)
+
+        def on_done(opened: tuple[ev.ModelOpened, Tokenizer | None]) -> None:
+            event, self.clients.tokenizer = opened
+            self.post(event)
 
         def on_error(error: Exception) -> None:
             self.post(ev.ModelOpened(effect.digest, None, f"cannot open the model: {error}"))
 
-        self._compute.submit(work, self.post, on_error)
+        self._compute.submit(work, on_done, on_error)
 
     def _measure(self, effect: fx.MeasureDevice) -> None:
         opened = self.core.local.opened

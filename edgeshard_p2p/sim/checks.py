@@ -26,7 +26,8 @@ from edgeshard_p2p.core.view import model_of, workload_of
 
 if TYPE_CHECKING:
     from edgeshard_p2p.sim.device import SimPeer
-    from edgeshard_p2p.sim.simulator import SimRequest, Simulator
+    from edgeshard_p2p.sim.request import SimRequest
+    from edgeshard_p2p.sim.simulator import Simulator
 
 PLANS_MAX = 8
 SPINS_MAX = 20
@@ -191,11 +192,9 @@ def _check_bounds(core: PeerCore) -> None:
 
 def is_settled(swarm: Simulator) -> bool:
     """One plan serves; or everyone knows that none can, and why."""
-    return (
-        not swarm.lives()
-        or _is_one_swarm(swarm)
-        and (_serves_one_plan(swarm) or _is_known_hopeless(swarm))
-    )
+    if not swarm.lives():
+        return True
+    return _is_one_swarm(swarm) and (_serves_one_plan(swarm) or _is_known_hopeless(swarm))
 
 
 def _is_one_swarm(swarm: Simulator) -> bool:

@@ -13,6 +13,7 @@ from hashlib import blake2b
 
 from edgeshard_p2p.core.effects import KvPromise, LoadUnits, OpenCache, ReleaseCache, RunForward
 from edgeshard_p2p.core.ids import UnitRange
+from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.work import CacheKey
 
 State = bytes
@@ -29,6 +30,22 @@ def embed(tokens: Sequence[int]) -> list[State]:
 
 def token_of(state: State) -> int:
     return int.from_bytes(state, "big") % VOCABULARY
+
+
+def small_model(n_blocks: int = 4, name: str = "hash-chain") -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        digest=name.encode().hex().ljust(64, "0")[:64],
+        family="hash",
+        hidden_size=8,
+        vocab_size=VOCABULARY,
+        max_context=256,
+        embedding_params=1000,
+        block_params=(1000,) * n_blocks,
+        head_params=1000,
+        tied_params=0,
+        kv_width=8,
+    )
 
 
 @dataclass(slots=True)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from random import Random
 
 from edgeshard_p2p.sim import checks
-from edgeshard_p2p.sim.simulator import SimRequest, Simulator
+from edgeshard_p2p.sim.request import SimRequest
+from edgeshard_p2p.sim.simulator import Simulator
 
 BUDGETS = (20_000, 30_000, 45_000, 60_000, 120_000, 10**9)
 """A unit weighs 4,000 bytes, the KV of one request in one block 8,192: from a peer that holds
@@ -116,10 +117,8 @@ class Trial:
         self.swarm.peers[self.any_name()].passes_to_fail += 1
 
     def set_something(self) -> None:
-        key, values = self.rng.choice(
-            (("context", (96, 160, 256)), ("batch", (1, 2, 6)), ("first_layer", ("embedding",)))
-        )
-        self.swarm.set(self.any_name(), key, self.rng.choice(values))
+        key = self.rng.choice(sorted(SETTINGS))
+        self.swarm.set(self.any_name(), key, self.rng.choice(SETTINGS[key]))
 
     def submit(self) -> None:
         for _ in range(self.rng.choice((1, 1, 2, 6))):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -23,49 +22,14 @@ from edgeshard_p2p.core.planner import choose
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.core.settings import SettingValue
 from edgeshard_p2p.sim.checks import Safety
-from edgeshard_p2p.sim.compute import Oracle
+from edgeshard_p2p.sim.compute import Oracle, small_model
 from edgeshard_p2p.sim.device import LOAD_S, MEASURE_S, OPEN_S, SimPeer
 from edgeshard_p2p.sim.network import Network
+from edgeshard_p2p.sim.request import SimRequest
 from edgeshard_p2p.wire.codec import decode_control, encode_control
 from edgeshard_p2p.wire.frames import decode_frame, encode_body, encode_header, encode_probe
 
 SWARM = b"simulate"
-
-
-def small_model(n_blocks: int = 4, name: str = "hash-chain") -> ModelSpec:
-    return ModelSpec(
-        name=name,
-        digest=name.encode().hex().ljust(64, "0")[:64],
-        family="hash",
-        hidden_size=8,
-        vocab_size=50_000,
-        max_context=256,
-        embedding_params=1000,
-        block_params=(1000,) * n_blocks,
-        head_params=1000,
-        tied_params=0,
-        kv_width=8,
-    )
-
-
-@dataclass(slots=True)
-class SimRequest:
-    """A prompt as its user sees it."""
-
-    client: str
-    at: str
-    prompt: tuple[int, ...]
-    max_tokens: int
-    oracle: Oracle
-    stop_ids: frozenset[int] = frozenset()
-    id: RequestId | None = None
-    tokens: list[int] = field(default_factory=list)
-    rejected: str | None = None
-    finished: fx.FinishRequest | None = None
-
-    @property
-    def is_answered(self) -> bool:
-        return self.finished is not None and self.finished.finish_reason in ("length", "stop")
 
 
 class Simulator:
@@ -187,7 +151,8 @@ class Simulator:
         stop_ids: frozenset[int] = frozenset(),
     ) -> SimRequest:
         client, n_units = f"client-{len(self.requests)}", self.spec.n_units
-        request = SimRequest(client, host, prompt, max_tokens, Oracle(prompt, n_units), stop_ids)
+        oracle, life = Oracle(prompt, n_units), self.peers[host].life
+        request = SimRequest(client, host, life, prompt, max_tokens, oracle, stop_ids)
         self.requests[client] = request
         event = ev.PromptSubmitted(client, prompt, max_tokens, Sampling(), stop_ids)
         self._feed(self.peers[host], event)
@@ -205,9 +170,9 @@ class Simulator:
 
     def unended(self) -> list[SimRequest]:
         """Accepted requests whose source still lives the life in which it accepted them."""
-        alive = {peer.id for peer in self.lives()}
         accepted = [r for r in self.requests.values() if r.id is not None and r.finished is None]
-        return [r for r in accepted if r.id is not None and r.id.source in alive]
+        alive = {(peer.host, peer.life) for peer in self.lives()}
+        return [r for r in accepted if (r.at, r.life) in alive]
 
     # --- the clock ------------------------------------------------------------------------
 

@@ -13,15 +13,16 @@ from tests.e2e.swarm import DEADLINE_S, EDGESHARD, Machine
 from tests.model.tiny import save_model
 
 N_BLOCKS = 6
-BLOCK_MIB = 17
-"""Of one block in fp32, with the KV of two sequences of the context."""
+CONTEXT = 2048
+BLOCK_MIB = 20
+"""Of one block in fp32, with the KV of two sequences of that context."""
 # Nearly all of a block is its MLP, so that it weighs much and is computed quickly.
 BIG_BLOCKS = {
     "num_hidden_layers": N_BLOCKS,
     "hidden_size": 256,
     "intermediate_size": 5120,
     "attention_bias": False,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": CONTEXT,
 }
 
 

@@ -18,6 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgeshard_p2p.core.messages import Address
+from edgeshard_p2p.net.client import Client, NoAnswer
+from edgeshard_p2p.net.security import Security, open_security, read_secrets
+from edgeshard_p2p.wire.client import Status, StatusReport
+
 T = TypeVar("T")
 
 EDGESHARD = (sys.executable, "-m", "edgeshard_p2p")
@@ -143,9 +148,13 @@ class Peer:
         return answer
 
     def status(self) -> dict[str, Any]:
-        """Empty where the peer does not answer."""
-        done = self.ask("status")
-        return done.objects[0] if done.exit_code == 0 else {}
+        """What `edgeshard status` would say, without a process for it; empty without an answer."""
+        with suppress(NoAnswer), Client(Address("127.0.0.1", self.port), self.swarm.security) as to:
+            to.send(Status())
+            answer = next(to.answers(DEADLINE_S))
+            assert isinstance(answer, StatusReport), answer
+            return answer.report
+        return {}
 
     def interrupt(self) -> int:
         """Ctrl-C; the exit code."""
@@ -164,8 +173,8 @@ class Swarm:
 
     machine: Machine
     directory: Path
-    common_flags: list[str] = field(default_factory=list)
-    """For peers and clients: --swarm, --secret-file."""
+    name: str = "default"
+    secret_file: Path | None = None
     peers: list[Peer] = field(default_factory=list)
     _ends: ExitStack = field(default_factory=ExitStack)
 
@@ -202,6 +211,16 @@ class Swarm:
     def __getitem__(self, name: str) -> Peer:
         return next(peer for peer in self.peers if peer.name == name)
 
+    @property
+    def common_flags(self) -> list[str]:
+        """Of peers and of clients."""
+        secret = ["--secret-file", str(self.secret_file)] if self.secret_file else []
+        return ["--swarm", self.name, *secret]
+
+    @property
+    def security(self) -> Security:
+        return open_security(self.name, read_secrets(self.secret_file) if self.secret_file else ())
+
     def living(self) -> list[Peer]:
         return [peer for peer in self.peers if peer.process.poll() is None]
 
@@ -219,6 +238,12 @@ class Swarm:
         is_there = {s["peer"] for s in stages} == names and all(s["is_ready"] for s in stages)
         ids = {plan["plan_id"] for plan in plans}
         return ids.pop() if is_there and len(ids) == 1 else ""
+
+    def is_idle(self) -> bool:
+        """Whether nothing is left of any request, on any peer."""
+        reports = [peer.status() for peer in self.living()]
+        left = [(r["requests"], r["self"]["requests_in_stage"]) for r in reports if r]
+        return left == [([], 0)] * len(reports)
 
     def story(self) -> str:
         """All that the peers have logged, for whoever has to find out."""

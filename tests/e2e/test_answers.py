@@ -6,14 +6,14 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
-from tests.e2e.conftest import BLOCK_MIB, N_BLOCKS
+from tests.e2e.conftest import BLOCK_MIB, CONTEXT, N_BLOCKS
 from tests.e2e.swarm import Machine, Peer, Swarm, eventually, killed_at_the_end
 from tests.model.tiny import transformers_greedy
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(300)
 NAMES = ("amy", "ben", "cat")
 PROMPT = "What do three small devices say?"
 N_TOKENS = 24
-ALL_THAT_FIT = 100_000
+ALL_THAT_FIT = 10_000
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3], ids=["alone", "two with a secret", "three"])
@@ -34,20 +34,27 @@ def swarm(
     directory = tmp_path_factory.mktemp("swarm")
     with Swarm(machine, directory) as swarm:
         if n_peers == 2:
-            swarm.common_flags = ["--swarm", "two", "--secret-file", str(_secret(swarm))]
+            swarm.name, swarm.secret_file = "two", directory / "secret"
+            swarm.secret_file.write_text(machine.edgeshard("secret").stdout)
         layers_mib = BLOCK_MIB * N_BLOCKS // n_peers + BLOCK_MIB // 2
         for name in NAMES[:n_peers]:
             role = "--source" if name == NAMES[0] else "--no-source"
-            few = ("--context", 192, "--batch", 2, "--min-members", n_peers)
-            swarm.start(name, role, *few, layers_mib=layers_mib)
+            flags = (role, "--batch", 2, "--min-members", n_peers)
+            swarm.start(name, *flags, layers_mib=layers_mib)
         swarm.serving_plan(*NAMES[:n_peers])
         yield swarm
 
 
-def _secret(swarm: Swarm) -> Path:
-    file = swarm.directory / "secret"
-    file.write_text(swarm.machine.edgeshard("secret").stdout)
-    return file
+@contextmanager
+def asking_at_length(peer: Peer) -> Iterator[subprocess.Popen[str]]:
+    """`edgeshard run` for an answer that fills the context; its first text has come."""
+    pipe = subprocess.PIPE
+    command = ("run", PROMPT, "--raw", "--max-tokens", ALL_THAT_FIT, *peer.client_flags())
+    process = peer.swarm.machine.popen(*command, stdout=pipe, stderr=pipe)
+    with killed_at_the_end(process), process:
+        assert process.stdout is not None
+        assert os.read(process.stdout.fileno(), 1), peer.swarm.story()
+        yield process
 
 
 def test_all_see_the_same_swarm(swarm: Swarm) -> None:
@@ -103,28 +110,34 @@ def test_a_seed_gives_the_same_tokens_on_any_number_of_peers(
 
 
 def test_the_answer_streams(swarm: Swarm) -> None:
-    """The first text is there long before the last."""
-    amy = swarm["amy"]
-    with _asking(amy) as process:
-        assert process.stdout is not None
-        first = os.read(process.stdout.fileno(), 1)
-        (request,) = eventually(lambda: amy.status()["requests"], swarm.story)
-        assert first
+    with asking_at_length(swarm["amy"]):
+        (request,) = swarm["amy"].status()["requests"]
         assert request["state"] == "running"
-        assert request["generated_tokens"] < ALL_THAT_FIT
+        assert request["generated_tokens"] < CONTEXT // 2
 
 
 def test_ctrl_c_frees_the_cache_everywhere(swarm: Swarm) -> None:
-    with _asking(swarm["amy"]) as process:
-        assert process.stdout is not None
-        assert os.read(process.stdout.fileno(), 1)
+    with asking_at_length(swarm["amy"]) as process:
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate()
     assert process.returncode == 1
     assert stderr.splitlines()[-1] == "edgeshard: cancelled"
-    eventually(lambda: is_idle(swarm), swarm.story)
+    eventually(swarm.is_idle, swarm.story)
 
 
-def is_idle(swarm: Swarm) -> bool:
-    reports = [peer.status() for peer in swarm.living()]
-    return all(r["requests"] == [] and r["self"]["requests_in_stage"] == 0 for r in reports)
+def test_a_client_that_dies_frees_the_cache_too(swarm: Swarm) -> None:
+    with asking_at_length(swarm["amy"]) as process:
+        process.kill()
+    eventually(swarm.is_idle, swarm.story)
+
+
+def test_status_and_run_in_words(swarm: Swarm) -> None:
+    amy = swarm["amy"]
+    status = swarm.machine.edgeshard("status", *amy.client_flags())
+    assert status.exit_code == 0
+    for peer in swarm.peers:
+        assert f"{peer.name}@1  alive" in status.stdout
+    run = swarm.machine.edgeshard("run", PROMPT, "--max-tokens", 3, *amy.client_flags())
+    assert run.exit_code == 0
+    assert "3 tokens (length)" in run.stderr
+    assert amy.ask("status").objects[0].keys() == amy.status().keys()
