@@ -331,6 +331,3 @@ class ProbeBody(Struct, frozen=True, array_like=True):
     sender: PeerId
     reply_to: Address
     nonce: Count
-
-
-Payload = Annotated[bytes, Meta(max_length=2**26)]

@@ -39,7 +39,7 @@ CONTACTS_MAX = 128
 """Peers to which sockets are kept open; each takes about six descriptors."""
 SOCKETS_MAX = 4_096
 SECRETS_PAUSE_S = 1.0
-"""Between two rounds through the list of secrets, all of which were refused."""
+"""Between two rounds through the list of secrets (one, or none), all of which were refused."""
 
 HANDSHAKE_EVENTS = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -263,32 +263,37 @@ class Contact:
         transport._connect_to(self.socket, self.address.host, self.address.port)
 
     def close(self) -> None:
-        if self._next_round is not None:
-            self._next_round.cancel()
+        self._cancel_next_round()
         self._watch.close()
         self.socket.disable_monitor()
         self.socket.close(linger=200)
+
+    def _cancel_next_round(self) -> None:
+        if self._next_round is not None:
+            self._next_round.cancel()
+            self._next_round = None
 
     def _on_event(self, parts: list[zmq.Frame]) -> None:
         event = parse_monitor_message([part.bytes for part in parts])["event"]
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._refusals = 0
+            self._cancel_next_round()
             return
         self._refusals += 1
         n_secrets = max(1, len(self._transport._security.keys))
         if self._refusals == n_secrets:
             reason = why_refused(bool(self._transport._security.keys))
             self._transport._callbacks.on_contact_failed(self.address, reason)
-        if n_secrets > 1 and self._refusals % n_secrets:
+        if self._refusals % n_secrets:
             self._try_next_secret()
-        elif n_secrets > 1 and self._next_round is None:
+        elif self._next_round is None:
+            # NOTE: libzmq itself gives up for good after some refusals, even with one secret.
             loop = asyncio.get_running_loop()
             self._next_round = loop.call_later(SECRETS_PAUSE_S, self._try_next_secret)
 
     def _try_next_secret(self) -> None:
         self.close()
-        self._next_round = None
-        self.secret_index = (self.secret_index + 1) % len(self._transport._security.keys)
+        self.secret_index = (self.secret_index + 1) % max(1, len(self._transport._security.keys))
         self._transport.forget_probe(self.address)  # It was opened with the secret before.
         self._open()
 

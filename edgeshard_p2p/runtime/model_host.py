@@ -19,7 +19,13 @@ from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.records import UnitTimes
 from edgeshard_p2p.model import profiler
 from edgeshard_p2p.model.checkpoint import Checkpoint, open_checkpoint
-from edgeshard_p2p.model.engine import Engine, EngineError, ForwardResult, use_one_thread
+from edgeshard_p2p.model.engine import (
+    Engine,
+    EngineError,
+    ForwardResult,
+    rows_are_exact,
+    use_one_thread,
+)
 from edgeshard_p2p.model.errors import ModelError
 from edgeshard_p2p.model.kv_cache import KvError
 from edgeshard_p2p.runtime.state import Profile
@@ -94,6 +100,9 @@ class ModelHost:
             engine.unreserve(role)
         for p in effect.kv:
             engine.reserve(p.role, p.units, p.slots, p.context)
+        has_blocks = any(engine.spec.is_block(unit) for unit in wanted)
+        if effect.tile_rows and has_blocks and not rows_are_exact(engine):
+            progress("exact numerics: some row counts give other bits here, so passes are smaller")
 
     def open_cache(self, effect: OpenCache) -> None:
         engine = self._engine

@@ -22,6 +22,11 @@ little more than its entry to one that holds everything."""
 BLOCK_US = (500, 1_000, 3_000, 10_000)
 SLOWER = 20
 SLOWEST_US = 40_000
+SETTINGS: dict[str, tuple[str | int, ...]] = {
+    "batch": (1, 2, 6),
+    "context": (96, 160, 256),
+    "first_layer": ("embedding",),
+}
 SETTLE_S = 120.0
 """Beyond the memory of failures, which keeps a peer or a link out for a minute."""
 STAYS_S = 3.0

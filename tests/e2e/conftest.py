@@ -46,7 +46,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
         "XDG_STATE_HOME": str(directory / "state"),
         "HF_HUB_CACHE": str(directory / "hub"),
     }
-    return Machine(environment, model, _bare_mib(environment, model, directory / "probe"))
+    bare_mib = _bare_mib(environment, model, directory / "probe")
+    return Machine(environment, model, bare_mib, directory / "profiles")
 
 
 def _bare_mib(environment: dict[str, str], model: Path, state_dir: Path) -> int:

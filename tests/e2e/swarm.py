@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -88,12 +89,15 @@ class Machine:
     environment: dict[str, str]
     model: Path
     bare_mib: int
+    profiles: Path
+    """What the first peer to measure this machine has found: the others need not do it again."""
 
     def popen(self, *arguments: object, **settings: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [*EDGESHARD, *map(str, arguments)],
             env=self.environment,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             start_new_session=True,
             **settings,
         )
@@ -192,6 +196,9 @@ class Swarm:
         if "--mdns" not in flags:
             flags = (*flags, "--no-mdns")
             flags += tuple(word for peer in self.peers for word in ("--join", peer.address))
+        if self.machine.profiles.exists():
+            state_dir = self.directory / name
+            shutil.copytree(self.machine.profiles, state_dir / "profiles", dirs_exist_ok=True)
         log_file = self.directory / f"{name}-{len(self.peers)}.log"
         with log_file.open("w") as log:
             process = self.machine.popen(
@@ -227,7 +234,10 @@ class Swarm:
     def serving_plan(self, *names: str) -> str:
         """Wait until every living peer has the same plan, active, ready, on exactly ``names``;
         its id."""
-        return eventually(lambda: self._common_plan(set(names)), self.story)
+        plan_id = eventually(lambda: self._common_plan(set(names)), self.story)
+        measured = self.directory / names[0] / "profiles"
+        shutil.copytree(measured, self.machine.profiles, dirs_exist_ok=True)
+        return plan_id
 
     def _common_plan(self, names: set[str]) -> str:
         reports = [peer.status() for peer in self.living()]

@@ -68,7 +68,7 @@ def test_all_see_the_same_swarm(swarm: Swarm) -> None:
     reports = eventually(agreed, swarm.story)
     for report in reports:
         stages = sorted(report["plan"]["stages"], key=lambda stage: int(stage["stage"]))
-        assert [stage["start"] for stage in stages][0] == 0
+        assert stages[0]["start"] == 0
         assert all(a["end"] == b["start"] for a, b in pairwise(stages))
         assert stages[-1]["end"] == N_BLOCKS + 2
         assert {stage["peer"] for stage in stages} == names

@@ -9,6 +9,8 @@ from edgeshard_p2p.sim import checks
 from edgeshard_p2p.sim.request import SimRequest
 from edgeshard_p2p.sim.simulator import Simulator
 
+STARTS_S = 5.0
+"""By then all have met, and nobody is settled only because nothing has happened yet."""
 SETTLE_S = 30.0
 ANSWER_S = 60.0
 EVERYTHING = 10**9
@@ -28,6 +30,7 @@ def swarm_of(names: str, budget_bytes: int = HALF, seed: int = 7) -> Simulator:
 
 def settle(swarm: Simulator) -> PlanId | None:
     """The plan that everyone serves then; None when all know that there can be none."""
+    swarm.run(swarm.now + STARTS_S)
     assert swarm.run_until(lambda: checks.is_settled(swarm), SETTLE_S), "it does not settle"
     return checks.serving_plan(swarm)
 

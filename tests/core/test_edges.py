@@ -1,0 +1,182 @@
+"""One edge: order, once each, resends, credit, epochs, loss; and which edges a plan has."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from msgspec.structs import replace
+
+from edgeshard_p2p.core.edges import WINDOW, EdgeKind, EdgeSpec, InEdge, OutEdge, edges_of
+from tests.core.parts import PLAN, SOLO, TIMING, A, B, C, D
+
+SPEC = EdgeSpec(1, EdgeKind.INNER, B, C, 1, -1)
+
+
+def opened(epoch: int = 5, now: float = 0.0) -> OutEdge[str]:
+    edge: OutEdge[str] = OutEdge("0" * 16, SPEC, epoch, TIMING, now)
+    assert edge.wants_opening(now)
+    assert edge.on_answer(epoch)
+    return edge
+
+
+def offer(edge: OutEdge[str], text: str) -> None:
+    for item in text:
+        edge.offer(item)
+
+
+def test_edges_of_a_plan() -> None:
+    plan = replace(PLAN, sources=(A, D))
+    assert [(e.kind.value, str(e.sender), str(e.receiver), e.source) for e in edges_of(plan)] == [
+        ("entry", "a@1", "b@1", 0),
+        ("entry", "d@1", "b@1", 1),
+        ("inner", "b@1", "c@1", -1),
+        ("return", "c@1", "a@1", 0),
+        ("return", "c@1", "d@1", 1),
+    ]
+    assert [edge.index for edge in edges_of(plan)] == [0, 1, 2, 3, 4]
+    assert edges_of(SOLO) == ()
+
+
+# --- sending --------------------------------------------------------------------------------
+
+
+def test_nothing_leaves_before_the_answer() -> None:
+    edge: OutEdge[str] = OutEdge("0" * 16, SPEC, 5, TIMING, 0.0)
+    offer(edge, "ab")
+    assert edge.take_sendable(0.0) == []
+    assert not edge.on_answer(4)
+    assert edge.take_sendable(0.0) == []
+    assert edge.on_answer(5)
+    assert edge.take_sendable(0.0) == [(1, "a"), (2, "b")]
+    assert not edge.on_answer(5)
+
+
+def test_opening_is_asked_again_until_its_deadline() -> None:
+    edge: OutEdge[str] = OutEdge("0" * 16, SPEC, 5, TIMING, 0.0)
+    asked = []
+    while (now := edge.next_deadline()) is not None:
+        if edge.wants_opening(now):
+            asked.append(now)
+    assert edge.is_lost
+    assert {round(b - a, 6) for a, b in pairwise(asked)} == {TIMING.edge_retry_s}
+    assert asked[-1] == TIMING.edge_deadline_s - TIMING.edge_retry_s
+
+
+def test_window_bounds_what_is_on_its_way() -> None:
+    edge = opened()
+    offer(edge, "abcdefghijkl")
+    assert len(edge.take_sendable(0.0)) == WINDOW
+    assert edge.take_sendable(0.0) == []
+    assert edge.on_ack(5, 2, 2 + WINDOW, 0.0) == ["a", "b"]
+    assert edge.take_sendable(0.0) == [(WINDOW + 1, "i"), (WINDOW + 2, "j")]
+    assert edge.load == 10
+
+
+def test_credit_never_exceeds_the_window_and_never_shrinks() -> None:
+    edge = opened()
+    offer(edge, "a" * 40)
+    edge.take_sendable(0.0)
+    edge.on_ack(5, 0, 10**6, 0.0)
+    assert edge.take_sendable(0.0) == []
+    edge.on_ack(5, 4, 4 + WINDOW, 0.0)
+    edge.on_ack(5, 4, 3, 0.0)
+    assert len(edge.take_sendable(0.0)) == 4
+
+
+def test_acknowledgement_of_another_epoch_says_nothing() -> None:
+    edge = opened()
+    offer(edge, "ab")
+    edge.take_sendable(0.0)
+    assert edge.on_ack(4, 2, 10, 0.0) == []
+    assert edge.on_ack(6, 2, 10, 0.0) == []
+    assert edge.on_ack(5, 1, 9, 0.0) == ["a"]
+    assert edge.on_ack(5, 1, 9, 0.0) == []
+
+
+def test_unconfirmed_frames_are_sent_again_until_they_are_confirmed() -> None:
+    edge = opened()
+    offer(edge, "ab")
+    edge.take_sendable(0.0)
+    assert edge.take_resends(TIMING.resend_s - 0.01) == []
+    assert edge.next_deadline() == TIMING.resend_s
+    assert edge.take_resends(TIMING.resend_s) == [(1, "a"), (2, "b")]
+    assert edge.on_ack(5, 1, 9, TIMING.resend_s) == ["a"]
+    assert edge.take_resends(2 * TIMING.resend_s) == [(2, "b")]
+    edge.on_ack(5, 2, 10, 2 * TIMING.resend_s)
+    assert edge.next_deadline() is None
+
+
+def test_edge_without_progress_is_lost_with_all_it_carried() -> None:
+    edge = opened()
+    offer(edge, "a" * WINDOW + "z")
+    edge.take_sendable(0.0)
+    now = 0.0
+    while not edge.is_lost:
+        assert (deadline := edge.next_deadline()) is not None
+        now = deadline
+        edge.take_resends(now)
+    assert now == TIMING.edge_lost_s
+    assert edge.drain() == ["a"] * WINDOW + ["z"]
+    assert edge.next_deadline() is None
+
+
+def test_any_progress_keeps_the_edge() -> None:
+    edge = opened()
+    offer(edge, "abcd")
+    edge.take_sendable(0.0)
+    for k in range(1, 4):
+        now = k * (TIMING.edge_lost_s - 0.1)
+        edge.on_ack(5, k, k + WINDOW, now)
+        edge.take_resends(now)
+        assert not edge.is_lost
+
+
+def test_lost_credit_is_asked_for_again() -> None:
+    edge = opened()
+    offer(edge, "a" * WINDOW + "z")
+    edge.take_sendable(0.0)
+    edge.on_ack(5, WINDOW, WINDOW, 0.0)  # All arrived, none consumed; the next credit is lost.
+    assert edge.take_sendable(0.0) == []
+    assert edge.next_deadline() == TIMING.resend_s
+    assert not edge.wants_opening(TIMING.resend_s - 0.01)
+    assert edge.wants_opening(TIMING.resend_s)
+    assert not edge.wants_opening(TIMING.resend_s)
+    edge.on_ack(5, WINDOW, 2 * WINDOW, TIMING.resend_s)
+    assert edge.take_sendable(TIMING.resend_s) == [(WINDOW + 1, "z")]
+
+
+# --- receiving ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("epoch", "sequence", "expected"),
+    [(5, 3, True), (5, 2, False), (5, 1, False), (5, 4, False), (4, 3, False), (6, 3, False)],
+)
+def test_only_the_next_frame_of_the_epoch_is_accepted(
+    epoch: int, sequence: int, expected: bool
+) -> None:
+    edge = InEdge(SPEC)
+    assert edge.on_open(5)
+    assert edge.accepts(5, 1)
+    assert edge.accepts(5, 2)
+    assert edge.accepts(epoch, sequence) is expected
+    assert edge.received == (3 if expected else 2)
+
+
+def test_nothing_is_accepted_before_the_opening() -> None:
+    assert not InEdge(SPEC).accepts(0, 1)
+
+
+def test_later_epoch_starts_anew_and_an_older_one_is_ignored() -> None:
+    edge = InEdge(SPEC)
+    edge.on_open(5)
+    edge.accepts(5, 1)
+    edge.consumed = 1
+    assert edge.on_open(5)
+    assert (edge.received, edge.credit) == (1, 1 + WINDOW)
+    assert edge.on_open(7)
+    assert (edge.received, edge.credit) == (0, WINDOW)
+    assert not edge.on_open(5)
+    assert edge.epoch == 7
+    assert edge.accepts(7, 1)

@@ -1,0 +1,42 @@
+"""What values the swarm's settings may have."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from edgeshard_p2p.core.settings import SettingValue, describe, is_same, is_valid
+from tests.core.parts import MODEL
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("model", MODEL, True),
+        ("model", "llama", False),
+        ("dtype", "bf16", True),
+        ("dtype", "fp16", False),
+        ("numerics", "fast", True),
+        ("numerics", 1, False),
+        ("context", 1, True),
+        ("context", 0, False),
+        ("context", 2**24 + 1, False),
+        ("batch", 4096, True),
+        ("batch", 4097, False),
+        ("batch", "4", False),
+        ("first_layer", "embedding", True),
+        ("first_layer", "head", False),
+        ("objective", "latency", True),
+        ("no_such_setting", 1, False),
+    ],
+)
+def test_values(key: str, value: SettingValue, expected: bool) -> None:
+    assert is_valid(key, value) is expected
+
+
+def test_models_are_the_same_by_their_files() -> None:
+    assert is_same(MODEL, replace(MODEL, name="other name"))
+    assert not is_same(MODEL, replace(MODEL, digest="1" * 64))
+    assert not is_same(MODEL, "tiny")
+    assert describe(MODEL) == "tiny (000000000000)"
+    assert describe(7) == "7"

@@ -1,0 +1,41 @@
+"""One end of the sockets under test, and what has arrived there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from edgeshard_p2p.core.messages import Address
+from edgeshard_p2p.net.security import Security, open_security
+from edgeshard_p2p.net.transport import Callbacks, Transport
+from tests.runtime.waiting import free_address
+
+OPEN = open_security("tests", ())
+
+
+class Endpoint:
+    def __init__(self, address: Address, security: Security) -> None:
+        self.address = address
+        self.messages: list[bytes] = []
+        self.requests: list[tuple[bytes, bytes]] = []
+        self.frames: list[list[bytes]] = []
+        self.failures: list[tuple[Address, str]] = []
+        callbacks = Callbacks(
+            on_peer=lambda data: self.messages.append(bytes(data)),
+            on_client=lambda who, data: self.requests.append((who, bytes(data))),
+            on_frame=lambda parts: self.frames.append([bytes(part) for part in parts]),
+            on_contact_failed=lambda address, reason: self.failures.append((address, reason)),
+        )
+        self.transport = Transport(address, security, callbacks)
+
+
+@asynccontextmanager
+async def endpoint(
+    security: Security = OPEN, address: Address | None = None
+) -> AsyncIterator[Endpoint]:
+    end = Endpoint(address or free_address(), security)
+    try:
+        await end.transport.open()
+        yield end
+    finally:
+        await end.transport.close()

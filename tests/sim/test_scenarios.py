@@ -1,0 +1,346 @@
+"""Stories of a small swarm, each told once: who comes, what breaks, what its user sees."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgeshard_p2p.core.ids import PeerId
+from edgeshard_p2p.core.messages import MemberState
+from edgeshard_p2p.sim.compute import small_model
+from edgeshard_p2p.sim.request import SimRequest
+from edgeshard_p2p.sim.simulator import Simulator
+from tests.sim.swarms import (
+    EVERYTHING,
+    answer,
+    belief,
+    core,
+    settle,
+    swarm_of,
+)
+
+PROMPT = (3, 1, 4, 1, 5)
+LONG = 60
+"""Tokens: an answer that is still under way when something happens to it."""
+
+
+def stage_peers(swarm: Simulator, name: str = "a") -> list[str]:
+    plan = core(swarm, name).planning.rollout.active_plan()
+    assert plan is not None
+    return [stage.peer.name for stage in plan.stages]
+
+
+def only_stage(swarm: Simulator, source: str) -> str:
+    """A peer with a shared stage that is not ``source``."""
+    return next(name for name in stage_peers(swarm) if name != source)
+
+
+def submit_and_watch(swarm: Simulator, source: str, n_tokens: int = 3) -> SimRequest:
+    """A long answer, of which the first tokens have come."""
+    request = swarm.submit(source, PROMPT, LONG)
+    assert swarm.run_until(lambda: len(request.tokens) >= n_tokens, 30.0), f"{request}"
+    return request
+
+
+# --- together -----------------------------------------------------------------------------------
+
+
+def test_three_peers_converge_and_every_source_answers() -> None:
+    swarm = swarm_of("abc")
+    plan = settle(swarm)
+    assert plan is not None
+    assert len(stage_peers(swarm)) == 3
+    for name in "abc":
+        request = swarm.submit(name, PROMPT, 8)
+        assert answer(swarm, request) == request.oracle.tokens(8)
+        assert request.finished is not None
+        assert request.finished.stats.plan_id == plan
+        assert (request.finished.stats.failovers, request.finished.finish_reason) == (0, "length")
+
+
+def test_lone_peer_that_holds_everything_answers() -> None:
+    swarm = swarm_of("a", EVERYTHING)
+    assert settle(swarm) is not None
+    assert stage_peers(swarm) == []
+    answer(swarm, swarm.submit("a", PROMPT, 8))
+
+
+def test_requests_beyond_the_promise_wait_their_turn() -> None:
+    swarm = swarm_of("abc")
+    settle(swarm)
+    requests = [swarm.submit(name, PROMPT, 10) for name in "abc" * 6]
+    for request in requests:
+        answer(swarm, request)
+    plan = core(swarm, "a").planning.rollout.active_plan()
+    assert plan is not None
+    assert plan.workload.batch < len(requests)
+
+
+def test_stop_token_ends_the_answer_before_it() -> None:
+    swarm = swarm_of("abc")
+    settle(swarm)
+    fourth = swarm.submit("a", PROMPT, 1).oracle.tokens(4)[-1]
+    request = swarm.submit("a", PROMPT, LONG, stop_ids=frozenset({fourth}))
+    assert len(answer(swarm, request)) == 3
+    assert request.finished is not None
+    assert request.finished.finish_reason == "stop"
+
+
+def test_peer_that_is_no_source_names_one() -> None:
+    swarm = Simulator(7)
+    swarm.add("a")
+    swarm.add("b", is_source=False)
+    swarm.start("a")
+    swarm.start("b", join=("a",))
+    settle(swarm)
+    request = swarm.submit("b", PROMPT, 3)
+    assert request.rejected == "b@1 is not a source; ask a at a:7911"
+
+
+# --- losses -------------------------------------------------------------------------------------
+
+
+def lose(swarm: Simulator, how: str, name: str) -> None:
+    {"crash": swarm.crash, "leave": swarm.leave, "freeze": swarm.freeze}[how](name)
+
+
+@pytest.mark.parametrize("how", ["crash", "leave", "freeze"])
+def test_request_outlives_a_stage(how: str) -> None:
+    """Every token is checked against an undisturbed run when it comes."""
+    swarm = swarm_of("abcd")
+    settle(swarm)
+    request = submit_and_watch(swarm, "a")
+    lose(swarm, how, only_stage(swarm, "a"))
+    assert len(answer(swarm, request)) == LONG
+    assert request.finished is not None
+    stats = request.finished.stats
+    assert stats.failovers >= 1
+    assert stats.replayed_tokens >= len(PROMPT) + 3
+    assert stats.recovery_ms > 0
+
+
+def test_request_outlives_two_losses_and_a_return() -> None:
+    swarm = swarm_of("abcde")
+    settle(swarm)
+    request = submit_and_watch(swarm, "a")
+    lost = only_stage(swarm, "a")
+    swarm.crash(lost)
+    assert swarm.run_until(lambda: len(request.tokens) >= 20, 60.0)
+    swarm.restart(lost)
+    swarm.crash(next(name for name in "bcde" if name != lost))
+    assert len(answer(swarm, request)) == LONG
+
+
+def test_departure_is_known_at_once_a_crash_by_probing() -> None:
+    swarm = swarm_of("abc", EVERYTHING)
+    settle(swarm)
+    swarm.leave("b")
+    swarm.run(swarm.now + 0.1)
+    assert belief(swarm, "a", "b") is MemberState.LEFT
+    swarm.crash("c")
+    swarm.run(swarm.now + 0.1)
+    assert belief(swarm, "a", "c") is MemberState.ALIVE
+    assert swarm.run_until(lambda: belief(swarm, "a", "c") is MemberState.DEAD, 10.0)
+
+
+def test_frozen_peer_is_found_and_refutes_its_death() -> None:
+    swarm = swarm_of("abc", EVERYTHING)
+    settle(swarm)
+    swarm.freeze("b")
+    assert swarm.run_until(lambda: belief(swarm, "a", "b") is MemberState.SUSPECT, 10.0)
+    assert swarm.run_until(lambda: belief(swarm, "a", "b") is MemberState.DEAD, 10.0)
+    swarm.run(swarm.now + 5.0)
+    assert core(swarm, "b").membership.incarnation == 0
+    swarm.thaw("b")
+    settle(swarm)
+    assert belief(swarm, "a", "b") is MemberState.ALIVE
+    assert core(swarm, "b").membership.incarnation >= 1
+    assert core(swarm, "b").me == PeerId("b", 1)
+
+
+def test_peer_that_is_frozen_for_a_moment_stays() -> None:
+    swarm = swarm_of("abc", EVERYTHING)
+    settle(swarm)
+    swarm.freeze("b")
+    assert swarm.run_until(lambda: belief(swarm, "a", "b") is MemberState.SUSPECT, 10.0)
+    swarm.thaw("b")
+    swarm.run(swarm.now + 10.0)
+    assert not [line for line in swarm.log if "DEAD" in line]
+    assert belief(swarm, "a", "b") is MemberState.ALIVE
+
+
+def test_returning_peer_replaces_its_old_self() -> None:
+    swarm = swarm_of("abc", EVERYTHING)
+    settle(swarm)
+    swarm.restart("b")
+    settle(swarm)
+    assert core(swarm, "a").membership.members["b"].peer == PeerId("b", 2)
+    answer(swarm, swarm.submit("b", PROMPT, 3))
+
+
+def test_peer_that_lost_its_disk_takes_a_later_life() -> None:
+    swarm = swarm_of("abc", EVERYTHING)
+    swarm.restart("b")
+    settle(swarm)
+    swarm.crash("b")
+    swarm.peers["b"].lose_disk(swarm.rng)
+    swarm.start("b", join=("a",))
+    settle(swarm)
+    assert core(swarm, "b").me.generation >= 3
+    assert core(swarm, "a").membership.members["b"].peer == core(swarm, "b").me
+
+
+# --- the network --------------------------------------------------------------------------------
+
+
+def test_halves_that_can_hold_the_model_each_serve_and_meet_again() -> None:
+    swarm = swarm_of("abcd", EVERYTHING)
+    before = settle(swarm)
+    swarm.network.partition("ab", "cd")
+    assert swarm.run_until(lambda: len(core(swarm, "a").membership.present()) == 1, 20.0)
+    for name in "abcd":
+        answer(swarm, swarm.submit(name, PROMPT, 3))
+    in_halves = {core(swarm, name).planning.rollout.active for name in "abcd"}
+    assert len(in_halves) == 2
+    assert before not in in_halves
+    swarm.network.repair()
+    assert settle(swarm) is not None
+    assert all(len(core(swarm, name).membership.present()) == 3 for name in "abcd")
+    answer(swarm, swarm.submit("d", PROMPT, 3))
+
+
+def test_half_that_cannot_hold_the_model_says_what_is_missing() -> None:
+    swarm = swarm_of("abc", 45_000)
+    settle(swarm)
+    swarm.network.partition("ab", "c")
+    assert swarm.run_until(lambda: core(swarm, "c").planning.is_hopeless(), 20.0)
+    refused = swarm.submit("c", PROMPT, 3).rejected
+    assert refused is not None
+    assert refused.startswith("the swarm cannot serve: the model needs ")
+    swarm.network.repair()
+    assert settle(swarm) is not None
+    answer(swarm, swarm.submit("c", PROMPT, 3))
+
+
+def test_request_waits_out_a_partition() -> None:
+    """Its source is cut off while it runs; it goes on when the swarm is whole again."""
+    swarm = swarm_of("abc")
+    settle(swarm)
+    request = submit_and_watch(swarm, "a")
+    swarm.network.partition("a", "bc")
+    swarm.run(swarm.now + 2.0)
+    swarm.network.repair()
+    assert len(answer(swarm, request)) == LONG
+
+
+def test_peer_that_is_heard_by_others_only_is_named() -> None:
+    swarm = swarm_of("abc", EVERYTHING)
+    settle(swarm)
+    swarm.network.partition("a", "b")
+    silent = core(swarm, "a").membership.silent
+    assert swarm.run_until(lambda: silent() == ("b",), 30.0)
+    assert belief(swarm, "a", "b") is MemberState.ALIVE
+
+
+# --- who does not come in -----------------------------------------------------------------------
+
+
+def test_second_device_of_a_name_is_refused_by_name() -> None:
+    swarm = swarm_of("ab", EVERYTHING)
+    settle(swarm)
+    swarm.add("b", EVERYTHING, host="other")
+    swarm.start("other", join=("a",))
+    swarm.run(swarm.now + 2.0)
+    stopped = swarm.peers["other"].stopped
+    assert stopped is not None
+    assert stopped.exit_code == 2
+    assert "the name b belongs to the peer at b:7911" in stopped.text
+    assert core(swarm, "a").membership.members["b"].address.host == "b"
+
+
+def test_peer_that_was_given_another_model_is_refused_by_both_names() -> None:
+    swarm = swarm_of("ab", EVERYTHING)
+    settle(swarm)
+    other = small_model(4, "other")
+    swarm.add("c", EVERYTHING, models=(other,))
+    swarm.start("c", join=("a",))
+    swarm.run(swarm.now + 5.0)
+    stopped = swarm.peers["c"].stopped
+    assert stopped is not None
+    assert stopped.exit_code == 2
+    assert "hash-chain" in stopped.text
+    assert "other" in stopped.text
+
+
+def test_peer_without_the_files_is_a_member_that_is_not_planned() -> None:
+    swarm = swarm_of("ab", EVERYTHING)
+    swarm.add("c", EVERYTHING, models=())
+    swarm.start("c", join=("a",))
+    assert settle(swarm) is not None
+    plan = core(swarm, "c").planning.rollout.active_plan()
+    assert plan is not None
+    assert PeerId("c", 1) not in plan.peers()
+    view = core(swarm, "a").planning.replan.view
+    assert view is not None
+    assert "is not here" in view.excluded["c"]
+    assert swarm.submit("c", PROMPT, 3).rejected is not None
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def test_too_little_memory_says_how_much_is_missing() -> None:
+    """Two sources with room for their first layers only; the rest, with KV for one request of
+    three blocks, takes 40,576 bytes."""
+    swarm = swarm_of("ab", 20_000)
+    assert settle(swarm) is None
+    first = swarm.submit("a", PROMPT, 3)
+    assert first.rejected is not None
+    assert "needs 32.2 KiB more memory than the 2 devices offer" in first.rejected
+    swarm.add("c", 40_576, is_source=False)
+    swarm.start("c", join=("a",))
+    assert settle(swarm) is not None
+    answer(swarm, swarm.submit("a", PROMPT, 3))
+
+
+def test_plan_that_does_not_fit_beside_the_old_one_waits_for_it_to_drain() -> None:
+    swarm = Simulator(7)
+    for name in "ab":
+        swarm.add(name, 110_000, block_us=10_000)
+        swarm.start(name, join=("a",) if name == "b" else ())
+    before = settle(swarm)
+    running = submit_and_watch(swarm, "a")
+    swarm.set("a", "first_layer", "embedding")
+    proposed = swarm.run_until(lambda: core(swarm, "a").planning.rollout.target != before, 5.0)
+    assert proposed
+    swarm.run(swarm.now + 0.1)
+    assert running.finished is None
+    late = swarm.submit("b", PROMPT, 3)
+    assert len(answer(swarm, running)) == LONG
+    assert late.tokens == []
+    answer(swarm, late)
+    after = settle(swarm)
+    assert running.finished is not None
+    assert late.finished is not None
+    assert (running.finished.stats.plan_id, running.finished.stats.failovers) == (before, 0)
+    assert late.finished.stats.plan_id == after != before
+    assert any("ACTIVE -> RETIRED: drained" in line for line in swarm.log)
+
+
+# --- one seed, one story ------------------------------------------------------------------------
+
+
+def _record_of_a_busy_run() -> list[str]:
+    swarm = swarm_of("abcd", seed=11)
+    swarm.record = []
+    settle(swarm)
+    swarm.network.loss = 0.05
+    submit_and_watch(swarm, "a")
+    swarm.crash(only_stage(swarm, "a"))
+    swarm.run(swarm.now + 10.0)
+    return swarm.record
+
+
+def test_same_seed_gives_the_same_events() -> None:
+    first = _record_of_a_busy_run()
+    assert len(first) > 1_000
+    assert first == _record_of_a_busy_run()
