@@ -11,6 +11,8 @@ import click
 from edgeshard_p2p.cli.common import FAILED, USAGE, fail, peer_options, talking
 
 ANSWER_TIMEOUT_S = 10.0
+QUICK_MBIT_PER_S = 100_000
+"""Beyond this a probe's time is noise."""
 
 
 @click.command()
@@ -111,10 +113,9 @@ def _profile(row: dict[str, Any]) -> str:
 
 
 def _link(row: dict[str, Any]) -> str:
-    return (
-        f"{row['from']} -> {row['to']}  round trip {row['round_trip_us'] / 1e3:.2f} ms, "
-        f"{row['bytes_per_s'] * 8 / 1e6:.0f} Mbit/s"
-    )
+    mbit_per_s = row["bytes_per_s"] * 8 / 1e6
+    speed = f"{mbit_per_s:.0f} Mbit/s" if mbit_per_s < QUICK_MBIT_PER_S else "over 100 Gbit/s"
+    return f"{row['from']} -> {row['to']}  round trip {row['round_trip_us'] / 1e3:.2f} ms, {speed}"
 
 
 def _one_way(row: dict[str, Any]) -> str:

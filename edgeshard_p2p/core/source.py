@@ -153,6 +153,13 @@ class SourceWork:
         ids = {r.plan_id for r in self.requests.values() if r.phase is not Phase.WAITING}
         return tuple(sorted(plan_id for plan_id in ids if plan_id is not None))
 
+    def _running(self, request_id: RequestId, attempt: int) -> Request | None:
+        """The request, if it runs in this very attempt: whatever comes late belongs to nobody."""
+        request = self.requests.get(request_id)
+        if request is None or request.phase is not Phase.RUNNING or request.attempt != attempt:
+            return None
+        return request
+
     def next_deadline(self) -> float | None:
         return min((self._deadline(r) for r in self.requests.values()), default=None)
 
@@ -254,8 +261,8 @@ class SourceWork:
 
     def on_done(self, event: ForwardDone, now: float) -> list[SourceStep]:
         request_id, attempt, rows = self.jobs.pop(event.job.number)
-        request = self.requests.get(request_id)
-        if request is None or request.attempt != attempt or request.plan is None:
+        request = self._running(request_id, attempt)
+        if request is None or request.plan is None:
             return [DropTensor(event.hidden)] if event.hidden is not None else []
         request.is_computing = False
         request.progress_at = now
@@ -279,8 +286,8 @@ class SourceWork:
 
     def on_failed(self, number: int, detail: str, now: float) -> list[SourceStep]:
         request_id, attempt, _ = self.jobs.pop(number)
-        request = self.requests.get(request_id)
-        if request is None or request.attempt != attempt:
+        request = self._running(request_id, attempt)
+        if request is None:
             return []
         text = f"{self.me} (source) could not compute the first layers: {detail}"
         return self._end(request, "error", text, now)
@@ -331,10 +338,8 @@ class SourceWork:
         self, request_id: RequestId, attempt: int, text: str, now: float
     ) -> list[SourceStep]:
         """A stage cannot go on with this attempt; ``text`` names peer, stage and cause."""
-        request = self.requests.get(request_id)
-        if request is None or request.attempt != attempt or request.phase is not Phase.RUNNING:
-            return []
-        return self._park(request, text, now)
+        request = self._running(request_id, attempt)
+        return self._park(request, text, now) if request is not None else []
 
     def park_plan(self, plan: PlanId, text: str, now: float) -> list[SourceStep]:
         """The plan cannot serve any more: everything that runs on it waits for the next."""

@@ -92,7 +92,7 @@ class StageWork:
                 continue
             position = frame.body.position
             self.requests[request] = StageRequest(group.attempt, frame.body.sampling, position)
-            outcome.effects.append(OpenCache(CacheKey(request, ROLE), self.units, position))
+            outcome.effects.append(OpenCache(self._key(request), self.units, position))
             outcome.effects += self.free_below(request.source, frame.body.oldest_live)
 
     def _on_hidden(self, spec: EdgeSpec, frame: Frame) -> Outcome:
@@ -145,7 +145,7 @@ class StageWork:
         wants_token = bool(group.flags & RowFlag.LAST_CHUNK)
         emits = self.is_last and wants_token and not group.flags & RowFlag.NO_EMIT
         sampling = self.requests[request].sampling if emits else None
-        return RowGroup(CacheKey(request, ROLE), group.position, group.rows, sampling)
+        return RowGroup(self._key(request), group.position, group.rows, sampling)
 
     # --- results --------------------------------------------------------------------------
 
@@ -207,7 +207,7 @@ class StageWork:
     def free(self, request: RequestId) -> list[Effect]:
         if self.requests.pop(request, None) is None:
             return []
-        return [ReleaseCache(CacheKey(request, ROLE))]
+        return [ReleaseCache(self._key(request))]
 
     def free_source(self, source: PeerId) -> list[Effect]:
         """The source is gone, or lives its next life: none of its requests is wanted."""
@@ -235,6 +235,9 @@ class StageWork:
 
     def free_all(self) -> list[Effect]:
         return [effect for request in list(self.requests) for effect in self.free(request)]
+
+    def _key(self, request: RequestId) -> CacheKey:
+        return CacheKey(request, ROLE, self.plan.id)
 
     def _request(self, group: RowGroupHeader) -> RequestId:
         return RequestId(self.plan.sources[group.source_index], group.sequence)

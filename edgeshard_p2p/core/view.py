@@ -107,16 +107,17 @@ def _links(
     gossip: Gossip, peers: list[PeerId], failed: set[tuple[str, PeerId, PeerId | None]]
 ) -> list[Link]:
     by_name = {peer.name: peer for peer in peers}
-    links: list[Link] = []
+    links: dict[tuple[str, str], Link] = {}
     for peer in peers:
         record = gossip.of(peer, LinksRecord)
         for link in record.links if isinstance(record, LinksRecord) else ():
             other = by_name.get(link.to)
-            if other is not None and ("no_edge", peer, other) not in failed:
-                links.append(
-                    Link(peer.name, link.to, link.delay_us, link.per_message_us, link.bytes_per_s)
-                )
-    return links
+            if other in (None, peer) or ("no_edge", peer, other) in failed:
+                continue
+            links[peer.name, link.to] = Link(
+                peer.name, link.to, link.delay_us, link.per_message_us, link.bytes_per_s
+            )
+    return list(links.values())
 
 
 def _failures(gossip: Gossip, peers: list[PeerId]) -> set[tuple[str, PeerId, PeerId | None]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgeshard_p2p.core.ids import PlanId, RequestId
+from edgeshard_p2p.core.ids import NO_PLAN, PlanId, RequestId
 from edgeshard_p2p.core.sampling import Sampling
 
 
@@ -22,10 +22,12 @@ class TensorRef:
 @dataclass(frozen=True, slots=True)
 class CacheKey:
     """The KV of one request in one role on this peer: a device that is both the request's source
-    and a stage of the plan keeps the two apart, so each may free its own."""
+    and a stage of the plan keeps the two apart, so each may free its own.  So do the stages of two
+    plans, of which one may hear late that the request has gone over to the other."""
 
     request: RequestId
     role: str
+    plan: PlanId = NO_PLAN
 
 
 @dataclass(frozen=True, slots=True)

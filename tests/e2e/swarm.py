@@ -108,6 +108,7 @@ class Machine:
         process = self.popen(*arguments, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
         with killed_at_the_end(process):
             stdout, stderr = process.communicate(timeout=DEADLINE_S)
+            assert not has_left_processes(process), f"{arguments} left a process behind"
             return Ended(process.returncode, stdout, stderr)
 
 
@@ -117,9 +118,19 @@ def killed_at_the_end(process: subprocess.Popen[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(ProcessLookupError):
+        if has_left_processes(process):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def has_left_processes(process: subprocess.Popen[str]) -> bool:
+    """Whether it, or anything that it started, still runs."""
+    process.poll()
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @dataclass
@@ -161,8 +172,8 @@ class Peer:
         return {}
 
     def interrupt(self) -> int:
-        """Ctrl-C; the exit code."""
-        self.process.send_signal(signal.SIGINT)
+        """Ctrl-C, which reaches all that a terminal runs; the exit code."""
+        os.killpg(self.process.pid, signal.SIGINT)
         return self.process.wait(DEADLINE_S)
 
     def kill(self) -> None:
@@ -231,21 +242,32 @@ class Swarm:
     def living(self) -> list[Peer]:
         return [peer for peer in self.peers if peer.process.poll() is None]
 
-    def serving_plan(self, *names: str) -> str:
-        """Wait until every living peer has the same plan, active, ready, on exactly ``names``;
-        its id."""
-        plan_id = eventually(lambda: self._common_plan(set(names)), self.story)
-        measured = self.directory / names[0] / "profiles"
-        shutil.copytree(measured, self.machine.profiles, dirs_exist_ok=True)
+    def are(self, **states: str) -> bool:
+        """Whether every living peer holds these members for that: ``ben="left"``."""
+        for peer in self.living():
+            report = peer.status()
+            seen = {member["name"]: member["state"] for member in report.get("members", [])}
+            if not states.items() <= seen.items():
+                return False
+        return True
+
+    def serving_plan(self, *names: str, n_peers: int = 0) -> str:
+        """Wait until every living peer has the same plan, active and ready everywhere, on exactly
+        ``names`` or on so many; its id."""
+        plan_id = eventually(lambda: self._common_plan(names, n_peers or len(names)), self.story)
+        for peer in self.living():
+            measured = self.directory / peer.name / "profiles"
+            shutil.copytree(measured, self.machine.profiles, dirs_exist_ok=True)
         return plan_id
 
-    def _common_plan(self, names: set[str]) -> str:
+    def _common_plan(self, names: tuple[str, ...], n_peers: int) -> str:
         reports = [peer.status() for peer in self.living()]
         plans = [report["plan"] for report in reports if report]
         if len(plans) < len(reports) or {plan["state"] for plan in plans} != {"active"}:
             return ""
         stages = [stage for plan in plans for stage in plan["stages"]]
-        is_there = {s["peer"] for s in stages} == names and all(s["is_ready"] for s in stages)
+        on = {stage["peer"] for stage in stages}
+        is_there = len(on) == n_peers and on >= set(names) and all(s["is_ready"] for s in stages)
         ids = {plan["plan_id"] for plan in plans}
         return ids.pop() if is_there and len(ids) == 1 else ""
 

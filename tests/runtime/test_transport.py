@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 import pytest
+import uvloop
 
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.net import client as net_client
 from edgeshard_p2p.net import transport as net_transport
 from edgeshard_p2p.net.client import Client, NoAnswer
-from edgeshard_p2p.net.security import Security, open_security
+from edgeshard_p2p.net.security import Security
 from edgeshard_p2p.net.transport import CONTACTS_MAX, DATA_QUEUE, BindError
 from edgeshard_p2p.wire.client import (
     ClientAnswer,
@@ -22,29 +24,43 @@ from edgeshard_p2p.wire.client import (
     encode_answer,
 )
 from edgeshard_p2p.wire.codec import CONTROL_BYTES_MAX
-from tests.runtime.loopback import DEADLINE_S, HOST, SWARM, free_address, made, opened, run, until
+from tests.runtime.endpoint import OPEN, Endpoint, endpoint
+from tests.runtime.waiting import DEADLINE_S, LOOPBACK, free_address, until_async
 
 PLAN, OTHER_PLAN = b"plan...1", b"plan...2"
-OPEN_TO_ALL = open_security(SWARM, ())
+
+
+def say(sender: Endpoint, to: Endpoint, data: bytes) -> None:
+    sender.transport.send_control(to.address, data)
+
+
+async def until(condition: Callable[[], object], again: Callable[[], object] = int) -> None:
+    """Wait for ``condition``, doing ``again`` meanwhile: what is sent into a gap may be lost."""
+
+    def is_true() -> bool:
+        again()
+        return bool(condition())
+
+    await until_async(is_true, "what was sent")
 
 
 def test_control_messages_arrive_in_order_and_both_ways() -> None:
     async def scenario() -> None:
-        async with opened() as a, opened() as b:
+        async with endpoint() as a, endpoint() as b:
             sent = [b"%d" % number for number in range(200)]
             for data in sent:
-                a.say(b, data)
-                b.say(a, data)
+                say(a, b, data)
+                say(b, a, data)
             await until(lambda: len(a.messages) == len(b.messages) == len(sent))
             assert a.messages == b.messages == sent
             assert not a.transport.dropped
 
-    run(scenario())
+    uvloop.run(scenario())
 
 
 def test_frames_arrive_as_they_were_sent() -> None:
     async def scenario() -> None:
-        async with opened() as a, opened() as b:
+        async with endpoint() as a, endpoint() as b:
             payload = bytes(range(256)) * 4096
             parts = [b"header", memoryview(bytearray(payload))]
             a.transport.send_frame(PLAN, 0, 1, b.address, parts)
@@ -56,12 +72,12 @@ def test_frames_arrive_as_they_were_sent() -> None:
             )
             assert b.messages == []
 
-    run(scenario())
+    uvloop.run(scenario())
 
 
 def test_edges_have_sockets_of_their_own_and_a_new_epoch_a_new_one() -> None:
     async def scenario() -> None:
-        async with opened() as a, opened() as b, opened() as c:
+        async with endpoint() as a, endpoint() as b, endpoint() as c:
             a.transport.send_frame(PLAN, 0, 1, b.address, [b"0", b""])
             a.transport.send_frame(PLAN, 1, 1, c.address, [b"1", b""])
             a.transport.send_frame(OTHER_PLAN, 0, 1, c.address, [b"2", b""])
@@ -74,12 +90,12 @@ def test_edges_have_sockets_of_their_own_and_a_new_epoch_a_new_one() -> None:
             a.transport.send_frame(PLAN, 0, 2, b.address, [b"4", b""])
             await until(lambda: len(b.frames) == 2)
 
-    run(scenario())
+    uvloop.run(scenario())
 
 
 def test_a_full_queue_drops_and_counts_and_never_waits() -> None:
     async def scenario() -> None:
-        async with opened() as a:
+        async with endpoint() as a:
             nobody = free_address()
             n_sent = 4 * DATA_QUEUE
             for _ in range(n_sent):
@@ -91,31 +107,31 @@ def test_a_full_queue_drops_and_counts_and_never_waits() -> None:
                 a.transport.send_control(nobody, b"hello?")
             assert a.transport.dropped["control: queue full"] > 0
 
-    run(scenario())
+    uvloop.run(scenario())
 
 
 def test_sent_before_the_other_is_there_arrives_once_it_is() -> None:
     async def scenario() -> None:
         at = free_address()
-        async with opened() as a:
+        async with endpoint() as a:
             a.transport.send_control(at, b"early")
-            async with opened(at=at) as b:
+            async with endpoint(address=at) as b:
                 await until(lambda: b.messages == [b"early"])
 
-    run(scenario())
+    uvloop.run(scenario())
 
 
 def test_what_is_no_address_is_counted() -> None:
     async def scenario() -> None:
-        async with opened() as a, opened() as b:
+        async with endpoint() as a, endpoint() as b:
             for host in ("", "no such host at all", "x" * 253, "\u00e4\ud800"):
                 a.transport.send_control(Address(host, 7911), b"x")
                 a.transport.send_probe(Address(host, 7911), [b"x", b""])
             assert a.transport.dropped["connect: no such address"] > 0
-            a.say(b, b"still here")
+            say(a, b, b"still here")
             await until(lambda: b.messages)
 
-    run(scenario())
+    uvloop.run(scenario())
 
 
 @pytest.mark.parametrize("offset", [0, 1], ids=["control", "data"])
@@ -127,101 +143,100 @@ def test_a_port_in_use_is_said_with_both_ports(
     async def scenario() -> None:
         at = free_address()
         with socket.socket() as taken:
-            taken.bind((HOST, at.port + offset))
+            taken.bind((LOOPBACK, at.port + offset))
             taken.listen()
-            peer = made(OPEN_TO_ALL, at)
+            peer = Endpoint(at, OPEN)
             with pytest.raises(BindError, match=f"port {at.port + offset} .*{at.port + 1}"):
                 await peer.transport.open()
             await peer.transport.close()
-        async with opened(at=at):
+        async with endpoint(address=at):
             pass
 
-    run(scenario())
+    uvloop.run(scenario())
 
 
 def test_an_address_that_is_not_of_this_machine() -> None:
     async def scenario() -> None:
-        peer = made(OPEN_TO_ALL, Address("192.0.2.77", free_address().port))
+        peer = Endpoint(Address("192.0.2.77", free_address().port), OPEN)
         with pytest.raises(BindError, match=r"cannot listen on 192\.0\.2\.77"):
             await peer.transport.open()
         await peer.transport.close()
 
-    run(scenario())
+    uvloop.run(scenario())
 
 
 def test_a_peer_comes_back_to_its_ports_at_once_and_is_heard() -> None:
     async def scenario() -> None:
         at = free_address()
-        async with opened() as a:
+        async with endpoint() as a:
             for number in range(5):
-                async with opened(at=at) as b:
-                    # What was sent into the gap may be lost; the protocol says it again.
+                async with endpoint(address=at) as b:
                     word = b"%d" % number
-                    await until(lambda: word in b.messages, lambda: a.say(b, word))  # noqa: B023
-                    await until(lambda: b"back" in a.messages, lambda: b.say(a, b"back"))  # noqa: B023
+                    await until(lambda: word in b.messages, lambda: say(a, b, word))  # noqa: B023
+                    await until(lambda: b"back" in a.messages, lambda: say(b, a, b"back"))
                     a.messages.clear()
 
-    run(scenario())
+    uvloop.run(scenario())
 
 
 def test_what_is_too_large_costs_only_its_sender() -> None:
     async def scenario() -> None:
-        async with opened() as a, opened() as b, opened() as c:
-            a.say(b, bytes(CONTROL_BYTES_MAX + 1))
-            await until(lambda: b"after" in b.messages, lambda: a.say(b, b"after"))
-            c.say(b, b"from another")
+        async with endpoint() as a, endpoint() as b, endpoint() as c:
+            say(a, b, bytes(CONTROL_BYTES_MAX + 1))
+            await until(lambda: b"after" in b.messages, lambda: say(a, b, b"after"))
+            say(c, b, b"from another")
             await until(lambda: b"from another" in b.messages)
             assert max(map(len, b.messages)) < 100
 
-    run(scenario())
+    uvloop.run(scenario())
 
 
 def test_parts_that_make_no_sense_are_counted() -> None:
     async def scenario() -> None:
-        async with opened() as a, opened() as b:
-            a.say(b, b"hello")
+        async with endpoint() as a, endpoint() as b:
+            say(a, b, b"hello")
             socket_ = a.transport._contacts[b.address].socket
             socket_.send_multipart([b"p"])
             socket_.send_multipart([b"p", b"too", b"many"])
             socket_.send_multipart([b"?", b"of no kind"])
-            a.say(b, b"bye")
+            say(a, b, b"bye")
             await until(lambda: b.messages == [b"hello", b"bye"])
             assert b.transport.dropped == {
                 "control: not three parts": 2,
                 "control: unknown kind": 1,
             }
 
-    run(scenario())
+    uvloop.run(scenario())
 
 
 def test_more_contacts_than_are_kept_open() -> None:
     async def scenario() -> None:
-        async with opened() as a, opened() as b:
-            a.say(b, b"first")
+        async with endpoint() as a, endpoint() as b:
+            say(a, b, b"first")
             await until(lambda: b.messages == [b"first"])
             port = free_address().port
             for number in range(CONTACTS_MAX):
                 a.transport.send_control(Address(f"127.0.1.{number + 1}", port), b"x")
             assert len(a.transport._contacts) == CONTACTS_MAX
             assert b.address not in a.transport._contacts
-            a.say(b, b"again")
+            say(a, b, b"again")
             await until(lambda: b.messages == [b"first", b"again"])
 
-    run(scenario())
+    uvloop.run(scenario())
 
 
 def test_forgotten_sockets_are_opened_again() -> None:
     async def scenario() -> None:
-        async with opened() as a, opened() as b:
+        async with endpoint() as a, endpoint() as b:
             for number in range(3):
                 word = b"%d" % number
-                a.say(b, word)
+                say(a, b, word)
                 a.transport.send_probe(b.address, [word, b""])
                 await until(lambda: len(b.messages) == len(b.frames) == number + 1)  # noqa: B023
                 a.transport.forget(b.address)
                 a.transport.forget(b.address)
 
-    run(scenario())
+    uvloop.run(scenario())
 
 
 # --- clients ------------------------------------------------------------------------------
@@ -237,55 +252,57 @@ def _ask(at: Address, security: Security, n_answers: int) -> list[ClientAnswer]:
 
 def test_a_client_is_answered() -> None:
     async def scenario() -> None:
-        async with opened() as a, opened() as b:
-            asked = asyncio.create_task(asyncio.to_thread(_ask, a.address, OPEN_TO_ALL, 3))
-            await until(lambda: a.clients)
-            identity, data = a.clients[0]
-            assert decode_request(data) == (OPEN_TO_ALL.swarm_key, Status())
-            b.say(a, b"meanwhile")
+        async with endpoint() as a, endpoint() as b:
+            asked = asyncio.create_task(asyncio.to_thread(_ask, a.address, OPEN, 3))
+            await until(lambda: a.requests)
+            identity, data = a.requests[0]
+            assert decode_request(data) == (OPEN.swarm_key, Status())
+            say(b, a, b"meanwhile")
             answers: list[ClientAnswer] = [Text("so", (1,)), Text(" it is", (2, 3)), Okay()]
             for answer in answers:
                 assert a.transport.answer_client(identity, encode_answer(answer))
             assert await asked == answers
             await until(lambda: a.messages == [b"meanwhile"])
 
-    run(scenario())
+    uvloop.run(scenario())
 
 
 def test_a_client_that_is_gone_is_noticed() -> None:
     async def scenario() -> None:
-        async with opened() as a:
-            asked = asyncio.create_task(asyncio.to_thread(_ask, a.address, OPEN_TO_ALL, 0))
-            await until(lambda: a.clients)
+        async with endpoint() as a:
+            asked = asyncio.create_task(asyncio.to_thread(_ask, a.address, OPEN, 0))
+            await until(lambda: a.requests)
             await asked
-            identity = a.clients[0][0]
+            identity = a.requests[0][0]
             answer = encode_answer(Okay())
             await until(lambda: not a.transport.answer_client(identity, answer))
             assert a.transport.dropped["client: gone or not reading"] == 1
             assert not a.transport.answer_client(b"never seen", answer)
 
-    run(scenario())
+    uvloop.run(scenario())
 
 
 def test_a_client_that_does_not_read_does_not_hold_the_peer() -> None:
     async def scenario() -> None:
-        async with opened() as a, opened() as b:
-            with Client(a.address, OPEN_TO_ALL) as client:
+        async with endpoint() as a, endpoint() as b:
+            with Client(a.address, OPEN) as client:
                 await asyncio.to_thread(client.send, Status())
-                await until(lambda: a.clients)
-                identity, answer = a.clients[0][0], encode_answer(Text("x" * 100_000, ()))
-                await until(lambda: not a.transport.answer_client(identity, answer))
-                b.say(a, b"still here?")
+                await until(lambda: a.requests)
+                identity, answer = a.requests[0][0], encode_answer(Text("x" * 4_096, ()))
+                await until(
+                    lambda: not all(a.transport.answer_client(identity, answer) for _ in range(100))
+                )
+                say(b, a, b"still here?")
                 await until(lambda: a.messages)
 
-    run(scenario())
+    uvloop.run(scenario())
 
 
 def test_a_client_where_nobody_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(net_client, "CONNECT_TIMEOUT_S", 0.2)
     at = free_address()
     with (
-        Client(at, OPEN_TO_ALL) as client,
+        Client(at, OPEN) as client,
         pytest.raises(NoAnswer, match=f"nobody answers at {at}"),
     ):
         client.send(Status())
@@ -293,10 +310,10 @@ def test_a_client_where_nobody_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_client_of_a_peer_that_says_nothing() -> None:
     async def scenario() -> None:
-        async with opened() as a:
-            with Client(a.address, OPEN_TO_ALL) as client:
+        async with endpoint() as a:
+            with Client(a.address, OPEN) as client:
                 await asyncio.to_thread(client.send, Status())
                 with pytest.raises(NoAnswer, match="no word from"):
                     await asyncio.to_thread(next, client.answers(0.05))
 
-    run(scenario())
+    uvloop.run(scenario())

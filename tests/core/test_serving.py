@@ -1,0 +1,203 @@
+"""The data plane of one peer: refusals, plans beside each other, slots, freed sources."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from edgeshard_p2p.core.edges import EdgeKind, edges_of
+from edgeshard_p2p.core.effects import DropTensor, Effect, OpenCache, ReleaseCache, RunForward, Send
+from edgeshard_p2p.core.events import FrameReceived
+from edgeshard_p2p.core.flow import DTYPE_CODES
+from edgeshard_p2p.core.ids import PeerId
+from edgeshard_p2p.core.messages import (
+    FrameAck,
+    FrameHeader,
+    FrameKind,
+    FrameRefused,
+    Open,
+    RowGroupHeader,
+    SlotAnswer,
+    SlotAsk,
+    SlotReturn,
+)
+from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.sampling import Sampling
+from edgeshard_p2p.core.serving import Serving
+from edgeshard_p2p.core.work import TensorRef
+from tests.core.parts import MODEL, PLAN, TIMING, A, B, C, D, membership, of, request, sent
+
+OTHER = replace(PLAN, workload=replace(PLAN.workload, batch=1))
+"""The same stages, under another plan id."""
+TENSOR = TensorRef(1, 96)
+
+
+class Stage:
+    """Peer b, the first stage; plans are loaded as they are started, unless told otherwise."""
+
+    def __init__(self, *plans: Plan) -> None:
+        self.loaded = {plan.id for plan in plans}
+        members = membership(A, C, D, me=B)
+        self.serving = Serving(B, members, TIMING, lambda plan_id: plan_id in self.loaded)
+        for plan in plans:
+            self.serving.start_plan(plan, MODEL)
+            self.receive(plan, FrameKind.EDGE, 0)
+
+    def receive(
+        self, plan: Plan, kind: FrameKind, sequence: int, attempt: int = 1, n: int = 1
+    ) -> list[Effect]:
+        (entry,) = [e for e in edges_of(plan) if e.kind is EdgeKind.ENTRY and e.sender == A]
+        rows = 3 if kind is FrameKind.HIDDEN else 0
+        groups = (RowGroupHeader(0, n, attempt, 0, rows, 0, 6, 0),)
+        header = FrameHeader(
+            version=1,
+            kind=kind,
+            sender=A.tag,
+            plan=bytes.fromhex(plan.id),
+            edge=entry.index,
+            epoch=7,
+            sequence=sequence,
+            acked=0,
+            micro_batch=1,
+            service_us=0,
+            numerics=4,
+            dtype=DTYPE_CODES["fp32"] if rows else 0,
+            shape=(3, MODEL.hidden_size) if rows else (),
+            groups=groups if kind is not FrameKind.EDGE else (),
+        )
+        body = Open(Sampling(), 0, 1) if kind is FrameKind.OPEN else None
+        return self.serving.on_frame(FrameReceived(header, TENSOR if rows else None, (), body), 0.0)
+
+    def ask(
+        self, plan: Plan, sequence: int = 1, attempt: int = 1, source: PeerId = A
+    ) -> list[tuple[str, str]]:
+        """(who is told, what) after this ask."""
+        ask = SlotAsk(plan.id, request(sequence, source), attempt, 0, False)
+        effects = self.serving.on_slot_ask(source, ask, 0.0)
+        return [(to, answer.verdict) for to, answer in sent(effects, SlotAnswer)]
+
+
+def reasons(effects: list[Effect]) -> list[tuple[str, str]]:
+    return [(to, refused.reason) for to, refused in sent(effects, FrameRefused)]
+
+
+# --- frames that nobody here can take -------------------------------------------------------
+
+
+def test_frame_of_a_plan_that_is_not_here_is_refused_with_the_reason() -> None:
+    stage = Stage(PLAN)
+    effects = stage.receive(OTHER, FrameKind.HIDDEN, 1)
+    assert effects[0] == DropTensor(TENSOR)
+    assert reasons(effects) == [("a", "no_such_plan")]
+    stage.serving.end_plan(PLAN.id, "over", 0.0)
+    assert reasons(stage.receive(PLAN, FrameKind.HIDDEN, 1)) == [("a", "plan_retired")]
+
+
+def test_frame_of_a_plan_that_is_not_loaded_is_never_computed() -> None:
+    stage = Stage(PLAN)
+    stage.loaded.clear()
+    effects = stage.receive(PLAN, FrameKind.OPEN, 1) + stage.receive(PLAN, FrameKind.HIDDEN, 2)
+    assert reasons(effects) == [("a", "not_loaded"), ("a", "not_loaded")]
+    assert of(RunForward, effects) == []
+
+
+def test_edge_is_answered_before_anything_is_loaded() -> None:
+    stage = Stage(PLAN)
+    stage.loaded.clear()
+    assert of(Send, stage.receive(PLAN, FrameKind.EDGE, 0))
+
+
+def test_work_goes_out_before_the_acknowledgement() -> None:
+    stage = Stage(PLAN)
+    stage.receive(PLAN, FrameKind.OPEN, 1)
+    effects = stage.receive(PLAN, FrameKind.HIDDEN, 2)
+    order = [type(e) for e in effects if isinstance(e, RunForward | Send)]
+    assert order == [RunForward, Send]
+    assert [ack.acked for _, ack in sent(effects, FrameAck)] == [2]
+
+
+# --- two plans beside each other ------------------------------------------------------------
+
+
+def test_end_of_one_plan_leaves_what_runs_on_another() -> None:
+    """A request that was parked on one plan may run on the next before this peer has heard that
+    the first is over."""
+    stage = Stage(PLAN, OTHER)
+    (first,) = of(OpenCache, stage.receive(PLAN, FrameKind.OPEN, 1))
+    (second,) = of(OpenCache, stage.receive(OTHER, FrameKind.OPEN, 1, attempt=2))
+    assert first.key != second.key
+    released = of(ReleaseCache, stage.serving.end_plan(PLAN.id, "over", 0.0))
+    assert [effect.key for effect in released] == [first.key]
+
+
+def test_late_release_on_one_plan_leaves_what_runs_on_another() -> None:
+    stage = Stage(PLAN, OTHER)
+    stage.receive(PLAN, FrameKind.OPEN, 1)
+    (second,) = of(OpenCache, stage.receive(OTHER, FrameKind.OPEN, 1, attempt=2))
+    released = of(ReleaseCache, stage.receive(PLAN, FrameKind.RELEASE, 2))
+    assert second.key not in [effect.key for effect in released]
+    (run,) = of(RunForward, stage.receive(OTHER, FrameKind.HIDDEN, 2, attempt=2))
+    assert run.groups[0].key == second.key
+
+
+# --- slots ----------------------------------------------------------------------------------
+
+
+def test_slot_goes_to_the_next_once_the_release_is_here() -> None:
+    stage = Stage(OTHER)
+    assert stage.ask(OTHER, 1) == [("a", "granted")]
+    assert stage.ask(OTHER, 1, source=D) == [("d", "queued")]
+    stage.receive(OTHER, FrameKind.OPEN, 1)
+    effects = stage.receive(OTHER, FrameKind.RELEASE, 2)
+    assert of(ReleaseCache, effects)
+    assert [(to, answer.verdict) for to, answer in sent(effects, SlotAnswer)] == [("d", "granted")]
+
+
+def test_release_that_an_ask_overtook_does_not_free_its_slot() -> None:
+    stage = Stage(OTHER)
+    stage.ask(OTHER, 1, attempt=1)
+    stage.receive(OTHER, FrameKind.OPEN, 1)
+    stage.ask(OTHER, 1, source=D)
+    assert stage.ask(OTHER, 1, attempt=2) == [("a", "granted")]
+    assert sent(stage.receive(OTHER, FrameKind.RELEASE, 2), SlotAnswer) == []
+
+
+def test_withdrawn_ask_frees_the_slot() -> None:
+    stage = Stage(OTHER)
+    stage.ask(OTHER, 1)
+    stage.ask(OTHER, 1, source=D)
+    effects = stage.serving.on_slot_return(SlotReturn(OTHER.id, request(1), 1), 0.0)
+    assert [to for to, _ in sent(effects, SlotAnswer)] == ["d"]
+
+
+def test_nobody_asks_for_another() -> None:
+    stage = Stage(PLAN)
+    ask = SlotAsk(PLAN.id, request(1, A), 1, 0, False)
+    assert stage.serving.on_slot_ask(D, ask, 0.0) == []
+    assert stage.serving.on_slot_ask(PeerId("x", 1), ask, 0.0) == []
+
+
+@pytest.mark.parametrize("plan", [PLAN, OTHER])
+def test_no_slot_of_a_plan_that_is_not_here_or_not_loaded(plan: Plan) -> None:
+    stage = Stage(PLAN)
+    stage.loaded.clear()
+    assert stage.ask(plan) == [("a", "no_such_plan")]
+
+
+def test_dead_source_frees_all_that_it_held() -> None:
+    stage = Stage(PLAN)
+    stage.ask(PLAN, 1)
+    stage.receive(PLAN, FrameKind.OPEN, 1)
+    assert len(of(ReleaseCache, stage.serving.free_source(A))) == 1
+    admission = stage.serving.admissions[PLAN.id]
+    assert (admission.granted, admission.queue) == ({}, {})
+
+
+def test_what_a_source_has_forgotten_is_freed_and_its_slot_given_on() -> None:
+    stage = Stage(OTHER)
+    stage.ask(OTHER, 1)
+    stage.receive(OTHER, FrameKind.OPEN, 1)
+    stage.ask(OTHER, 1, source=D)
+    effects = stage.serving.free_below(A, 2, 0.0)
+    assert of(ReleaseCache, effects)
+    assert [to for to, _ in sent(effects, SlotAnswer)] == ["d"]

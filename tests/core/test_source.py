@@ -1,0 +1,510 @@
+"""A source's requests: passes, tokens, parking, deadlines, ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from edgeshard_p2p.core.effects import (
+    DropTensor,
+    EmitToken,
+    FinishRequest,
+    OpenCache,
+    ReleaseCache,
+    RequestNotice,
+    RunForward,
+)
+from edgeshard_p2p.core.events import ForwardDone, PromptSubmitted
+from edgeshard_p2p.core.flow import Frame
+from edgeshard_p2p.core.ids import RequestId, UnitRange
+from edgeshard_p2p.core.messages import FrameKind, RowFlag
+from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.sampling import Sampling
+from edgeshard_p2p.core.source import (
+    ATTEMPTS_MAX,
+    CHUNK_ROWS,
+    CHUNKS_AHEAD,
+    AskSlot,
+    OfferFrame,
+    Phase,
+    ReturnSlot,
+    SourceStep,
+    SourceWork,
+)
+from edgeshard_p2p.core.work import RowGroup, TensorRef
+from tests.core.parts import PLAN, SOLO, TIMING, A, B, C, of, request
+
+BEGUN = {A: 1, B: 1, C: 1}
+ONE = request(1)
+
+
+class Source:
+    """A SourceWork whose entry edge carries as many frames as ``load`` says."""
+
+    def __init__(self) -> None:
+        self.load = 0
+        self.work = SourceWork(A, TIMING, lambda _: self.load)
+
+    def submit(
+        self, n_prompt: int = 3, max_tokens: int = 10, stop: frozenset[int] = frozenset()
+    ) -> RequestId:
+        prompt = tuple(range(100, 100 + n_prompt))
+        event = PromptSubmitted("client", prompt, max_tokens, Sampling(), stop)
+        return self.work.submit(event, 0.0).id
+
+    def phase(self, of_request: RequestId = ONE) -> Phase:
+        return self.work.requests[of_request].phase
+
+    def start(self, plan: Plan = PLAN, now: float = 0.0) -> list[SourceStep]:
+        return self.work.start(plan, dict(BEGUN), now)
+
+    def grant(self, plan: Plan = PLAN, attempt: int = 1, now: float = 0.0) -> list[SourceStep]:
+        return self.work.on_slot(ONE, attempt, plan.id, "granted", now)
+
+    def begin(self, plan: Plan = PLAN, attempt: int = 1, now: float = 0.0) -> list[SourceStep]:
+        self.start(plan, now)
+        return self.grant(plan, attempt, now)
+
+    def done(self, steps: Sequence[Any], token: int | None = None) -> list[SourceStep]:
+        """The pass among ``steps`` is computed."""
+        (run,) = of(RunForward, steps)
+        is_solo = run.units.end == SOLO.entry_end
+        hidden = None if is_solo else TensorRef(run.job.number, 32 * run.groups[0].rows)
+        tokens = (token,) if is_solo else ()
+        return self.work.on_done(ForwardDone(run.job, 11, hidden, tokens), 0.0)
+
+    def token(
+        self, token: int, position: int, attempt: int = 1, plan: Plan = PLAN, now: float = 0.0
+    ) -> list[SourceStep]:
+        header = self.work._group(self.work.requests[ONE], position, 1, 0)
+        frame = Frame(FrameKind.TOKENS, (replace(header, attempt=attempt),), tokens=(token,))
+        return self.work.on_tokens(plan, frame, now)
+
+
+def frames(steps: Sequence[Any]) -> list[Frame]:
+    return [step.frame for step in of(OfferFrame, steps)]
+
+
+def kinds(steps: Sequence[Any]) -> list[FrameKind]:
+    return [frame.kind for frame in frames(steps)]
+
+
+def rows_of(steps: Sequence[Any]) -> list[tuple[int, int]]:
+    return [(run.groups[0].position, run.groups[0].rows) for run in of(RunForward, steps)]
+
+
+def end(steps: Sequence[Any]) -> FinishRequest:
+    (finish,) = of(FinishRequest, steps)
+    return finish
+
+
+# --- beginning ------------------------------------------------------------------------------
+
+
+def test_request_waits_for_a_plan_then_asks_then_opens() -> None:
+    source = Source()
+    source.submit()
+    assert source.phase() is Phase.WAITING
+    assert source.start(now=2.0) == [AskSlot(PLAN, ONE, 1, 2.0, False)]
+    assert source.start(now=3.0) == []
+    steps = source.grant(now=3.0)
+    key = source.work.requests[ONE].key
+    assert steps[0] == OpenCache(key, UnitRange(0, 2), 0)
+    assert kinds(steps) == [FrameKind.OPEN]
+    (run,) = of(RunForward, steps)
+    assert (run.units, run.groups, run.tokens) == (
+        UnitRange(0, 2),
+        (RowGroup(key, 0, 3),),
+        (100, 101, 102),
+    )
+    assert source.work.running_plans() == (PLAN.id,)
+
+
+def test_oldest_ask_first() -> None:
+    source = Source()
+    for _ in range(3):
+        source.submit()
+    assert [step.request for step in of(AskSlot, source.start())] == [request(k) for k in (1, 2, 3)]
+
+
+def test_ask_is_repeated_until_it_is_answered() -> None:
+    source = Source()
+    source.submit()
+    source.start()
+    assert source.work.next_deadline() == TIMING.ask_repeat_s
+    for k in range(1, 5):
+        now = k * TIMING.ask_repeat_s
+        assert source.work.tick(now, "") == [AskSlot(PLAN, ONE, 1, now, False)]
+        assert source.work.on_slot(ONE, 1, PLAN.id, "queued", now) == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [(request(9), 1, PLAN.id), (ONE, 2, PLAN.id), (ONE, 0, PLAN.id), (ONE, 1, SOLO.id)],
+    ids=["request", "later attempt", "earlier attempt", "plan"],
+)
+def test_grant_for_something_else_begins_nothing(answer: tuple[RequestId, int, str]) -> None:
+    source = Source()
+    source.submit()
+    source.start()
+    assert source.work.on_slot(*answer, "granted", 0.0) == []
+    assert source.phase() is Phase.ASKING
+
+
+def test_second_grant_begins_nothing() -> None:
+    source = Source()
+    source.submit()
+    source.begin()
+    assert source.grant() == []
+    assert source.work.requests[ONE].attempt == 1
+
+
+def test_plan_that_is_gone_sends_the_request_back_to_wait() -> None:
+    source = Source()
+    source.submit()
+    source.start()
+    steps = source.work.on_slot(ONE, 1, PLAN.id, "no_such_plan", 0.0)
+    assert steps == [ReturnSlot(PLAN, ONE, 1)]
+    assert source.phase() is Phase.WAITING
+
+
+def test_overload_is_an_end_that_says_so() -> None:
+    source = Source()
+    source.submit()
+    source.start()
+    finish = end(source.work.on_slot(ONE, 1, PLAN.id, "overloaded", 0.0))
+    assert finish.finish_reason == "error"
+    assert "try again later" in finish.error
+
+
+# --- prefill --------------------------------------------------------------------------------
+
+
+def test_long_prompt_goes_in_chunks_and_the_last_one_says_so() -> None:
+    source = Source()
+    source.submit(2 * CHUNK_ROWS + 5)
+    steps = source.begin(replace(PLAN, workload=replace(PLAN.workload, context=1024)))
+    sent: list[Frame] = []
+    passes: list[tuple[int, int]] = []
+    while of(RunForward, steps):
+        passes += rows_of(steps)
+        steps = source.done(steps)
+        sent += frames(steps)
+    assert passes == [(0, CHUNK_ROWS), (CHUNK_ROWS, CHUNK_ROWS), (2 * CHUNK_ROWS, 5)]
+    groups = [frame.groups[0] for frame in sent]
+    assert [(g.position, g.rows, g.cached_len) for g in groups] == [(p, n, p) for p, n in passes]
+    assert [g.flags for g in groups] == [0, 0, RowFlag.LAST_CHUNK]
+    assert len({frame.micro_batch for frame in sent}) == 3
+
+
+def test_prompt_waits_while_the_entry_edge_is_full() -> None:
+    source = Source()
+    source.submit(3 * CHUNK_ROWS)
+    plan = replace(PLAN, workload=replace(PLAN.workload, context=1024))
+    steps = source.begin(plan)
+    source.load = CHUNKS_AHEAD
+    assert rows_of(source.done(steps)) == []
+    assert source.work.resume_passes() == []
+    source.load = CHUNKS_AHEAD - 1
+    steps = source.work.resume_passes()
+    assert rows_of(steps) == [(CHUNK_ROWS, CHUNK_ROWS)]
+    assert source.work.resume_passes() == []  # One pass at a time.
+
+
+# --- tokens ---------------------------------------------------------------------------------
+
+
+def running() -> Source:
+    """Prompt of 3 tokens, prefilled; the token of position 3 is awaited."""
+    source = Source()
+    source.submit()
+    source.done(source.begin())
+    return source
+
+
+def test_next_token_is_emitted_and_goes_round_again() -> None:
+    source = running()
+    steps = source.token(7, position=3)
+    assert steps[0] == EmitToken(ONE, 7)
+    (run,) = of(RunForward, steps)
+    assert (run.groups[0].position, run.tokens) == (3, (7,))
+    (frame,) = frames(source.done(steps))
+    assert frame.groups[0].flags == RowFlag.LAST_CHUNK
+
+
+@pytest.mark.parametrize(
+    "other", [{"position": 2}, {"position": 4}, {"position": 3, "attempt": 2}, {"plan": SOLO}]
+)
+def test_token_of_another_position_attempt_or_plan_is_ignored(other: dict[str, Any]) -> None:
+    source = running()
+    assert source.token(7, **{"position": 3, **other}) == []
+    assert source.token(8, position=3)[0] == EmitToken(ONE, 8)
+
+
+def test_same_token_twice_counts_once() -> None:
+    source = running()
+    source.token(7, position=3)
+    assert source.token(7, position=3) == []
+    assert source.work.requests[ONE].generated == [7]
+
+
+def test_stop_token_ends_and_is_not_emitted() -> None:
+    source = Source()
+    source.submit(stop=frozenset({5}))
+    source.done(source.begin())
+    source.done(source.token(7, position=3))
+    steps = source.token(5, position=4)
+    assert of(EmitToken, steps) == []
+    assert (end(steps).finish_reason, end(steps).tokens) == ("stop", (7,))
+    assert kinds(steps) == [FrameKind.RELEASE]
+
+
+def test_length_ends_at_what_was_asked_for() -> None:
+    source = Source()
+    source.submit(max_tokens=2)
+    source.done(source.begin())
+    source.done(source.token(7, position=3))
+    steps = source.token(8, position=4)
+    assert of(EmitToken, steps) == [EmitToken(ONE, 8)]
+    assert (end(steps).finish_reason, end(steps).tokens) == ("length", (7, 8))
+    assert of(ReleaseCache, steps)
+    assert source.work.requests == {}
+    assert source.work.oldest_live == 2
+
+
+def test_context_ends_the_request_too() -> None:
+    source = Source()
+    source.submit(n_prompt=3, max_tokens=100)
+    plan = replace(PLAN, workload=replace(PLAN.workload, context=5))
+    source.done(source.begin(plan))
+    source.done(source.token(7, position=3, plan=plan))
+    assert end(source.token(8, position=4, plan=plan)).finish_reason == "length"
+
+
+def test_plan_without_stages_runs_here_alone() -> None:
+    source = Source()
+    source.submit(max_tokens=2)
+    steps = source.begin(SOLO)
+    assert frames(steps) == []
+    (run,) = of(RunForward, steps)
+    assert run.groups[0].emit == Sampling()
+    steps = source.done(source.done(steps, token=7), token=8)
+    assert (end(steps).finish_reason, end(steps).tokens) == ("length", (7, 8))
+    assert of(ReturnSlot, steps) == [ReturnSlot(SOLO, ONE, 1)]
+
+
+def test_pass_within_the_prompt_draws_no_token() -> None:
+    source = Source()
+    source.submit(CHUNK_ROWS + 1)
+    solo = replace(SOLO, workload=replace(SOLO.workload, context=1024))
+    steps = source.begin(solo)
+    assert of(RunForward, steps)[0].groups[0].emit is None
+    steps = source.done(steps)
+    assert of(EmitToken, steps) == []
+    assert rows_of(steps) == [(CHUNK_ROWS, 1)]
+
+
+# --- trouble --------------------------------------------------------------------------------
+
+
+def test_refused_attempt_is_parked_and_prefilled_again_with_what_is_known() -> None:
+    source = running()
+    source.done(source.token(7, position=3))
+    steps = source.work.on_attempt_refused(ONE, 1, "stage 1 (b@1) refused: missing_kv", 1.0)
+    assert of(ReleaseCache, steps)
+    assert kinds(steps) == [FrameKind.RELEASE]
+    assert [notice.text for notice in of(RequestNotice, steps)] == [
+        "interrupted: stage 1 (b@1) refused: missing_kv"
+    ]
+    assert source.phase() is Phase.WAITING
+    assert source.work.running_plans() == ()
+    (ask,) = source.start(now=4.0)
+    assert ask == AskSlot(PLAN, ONE, 2, 3.0, True)  # Waiting since it was parked; running before.
+    steps = source.grant(attempt=2, now=4.0)
+    assert rows_of(steps) == [(0, 4)]
+    assert of(RunForward, steps)[0].tokens == (100, 101, 102, 7)
+    (frame,) = frames(source.done(steps))
+    assert frame.groups[0].attempt == 2
+    assert source.token(8, position=4, attempt=1) == []
+    assert source.token(8, position=4, attempt=2, now=6.0)[0] == EmitToken(ONE, 8)
+
+
+def test_recovery_is_accounted_for() -> None:
+    source = running()
+    source.done(source.token(7, position=3))
+    source.work.on_attempt_refused(ONE, 1, "x", 1.0)
+    source.done(source.begin(attempt=2, now=2.0))
+    source.token(8, position=4, attempt=2, now=4.5)
+    stats = end(source.work.cancel(ONE, 5.0)).stats
+    assert (stats.failovers, stats.replayed_tokens, stats.recovery_ms) == (1, 4, 3500.0)
+    assert (stats.prompt_tokens, stats.generated_tokens) == (3, 2)
+
+
+def test_refusal_of_another_attempt_is_ignored() -> None:
+    source = running()
+    assert source.work.on_attempt_refused(ONE, 0, "x", 0.0) == []
+    assert source.work.on_attempt_refused(ONE, 2, "x", 0.0) == []
+    assert source.work.on_attempt_refused(request(9), 1, "x", 0.0) == []
+    source.work.on_attempt_refused(ONE, 1, "x", 0.0)
+    assert source.work.on_attempt_refused(ONE, 1, "x", 0.0) == []
+    assert source.work.requests[ONE].failovers == 1
+
+
+def test_plan_that_ends_parks_what_runs_or_asks_on_it() -> None:
+    source = Source()
+    source.submit()
+    source.submit()
+    source.begin()
+    steps = source.work.park_plan(PLAN.id, "gone", 1.0)
+    assert of(ReturnSlot, steps) == [ReturnSlot(PLAN, request(2), 1)]
+    assert {source.phase(request(k)) for k in (1, 2)} == {Phase.WAITING}
+    assert source.work.park_plan(PLAN.id, "gone", 1.0) == []
+
+
+def test_plan_that_a_peer_began_anew_parks_what_relied_on_the_old_beginning() -> None:
+    source = running()
+    assert source.work.park_restarted(PLAN.id, BEGUN, 0.0) == []
+    assert source.work.park_restarted(PLAN.id, {A: 1}, 0.0) == []  # The others say nothing now.
+    source.work.park_restarted(PLAN.id, {**BEGUN, C: 2}, 0.0)
+    assert source.phase() is Phase.WAITING
+
+
+@pytest.mark.parametrize("has_new_plan", [False, True], ids=["waiting", "asking"])
+@pytest.mark.parametrize("plan", [PLAN, SOLO], ids=["stages", "solo"])
+def test_pass_of_an_attempt_that_is_over_comes_to_nothing(plan: Plan, has_new_plan: bool) -> None:
+    source = Source()
+    source.submit(2 * CHUNK_ROWS)
+    plan = replace(plan, workload=replace(plan.workload, context=1024))
+    steps = source.begin(plan)
+    source.work.on_attempt_refused(ONE, 1, "x", 0.0)
+    if has_new_plan:
+        source.start(plan)
+    late = source.done(steps, token=5)
+    assert late == ([] if plan.stages == () else [DropTensor(TensorRef(1, 32 * CHUNK_ROWS))])
+    assert source.work.requests[ONE].generated == []
+    assert source.work.jobs == {}
+
+
+@pytest.mark.parametrize("has_new_plan", [False, True], ids=["waiting", "asking"])
+def test_failure_of_a_pass_that_is_over_ends_nothing(has_new_plan: bool) -> None:
+    source = Source()
+    source.submit()
+    (run,) = of(RunForward, source.begin())
+    source.work.on_attempt_refused(ONE, 1, "x", 0.0)
+    if has_new_plan:
+        source.start()
+    assert source.work.on_failed(run.job.number, "out of memory", 0.0) == []
+    assert ONE in source.work.requests
+
+
+def test_failure_of_the_first_layers_names_this_peer() -> None:
+    source = Source()
+    source.submit()
+    (run,) = of(RunForward, source.begin())
+    finish = end(source.work.on_failed(run.job.number, "out of memory", 0.0))
+    assert finish.error == "a@1 (source) could not compute the first layers: out of memory"
+
+
+def test_request_that_keeps_failing_ends() -> None:
+    source = Source()
+    source.submit()
+    for attempt in range(1, ATTEMPTS_MAX):
+        source.begin(attempt=attempt)
+        assert not of(FinishRequest, source.work.on_attempt_refused(ONE, attempt, "x", 0.0))
+    source.begin(attempt=ATTEMPTS_MAX)
+    finish = end(source.work.on_attempt_refused(ONE, ATTEMPTS_MAX, "stage 1 says no", 0.0))
+    assert finish.error == "gave up after stage 1 says no"
+
+
+# --- deadlines and ends ---------------------------------------------------------------------
+
+
+def test_wait_for_a_plan_ends_with_the_reason() -> None:
+    source = Source()
+    source.submit()
+    assert source.work.next_deadline() == TIMING.request_wait_s
+    assert source.work.tick(TIMING.request_wait_s - 0.1, "no model") == []
+    finish = end(source.work.tick(TIMING.request_wait_s, "no model"))
+    assert (finish.finish_reason, finish.error) == ("error", "waited 60 s: no model")
+
+
+def test_going_back_and_forth_does_not_renew_the_wait() -> None:
+    source = Source()
+    source.submit()
+    now = 0.0
+    while ONE in source.work.requests:
+        source.start(now=now)
+        source.work.on_slot(ONE, 1, PLAN.id, "no_such_plan", now)
+        now += 0.9
+        source.work.tick(now, "")
+        assert now <= TIMING.request_wait_s + 1
+
+
+def test_wait_for_a_slot_ends_and_withdraws_the_ask() -> None:
+    source = Source()
+    source.submit()
+    source.start()
+    source.work.on_slot(ONE, 1, PLAN.id, "queued", 0.0)
+    steps = source.work.tick(TIMING.request_wait_s, "")
+    assert of(ReturnSlot, steps) == [ReturnSlot(PLAN, ONE, 1)]
+    assert end(steps).error == "waited 60 s: every slot of the plan is taken"
+
+
+def test_attempt_without_progress_is_given_up_and_tried_again() -> None:
+    source = running()
+    assert source.work.next_deadline() == TIMING.progress_s
+    steps = source.work.tick(TIMING.progress_s, "")
+    assert kinds(steps) == [FrameKind.RELEASE]
+    assert source.phase() is Phase.WAITING
+    assert f"on plan {PLAN.id}" in source.work.requests[ONE].cause
+
+
+def test_swarm_that_cannot_serve_ends_those_that_wait() -> None:
+    source = Source()
+    source.submit()
+    source.begin()
+    source.submit()
+    assert end(source.work.end_waiting("too little memory", 0.0)).request == request(2)
+    assert list(source.work.requests) == [ONE]
+
+
+@pytest.mark.parametrize("state", ["waiting", "asking", "running"])
+def test_cancelled_request_gives_back_what_it_has(state: str) -> None:
+    source = Source()
+    source.submit()
+    if state != "waiting":
+        source.start()
+    if state == "running":
+        source.grant()
+    steps = source.work.cancel(ONE, 0.0)
+    assert end(steps).finish_reason == "cancelled"
+    assert len(of(ReturnSlot, steps)) == (state == "asking")
+    assert kinds(steps) == ([FrameKind.RELEASE] if state == "running" else [])
+    assert source.work.cancel(ONE, 0.0) == []
+
+
+def test_leaving_ends_everything() -> None:
+    source = Source()
+    for _ in range(3):
+        source.submit()
+    source.begin()
+    ends = of(FinishRequest, source.work.end_all("a@1 is leaving", 0.0))
+    assert [(finish.request, finish.error) for finish in ends] == [
+        (request(k), "a@1 is leaving") for k in (1, 2, 3)
+    ]
+
+
+def test_request_longer_than_the_new_context_ends_when_its_turn_comes() -> None:
+    short = replace(PLAN, workload=replace(PLAN.workload, context=4))
+    source = Source()
+    source.submit(n_prompt=9)
+    finish = end(source.start(short))
+    assert "has 9 tokens, the swarm's context is now 4" in finish.error
+    source = running()
+    source.token(7, position=3)
+    source.work.park_plan(PLAN.id, "gone", 0.0)
+    finish = end(source.start(short))
+    assert (finish.finish_reason, finish.tokens) == ("length", (7,))

@@ -1,0 +1,247 @@
+"""A stage takes the rows that come next, of the current attempt; anything else has a reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from edgeshard_p2p.core.edges import EdgeKind, EdgeSpec
+from edgeshard_p2p.core.effects import DropTensor, OpenCache, ReleaseCache, RunForward
+from edgeshard_p2p.core.events import ForwardDone
+from edgeshard_p2p.core.flow import Frame
+from edgeshard_p2p.core.ids import UnitRange
+from edgeshard_p2p.core.messages import FrameKind, Open, RowFlag, RowGroupHeader
+from edgeshard_p2p.core.sampling import Sampling
+from edgeshard_p2p.core.stage import Outcome, StageWork
+from edgeshard_p2p.core.work import CacheKey, Job, RowGroup, TensorRef
+from tests.core.parts import PLAN, A, B, C, D, of, request
+
+IN = EdgeSpec(0, EdgeKind.ENTRY, A, B, 0, 0)
+SAMPLING = Sampling(temperature=0.5, seed=3)
+TENSOR = TensorRef(1, 96)
+TWO_SOURCES = replace(PLAN, sources=(A, D))
+KEY = CacheKey(request(1), "stage", TWO_SOURCES.id)
+
+
+def group(
+    position: int = 0, rows: int = 3, attempt: int = 1, sequence: int = 1, **other: Any
+) -> RowGroupHeader:
+    made = RowGroupHeader(0, sequence, attempt, position, rows, position, 6, 0)
+    return replace(made, **other)
+
+
+def opening(attempt: int = 1, sequence: int = 1, oldest_live: int = 1) -> Frame:
+    body = Open(SAMPLING, 0, oldest_live)
+    return Frame(FrameKind.OPEN, (group(0, 0, attempt, sequence),), body=body)
+
+
+def hidden(*groups: RowGroupHeader) -> Frame:
+    return Frame(FrameKind.HIDDEN, groups, 7, 100, TENSOR)
+
+
+def opened(index: int = 0, n: int = 1) -> StageWork:
+    stage = StageWork(TWO_SOURCES, index)
+    for sequence in range(1, n + 1):
+        stage.on_frame(IN, opening(sequence=sequence))
+    return stage
+
+
+def job(outcome: Outcome) -> RunForward:
+    (run,) = of(RunForward, outcome.effects)
+    return run
+
+
+def refusals(outcome: Outcome) -> list[tuple[str, str]]:
+    return [(str(refusal.request), refusal.reason) for refusal in outcome.refusals]
+
+
+# --- opening --------------------------------------------------------------------------------
+
+
+def test_opening_takes_a_cache_and_goes_on_to_the_next_stage() -> None:
+    stage = StageWork(TWO_SOURCES, 0)
+    outcome = stage.on_frame(IN, opening())
+    assert outcome.effects == [OpenCache(KEY, UnitRange(2, 4), 0)]
+    assert outcome.offers == [(EdgeKind.INNER, -1, opening())]
+    assert outcome.consumed == [IN]
+
+
+def test_last_stage_passes_nothing_on() -> None:
+    assert StageWork(TWO_SOURCES, 1).on_frame(IN, opening()).offers == []
+
+
+def test_later_attempt_starts_anew_and_an_earlier_one_is_stale() -> None:
+    stage = opened()
+    stage.on_frame(IN, hidden(group()))
+    stage.on_frame(IN, opening(attempt=3))
+    assert (stage.requests[request(1)].attempt, stage.requests[request(1)].length) == (3, 0)
+    outcome = stage.on_frame(IN, opening(attempt=2))
+    assert refusals(outcome) == [("a@1#1", "stale_attempt")]
+    assert of(OpenCache, outcome.effects) == []
+
+
+def test_opening_frees_what_its_source_has_forgotten() -> None:
+    stage = opened(n=3)
+    outcome = stage.on_frame(IN, opening(sequence=4, oldest_live=3))
+    freed = [effect.key.request for effect in of(ReleaseCache, outcome.effects)]
+    assert freed == [request(1), request(2)]
+    assert list(stage.requests) == [request(3), request(4)]
+
+
+# --- rows -----------------------------------------------------------------------------------
+
+
+def test_next_rows_are_computed_and_the_result_goes_on() -> None:
+    stage = opened()
+    outcome = stage.on_frame(IN, hidden(group(0, 3)))
+    run = job(outcome)
+    assert (run.job, run.units, run.tensor) == (Job(TWO_SOURCES.id, "stage", 1), UnitRange(2, 4), TENSOR)
+    assert (run.groups, run.spans) == ((RowGroup(KEY, 0, 3),), ())
+    assert outcome.consumed == []  # Not before it is computed: that is what credit means.
+    done = stage.on_done(ForwardDone(run.job, 55, TensorRef(2, 96)))
+    ((kind, source, frame),) = done.offers
+    assert (kind, source) == (EdgeKind.INNER, -1)
+    expected = Frame(FrameKind.HIDDEN, (group(0, 3),), 7, 55, TensorRef(2, 96))
+    assert frame == expected
+    assert done.consumed == [IN]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (group(3, 2), ""),
+        (group(3, 2, attempt=1, cached_len=2), "missing_kv"),
+        (group(4, 2), "missing_kv"),
+        (group(2, 2), "missing_kv"),
+        (group(0, 3), "repeat"),
+        (group(1, 1), "repeat"),
+        (group(3, 2, attempt=2), "missing_kv"),
+        (group(3, 2, attempt=0), "stale_attempt"),
+        (group(3, 2, sequence=2), "missing_kv"),
+        (group(3, 2, flags=int(RowFlag.REPLAY)), "no_replay_here"),
+        (group(3, 2, stop_unit=3), "no_replay_here"),
+    ],
+    ids=str,
+)
+def test_only_the_rows_that_come_next_are_taken(rows: RowGroupHeader, reason: str) -> None:
+    stage = opened()
+    stage.on_frame(IN, hidden(group(0, 3)))
+    outcome = stage.on_frame(IN, hidden(rows))
+    if reason == "":
+        assert job(outcome).groups == (RowGroup(KEY, 3, 2),)
+        assert stage.requests[request(1)].length == 5
+        return
+    assert outcome.effects == [DropTensor(TENSOR)]
+    assert outcome.consumed == [IN]
+    expected = [] if reason == "repeat" else [(f"a@1#{rows.sequence}", reason)]
+    assert refusals(outcome) == expected
+    assert stage.requests[request(1)].length == 3
+
+
+def test_refused_rows_are_left_out_of_the_pass() -> None:
+    stage = opened(n=3)
+    outcome = stage.on_frame(
+        IN, hidden(group(0, 2, sequence=1), group(9, 4, sequence=2), group(0, 3, sequence=3))
+    )
+    run = job(outcome)
+    assert [rows.key.request.sequence for rows in run.groups] == [1, 3]
+    assert run.spans == ((0, 2), (6, 3))
+    assert refusals(outcome) == [("a@1#2", "missing_kv")]
+    done = stage.on_done(ForwardDone(run.job, 1, TensorRef(2, 160)))
+    assert [g.sequence for g in done.offers[0][2].groups] == [1, 3]
+
+
+# --- tokens ---------------------------------------------------------------------------------
+
+
+def test_last_stage_samples_at_the_last_known_token_only() -> None:
+    stage = opened(index=1, n=3)
+    last, silent = int(RowFlag.LAST_CHUNK), int(RowFlag.LAST_CHUNK | RowFlag.NO_EMIT)
+    run = job(
+        stage.on_frame(
+            IN,
+            hidden(
+                group(0, 3, sequence=1),
+                group(0, 3, sequence=2, flags=last),
+                group(0, 3, sequence=3, flags=silent),
+            ),
+        )
+    )
+    assert [rows.emit for rows in run.groups] == [None, SAMPLING, None]
+    assert job(opened(index=0).on_frame(IN, hidden(group(flags=last)))).groups[0].emit is None
+    done = stage.on_done(ForwardDone(run.job, 5, None, (None, 42, None)))
+    ((kind, source, frame),) = done.offers
+    assert (kind, source, frame.kind, frame.tokens) == (EdgeKind.RETURN, 0, FrameKind.TOKENS, (42,))
+    (token_group,) = frame.groups
+    assert (token_group.sequence, token_group.attempt, token_group.position) == (2, 1, 3)
+
+
+def test_each_source_gets_its_own_tokens() -> None:
+    stage = opened(index=1)
+    other = group(0, 0, source_index=1)
+    stage.on_frame(IN, Frame(FrameKind.OPEN, (other,), body=Open(SAMPLING, 0, 1)))
+    last = int(RowFlag.LAST_CHUNK)
+    rows = (group(0, 3, flags=last, source_index=1), group(0, 2, flags=last))
+    run = job(stage.on_frame(IN, hidden(*rows)))
+    done = stage.on_done(ForwardDone(run.job, 5, None, (7, 8)))
+    assert [(source, frame.tokens) for _, source, frame in done.offers] == [(0, (8,)), (1, (7,))]
+
+
+# --- trouble --------------------------------------------------------------------------------
+
+
+def test_failed_pass_is_told_to_the_sources() -> None:
+    stage = opened()
+    run = job(stage.on_frame(IN, hidden(group())))
+    outcome = stage.on_failed(run.job.number, "out of memory")
+    (refusal,) = outcome.refusals
+    assert (refusal.request, refusal.attempt, refusal.stage) == (request(1), 1, 0)
+    assert (refusal.reason, refusal.detail) == ("compute_failed", "out of memory")
+    assert outcome.consumed == [IN]
+    assert not stage.running
+
+
+def test_frames_lost_with_their_edge_are_told_to_the_sources() -> None:
+    stage = opened()
+    outcome = stage.on_lost([hidden(group()), Frame(FrameKind.RELEASE, (group(sequence=2),))])
+    assert outcome.effects == [DropTensor(TENSOR)]
+    assert refusals(outcome) == [("a@1#1", "edge_lost")]
+
+
+# --- freeing --------------------------------------------------------------------------------
+
+
+def test_release_frees_here_and_goes_on() -> None:
+    stage = opened()
+    release = Frame(FrameKind.RELEASE, (group(0, 0),))
+    outcome = stage.on_frame(IN, release)
+    assert outcome.effects == [ReleaseCache(KEY)]
+    assert outcome.offers == [(EdgeKind.INNER, -1, release)]
+    assert stage.on_frame(IN, release).effects == []
+    assert refusals(stage.on_frame(IN, hidden(group()))) == [("a@1#1", "missing_kv")]
+
+
+def test_requests_go_with_their_source() -> None:
+    stage = opened(n=2)
+    other = Frame(FrameKind.OPEN, (group(0, 0, source_index=1),), body=Open(SAMPLING, 0, 1))
+    stage.on_frame(IN, other)
+    assert len(stage.free_source(A)) == 2
+    assert list(stage.requests) == [request(1, D)]
+    assert stage.free_source(C) == []
+    assert stage.free_all() == [ReleaseCache(CacheKey(request(1, D), "stage", TWO_SOURCES.id))]
+
+
+def test_what_gossip_frees_is_released_along_the_stages() -> None:
+    stage = opened(n=3)
+    outcome = stage.release_below(A, 3)
+    assert [effect.key.request for effect in of(ReleaseCache, outcome.effects)] == [
+        request(1),
+        request(2),
+    ]
+    ((kind, _, frame),) = outcome.offers
+    assert (kind, frame.kind) == (EdgeKind.INNER, FrameKind.RELEASE)
+    assert [(g.sequence, g.attempt) for g in frame.groups] == [(1, 1), (2, 1)]
+    assert stage.release_below(A, 3).offers == []
+    assert opened(index=1, n=3).release_below(A, 3).offers == []

@@ -1,0 +1,280 @@
+"""Would the simulator notice?  Each mutation takes one rule away; some seed must fail for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from edgeshard_p2p.core import view
+from edgeshard_p2p.core.admission import Admission
+from edgeshard_p2p.core.edges import InEdge, OutEdge
+from edgeshard_p2p.core.effects import Effect, Send
+from edgeshard_p2p.core.flow import Flow, Frame
+from edgeshard_p2p.core.gossip import Gossip
+from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
+from edgeshard_p2p.core.membership import Member, Membership
+from edgeshard_p2p.core.messages import MemberState, Ping, RowGroupHeader, Update
+from edgeshard_p2p.core.plan import Plan, Snapshot
+from edgeshard_p2p.core.planning import Planning
+from edgeshard_p2p.core.records import Record
+from edgeshard_p2p.core.rollout import Rollout
+from edgeshard_p2p.core.source import Request, SourceStep, SourceWork
+from edgeshard_p2p.core.stage import StageWork
+from edgeshard_p2p.sim.faults import run_seed
+
+SEEDS = range(60)
+"""A mutation that survives all of these is one that the simulator does not see."""
+
+Patch = pytest.MonkeyPatch
+Mutation = Callable[[Patch], None]
+
+
+# --- membership and gossip ----------------------------------------------------------------------
+
+
+def third_party_raises_an_incarnation(patch: Patch) -> None:
+    on_ping = Membership.on_ping
+
+    def mutant(self: Membership, sender: PeerId, ping: Ping, now: float) -> list[Effect]:
+        member = self.members.get(sender.name)
+        if member is not None:
+            member.incarnation += 1
+        return on_ping(self, sender, ping, now)
+
+    patch.setattr(Membership, "on_ping", mutant)
+
+
+def anyone_comes_back_without_a_word_of_its_own(patch: Patch) -> None:
+    """DEAD gives way to ALIVE at the same incarnation."""
+    patch.setattr(
+        "edgeshard_p2p.core.membership._supersedes",
+        lambda update, known: (
+            (update.identity.peer.generation, update.incarnation)
+            >= (known.peer.generation, known.incarnation)
+            and update.state is not known.state
+        ),
+    )
+
+
+def accusation_is_not_refuted(patch: Patch) -> None:
+    patch.setattr(Membership, "_apply_own", lambda self, update: [])
+
+
+def dead_are_not_called_on(patch: Patch) -> None:
+    """A healed partition does not meet again."""
+    patch.setattr(Membership, "verdict_on", lambda self, sender: [])
+    patch.setattr("edgeshard_p2p.core.join.Join.add", _add_join_only)
+
+
+def _add_join_only(self: Any, address: Any, now: float, is_join: bool = False) -> None:
+    return None
+
+
+def suspicion_never_ends(patch: Patch) -> None:
+    patch.setattr(Membership, "_tick_suspects", lambda self, now: [])
+
+
+def older_record_wins(patch: Patch) -> None:
+    def mutant(self: Gossip, record: Record, membership: Membership) -> None:
+        if record.owner != self.me and membership.address_of(record.owner) is not None:
+            self.records.setdefault(record.owner, {})[type(record.value)] = record
+            self.revision += 1
+
+    patch.setattr(Gossip, "_take_record", mutant)
+
+
+def record_is_forged_on_its_way(patch: Patch) -> None:
+    take = Gossip._take_record
+
+    def mutant(self: Gossip, record: Record, membership: Membership) -> None:
+        take(self, replace(record, version=record.version + 1), membership)
+
+    patch.setattr(Gossip, "_take_record", mutant)
+
+
+# --- plans --------------------------------------------------------------------------------------
+
+
+def ties_are_broken_by_the_order_of_hearing(patch: Patch) -> None:
+    def in_any_order(values: Iterable[Any]) -> list[Any]:
+        return list(values)
+
+    def mutant(model: Any, workload: Any, devices: list[Any], links: list[Any]) -> Snapshot:
+        return Snapshot(model, workload, tuple(devices), tuple(links))
+
+    patch.setattr(view, "sorted", in_any_order, raising=False)
+    patch.setattr(view, "snapshot", mutant)
+
+
+def request_starts_before_all_are_ready(patch: Patch) -> None:
+    def mutant(self: Planning) -> Plan | None:
+        target = self.rollout.target
+        return self.rollout.plans[target].plan if target and self.is_loaded(target) else None
+
+    patch.setattr(Planning, "dispatchable", mutant)
+
+
+def old_and_new_plan_always_fit(patch: Patch) -> None:
+    patch.setattr(Rollout, "_fits", lambda self, plan_ids: True)
+
+
+def plan_outlives_its_peers(patch: Patch) -> None:
+    reconcile = Rollout.reconcile
+    patch.setattr(
+        Rollout,
+        "reconcile",
+        lambda self, held_of, is_present, edges_open: reconcile(
+            self, held_of, lambda peer: True, edges_open
+        ),
+    )
+
+
+def plan_is_called_ready_before_it_is_loaded(patch: Patch) -> None:
+    patch.setattr(Planning, "is_loaded", lambda self, plan_id: plan_id in self.rollout.plans)
+
+
+# --- the data plane -----------------------------------------------------------------------------
+
+
+def stage_takes_rows_at_any_position(patch: Patch) -> None:
+    def mutant(self: StageWork, group: RowGroupHeader) -> str:
+        return "" if self._request(group) in self.requests else "missing_kv"
+
+    patch.setattr(StageWork, "_reason_against", mutant)
+
+
+def source_takes_any_token_of_its_request(patch: Patch) -> None:
+    def mutant(self: SourceWork, plan: Plan, frame: Frame, now: float) -> list[SourceStep]:
+        steps: list[SourceStep] = []
+        for group, token in zip(frame.groups, frame.tokens, strict=True):
+            request = self.requests.get(RequestId(self.me, group.sequence))
+            if request is not None and request.plan is not None:
+                steps += self._take(request, token, now)
+        return steps
+
+    patch.setattr(SourceWork, "on_tokens", mutant)
+
+
+def edge_accepts_duplicates(patch: Patch) -> None:
+    accepts = InEdge.accepts
+
+    def mutant(self: InEdge, epoch: int, sequence: int) -> bool:
+        is_repeat = epoch == self.epoch and 0 < sequence <= self.received
+        return is_repeat or accepts(self, epoch, sequence)
+
+    patch.setattr(InEdge, "accepts", mutant)
+
+
+def edge_accepts_frames_that_overtook(patch: Patch) -> None:
+    def mutant(self: InEdge, epoch: int, sequence: int) -> bool:
+        if epoch != self.epoch or epoch == 0 or sequence <= self.received:
+            return False
+        self.received = sequence
+        return True
+
+    patch.setattr(InEdge, "accepts", mutant)
+
+
+def acks_are_dropped(patch: Patch) -> None:
+    patch.setattr(Flow, "on_ack", lambda self, ack, now: [])
+
+
+def ack_confirms_one_frame_too_many(patch: Patch) -> None:
+    on_ack = OutEdge.on_ack
+
+    def mutant(self: Any, epoch: int, acked: int, credit: int, now: float) -> list[Any]:
+        return on_ack(self, epoch, acked + 1, credit, now)
+
+    patch.setattr(OutEdge, "on_ack", mutant)
+
+
+def sender_takes_no_heed_of_credit(patch: Patch) -> None:
+    take_sendable = OutEdge.take_sendable
+
+    def mutant(self: Any, now: float) -> list[Any]:
+        self._credit = 10**6
+        return take_sendable(self, now)
+
+    patch.setattr(OutEdge, "take_sendable", mutant)
+
+
+def admission_grants_one_slot_too_many(patch: Patch) -> None:
+    grant_next = Admission.grant_next
+
+    def mutant(self: Admission) -> list[Any]:
+        self.slots += 1
+        granted = grant_next(self)
+        self.slots -= 1
+        return granted
+
+    patch.setattr(Admission, "grant_next", mutant)
+
+
+def slot_is_freed_by_an_older_attempt(patch: Patch) -> None:
+    def mutant(self: Admission, request: RequestId, attempt: int) -> None:
+        self._forget(request)
+
+    patch.setattr(Admission, "give_back", mutant)
+
+
+def slots_are_not_given_back(patch: Patch) -> None:
+    patch.setattr(Admission, "give_back", lambda self, request, attempt: None)
+
+
+def stage_keeps_the_requests_of_the_dead(patch: Patch) -> None:
+    patch.setattr(StageWork, "free_source", lambda self, source: [])
+
+
+def release_is_not_passed_on(patch: Patch) -> None:
+    patch.setattr(StageWork, "free", lambda self, request: self.requests.pop(request, None) and [])
+
+
+def waiting_has_no_deadline(patch: Patch) -> None:
+    """Nor has an attempt that yields nothing."""
+    patch.setattr(SourceWork, "_deadline", lambda self, request: float("inf"))
+
+
+def parked_request_forgets_its_tokens(patch: Patch) -> None:
+    park = SourceWork._park
+
+    def mutant(
+        self: SourceWork, request: Request, text: str, now: float, is_failover: bool = True
+    ) -> list[SourceStep]:
+        steps = park(self, request, text, now, is_failover)
+        request.generated.clear()
+        return steps
+
+    patch.setattr(SourceWork, "_park", mutant)
+
+
+MUTATIONS: list[Mutation] = [
+    third_party_raises_an_incarnation,
+    anyone_comes_back_without_a_word_of_its_own,
+    accusation_is_not_refuted,
+    dead_are_not_called_on,
+    suspicion_never_ends,
+    older_record_wins,
+    record_is_forged_on_its_way,
+    ties_are_broken_by_the_order_of_hearing,
+    request_starts_before_all_are_ready,
+    old_and_new_plan_always_fit,
+    plan_outlives_its_peers,
+    plan_is_called_ready_before_it_is_loaded,
+    stage_takes_rows_at_any_position,
+    source_takes_any_token_of_its_request,
+    edge_accepts_duplicates,
+    edge_accepts_frames_that_overtook,
+    acks_are_dropped,
+    ack_confirms_one_frame_too_many,
+    sender_takes_no_heed_of_credit,
+    admission_grants_one_slot_too_many,
+    slot_is_freed_by_an_older_attempt,
+    slots_are_not_given_back,
+    stage_keeps_the_requests_of_the_dead,
+    release_is_not_passed_on,
+    waiting_has_no_deadline,
+    parked_request_forgets_its_tokens,
+]
