@@ -58,10 +58,10 @@ def probe_peer(times_file: str, arguments: list[str]) -> None:
             times.append(("encode", time.monotonic()))
         send_frame(self, effect)
 
-    def timed_forward(self: ModelHost, effect: Any, received: Any) -> Any:
+    def timed_forward(self: ModelHost, effect: Any, rows: Any) -> Any:
         if effect.job.role == "stage":
             times.append(("compute", time.monotonic()))
-        return forward(self, effect, received)
+        return forward(self, effect, rows)
 
     # NOTE: the driver looks its methods up when it is made, so this comes first.
     Driver._send_frame, ModelHost.forward = timed_send, timed_forward  # type: ignore[method-assign]

@@ -5,7 +5,9 @@ Where multicast is blocked nothing is heard and nothing breaks; ``--join`` is th
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import socket
 from collections.abc import Callable
 
 import ifaddr
@@ -38,7 +40,8 @@ class Discovery:
         self._browser: AsyncServiceBrowser | None = None
 
     async def open(self) -> None:
-        """Raises OSError where multicast cannot be had at all."""
+        """Raises OSError where multicast cannot be had at all, or the host has no address."""
+        self._advertised = Address(await _ip_of(self._advertised.host), self._advertised.port)
         is_local = is_loopback(self._advertised.host)
         interfaces = [LOOPBACK] if is_local else [self._advertised.host]
         self._zeroconf = AsyncZeroconf(interfaces=interfaces, ip_version=IPVersion.V4Only)
@@ -81,6 +84,12 @@ class Discovery:
         if self._zeroconf is not None:
             await self._zeroconf.async_unregister_all_services()
             await self._zeroconf.async_close()
+
+
+async def _ip_of(host: str) -> str:
+    """Raises OSError."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, None, family=socket.AF_INET)
+    return str(found[0][4][0])
 
 
 def is_loopback(host: str) -> bool:

@@ -17,13 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import zmq
-import zmq.asyncio
-from zmq.auth.asyncio import AsyncioAuthenticator
 from zmq.utils.monitor import parse_monitor_message
 
 from edgeshard_p2p.core.messages import Address
+from edgeshard_p2p.net.admission import Admission
 from edgeshard_p2p.net.receiver import Receiver
-from edgeshard_p2p.net.security import ZAP_DOMAIN, Security
+from edgeshard_p2p.net.security import Security
 from edgeshard_p2p.wire.codec import CONTROL_BYTES_MAX
 from edgeshard_p2p.wire.frames import PAYLOAD_BYTES_MAX, Buffer
 
@@ -87,17 +86,12 @@ class Transport:
         self._contacts: dict[Address, Contact] = {}
         self._edges: dict[tuple[bytes, int], tuple[int, zmq.Socket[bytes]]] = {}
         self._probes: dict[Address, zmq.Socket[bytes]] = {}
-        self._authenticator: AsyncioAuthenticator | None = None
+        self._admission: Admission | None = None
 
     async def open(self) -> None:
         """Bind both ports.  Raises BindError."""
         if self._security.keys:
-            shadow = zmq.asyncio.Context.shadow(self._context)
-            self._authenticator = AsyncioAuthenticator(shadow)
-            self._authenticator.start()
-            self._authenticator.configure_curve_callback(
-                ZAP_DOMAIN.decode(), credentials_provider=_Admission(self._security)
-            )
+            self._admission = Admission(self._context, self._security)
         self._control = self._socket(zmq.ROUTER, CONTROL_QUEUE, CONTROL_BYTES_MAX)
         self._control.router_mandatory = True
         self._data = self._socket(zmq.PULL, DATA_QUEUE, PAYLOAD_BYTES_MAX)
@@ -138,8 +132,8 @@ class Transport:
             receiver.close()
         for contact in self._contacts.values():
             contact.close()
-        if self._authenticator is not None:
-            self._authenticator.stop()
+        if self._admission is not None:
+            self._admission.close()
         self._context.destroy(linger=200)
 
     # --- receiving ------------------------------------------------------------------------
@@ -279,6 +273,8 @@ class Contact:
             self._refusals = 0
             self._cancel_next_round()
             return
+        if self._next_round is not None:
+            return  # libzmq tries again by itself, in vain.
         self._refusals += 1
         n_secrets = max(1, len(self._transport._security.keys))
         if self._refusals == n_secrets:
@@ -286,7 +282,7 @@ class Contact:
             self._transport._callbacks.on_contact_failed(self.address, reason)
         if self._refusals % n_secrets:
             self._try_next_secret()
-        elif self._next_round is None:
+        else:
             # NOTE: libzmq itself gives up for good after some refusals, even with one secret.
             loop = asyncio.get_running_loop()
             self._next_round = loop.call_later(SECRETS_PAUSE_S, self._try_next_secret)
@@ -296,13 +292,3 @@ class Contact:
         self.secret_index = (self.secret_index + 1) % max(1, len(self._transport._security.keys))
         self._transport.forget_probe(self.address)  # It was opened with the secret before.
         self._open()
-
-
-class _Admission:
-    """What the authenticator asks about a client's key."""
-
-    def __init__(self, security: Security) -> None:
-        self._security = security
-
-    def callback(self, domain: str, key: bytes) -> bool:
-        return self._security.admits(key)

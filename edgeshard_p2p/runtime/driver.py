@@ -15,15 +15,12 @@ from functools import partial
 from math import ceil
 from typing import Any
 
-from torch import Tensor
-
 from edgeshard_p2p.core import effects as fx
 from edgeshard_p2p.core import events as ev
 from edgeshard_p2p.core.messages import FrameHeader, FrameKind
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.work import TensorRef
 from edgeshard_p2p.model import library
-from edgeshard_p2p.model.engine import ForwardResult
 from edgeshard_p2p.model.library import LocalModel
 from edgeshard_p2p.model.text import Tokenizer
 from edgeshard_p2p.net.transport import Transport
@@ -32,9 +29,10 @@ from edgeshard_p2p.runtime.compute import Compute
 from edgeshard_p2p.runtime.model_host import (
     COMPUTE_ERRORS,
     WIRE_DTYPES,
+    Computed,
     ModelHost,
+    Passed,
     Received,
-    buffer_of,
 )
 from edgeshard_p2p.runtime.plan_worker import PlanWorker
 from edgeshard_p2p.runtime.state import Profile, State, alone_on_this_machine
@@ -93,9 +91,7 @@ class Driver:
         self._is_handling = False
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
-        self._tensors: dict[int, Tensor] = {}
-        self._received: dict[int, Received] = {}
-        """Payloads as they came: the compute thread makes tensors of them."""
+        self._tensors: dict[int, Computed | Received] = {}
         self._n_tensors = 0
         self._performers: dict[type, Callable[[Any], None]] = {
             fx.Send: self._send,
@@ -224,23 +220,15 @@ class Driver:
     def _keep_received(self, header: FrameHeader, payload: Buffer) -> TensorRef | None:
         if header.dtype not in WIRE_DTYPES or not len(payload):
             return None
-        self._n_tensors += 1
-        self._received[self._n_tensors] = Received(payload, header.dtype, header.shape)
-        return TensorRef(self._n_tensors, len(payload))
+        return self._keep(Received(payload, header.dtype, header.shape))
 
-    def _keep(self, tensor: Tensor) -> TensorRef:
+    def _keep(self, tensor: Computed | Received) -> TensorRef:
         self._n_tensors += 1
         self._tensors[self._n_tensors] = tensor
-        return TensorRef(self._n_tensors, tensor.nbytes)
-
-    def _take_tensor(self, ref: TensorRef) -> Tensor | Received:
-        """From another peer, or from a pass on this one."""
-        received = self._received.pop(ref.id, None)
-        return received if received is not None else self._tensors.pop(ref.id)
+        return TensorRef(self._n_tensors, len(tensor.payload))
 
     def _drop_tensor(self, effect: fx.DropTensor) -> None:
-        if self._tensors.pop(effect.tensor.id, None) is None:
-            del self._received[effect.tensor.id]
+        del self._tensors[effect.tensor.id]
 
     def _counters(self) -> dict[str, dict[str, int]]:
         """What was not taken, by kind: of what arrived, and of what was to be sent."""
@@ -255,7 +243,7 @@ class Driver:
     def _send_frame(self, effect: fx.SendFrame) -> None:
         payload: Buffer = b""
         if effect.tensor is not None:
-            payload = buffer_of(self._tensors[effect.tensor.id])
+            payload = self._tensors[effect.tensor.id].payload
         elif effect.tokens:
             payload = struct.pack(f"<{len(effect.tokens)}i", *effect.tokens)
         elif effect.body is not None:
@@ -329,17 +317,14 @@ class Driver:
         )
 
     def _forward(self, effect: fx.RunForward) -> None:
-        rows = self._take_tensor(effect.tensor) if effect.tensor is not None else None
+        given = self._tensors.pop(effect.tensor.id) if effect.tensor is not None else None
 
-        def work() -> tuple[ForwardResult, int]:
-            started_ns = time.perf_counter_ns()
-            result = self._host.forward(effect, rows)
-            return result, (time.perf_counter_ns() - started_ns) // 1000
+        def work() -> Passed:
+            return self._host.forward(effect, given.tensor() if given is not None else None)
 
-        def on_done(done: tuple[ForwardResult, int]) -> None:
-            result, service_us = done
-            hidden = self._keep(result.hidden) if result.hidden is not None else None
-            self.post(ev.ForwardDone(effect.job, service_us, hidden, result.tokens))
+        def on_done(passed: Passed) -> None:
+            hidden = self._keep(passed.hidden) if passed.hidden is not None else None
+            self.post(ev.ForwardDone(effect.job, passed.service_us, hidden, passed.tokens))
 
         def on_error(error: Exception) -> None:
             self.post(ev.ForwardFailed(effect.job, str(error)[:200]))

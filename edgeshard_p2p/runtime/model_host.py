@@ -22,7 +22,6 @@ from edgeshard_p2p.model.checkpoint import Checkpoint, open_checkpoint
 from edgeshard_p2p.model.engine import (
     Engine,
     EngineError,
-    ForwardResult,
     rows_are_exact,
     use_one_thread,
 )
@@ -46,15 +45,41 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """The payload of a frame; its size has been checked against dtype and shape."""
+    """Hidden states from another peer; their size has been checked against dtype and shape."""
 
     payload: Buffer
     dtype: int
     shape: tuple[int, ...]
 
     def tensor(self) -> Tensor:
-        """The tensor, on the frame's own memory."""
+        """On the frame's own memory."""
         return torch.frombuffer(self.payload, dtype=WIRE_DTYPES[self.dtype]).view(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """Hidden states from a pass of this peer: for the wire, or for its own next stage."""
+
+    rows: Tensor
+    payload: Buffer
+    """The bytes of ``rows``, without a copy."""
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Computed:
+        rows = rows.contiguous()
+        return cls(rows, rows.view(torch.uint8).numpy().data.cast("B"))
+
+    def tensor(self) -> Tensor:
+        return self.rows
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What came of a forward pass."""
+
+    hidden: Computed | None
+    tokens: tuple[int | None, ...]
+    service_us: int
 
 
 class ModelHost:
@@ -118,19 +143,18 @@ class ModelHost:
         if self._engine is not None:
             self._engine.release(effect.key)
 
-    def forward(self, effect: RunForward, given: Tensor | Received | None) -> ForwardResult:
+    def forward(self, effect: RunForward, rows: Tensor | None) -> Passed:
+        """``rows``: hidden states; None where the units start with the embedding."""
         assert self._engine is not None
-        rows = given.tensor() if isinstance(given, Received) else given
+        started_ns = time.perf_counter_ns()
         if rows is None:
             rows = torch.tensor(effect.tokens)
         if effect.spans:
             rows = torch.cat([rows[start : start + n] for start, n in effect.spans])
-        return self._engine.forward(effect.units, effect.groups, rows)
-
-
-def buffer_of(tensor: Tensor) -> memoryview:
-    """The tensor's bytes, without a copy."""
-    return tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
+        result = self._engine.forward(effect.units, effect.groups, rows)
+        hidden = Computed.of(result.hidden) if result.hidden is not None else None
+        service_us = (time.perf_counter_ns() - started_ns) // 1000
+        return Passed(hidden, result.tokens, service_us)
 
 
 def _times(rows: tuple[profiler.Times, ...]) -> tuple[UnitTimes, ...]:

@@ -21,6 +21,7 @@ from edgeshard_p2p.core.membership import MEMBERS_MAX
 from edgeshard_p2p.core.messages import Identity, MemberState
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.plan import kv_bytes, weight_bytes
+from edgeshard_p2p.core.records import RecordValue
 from edgeshard_p2p.core.source import REQUESTS_MAX
 from edgeshard_p2p.core.view import model_of, workload_of
 
@@ -35,6 +36,7 @@ SPINS_MAX = 20
 
 Belief = tuple[int, int, MemberState]
 """(generation, incarnation, state)"""
+Versions = dict[tuple[PeerId, type[RecordValue]], int]
 
 
 class Safety:
@@ -45,6 +47,8 @@ class Safety:
         self._beliefs: dict[tuple[str, int], dict[str, Belief]] = {}
         """What each life of each peer believed last, by name of the member."""
         self._revisions: dict[tuple[str, int], int] = {}
+        self._versions: dict[tuple[str, int], Versions] = {}
+        """Of the records that each life of each peer knew last."""
         self._was_ready: set[tuple[PeerId, PlanId]] = set()
         """Who has ever called itself ready for which plan."""
         self._spins: dict[str, tuple[float, int]] = {}
@@ -82,11 +86,21 @@ class Safety:
         self._beliefs[peer.host, peer.life] = now
 
     def _check_records(self, peer: SimPeer, core: PeerCore) -> None:
-        """Records are what their owner made them: copies are the same or older."""
+        """Records are what their owner made them: copies are the same or older, and give way
+        only to newer ones."""
         key = (peer.host, peer.life)
         if self._revisions.get(key) == core.gossip.revision:
             return
         self._revisions[key] = core.gossip.revision
+        before = self._versions.get(key, {})
+        self._versions[key] = now = {
+            (owner, kind): record.version
+            for owner, kinds in core.gossip.records.items()
+            for kind, record in kinds.items()
+        }
+        for (owner_id, kind), version in before.items():
+            is_kept = now.get((owner_id, kind), version) >= version
+            assert is_kept, f"{core.me} went back on {kind.__name__} of {owner_id}"
         for owner_id, kinds in core.gossip.records.items():
             member = core.membership.members.get(owner_id.name)
             owner = self._owner(member.identity) if member and member.peer == owner_id else None

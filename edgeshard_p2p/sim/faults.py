@@ -160,6 +160,7 @@ class Trial:
             swarm.run(swarm.now + STAYS_S)
             if checks.is_settled(swarm) and checks.serving_plan(swarm) == plan:
                 return
+            assert swarm.now < ends_at, "it settles again and again"
 
     def check_answers(self) -> None:
         """Every source answers, and nothing that was accepted is left without an end."""

@@ -121,3 +121,9 @@ def sent(effects: Sequence[Effect], kind: type[T]) -> list[tuple[str, T]]:
         if isinstance(message, kind):
             found.append((effect.to.host, message))
     return found
+
+
+def some(value: T | None) -> T:
+    """``value``, which must be there."""
+    assert value is not None
+    return value

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from edgeshard_p2p.core.edges import WINDOW, EdgeKind, EdgeSpec, InEdge, OutEdge, edges_of
-from tests.core.parts import PLAN, SOLO, TIMING, A, B, C, D
+from tests.core.parts import PLAN, SOLO, TIMING, A, B, C, D, some
 
 SPEC = EdgeSpec(1, EdgeKind.INNER, B, C, 1, -1)
 
@@ -113,8 +113,7 @@ def test_edge_without_progress_is_lost_with_all_it_carried() -> None:
     edge.take_sendable(0.0)
     now = 0.0
     while not edge.is_lost:
-        assert (deadline := edge.next_deadline()) is not None
-        now = deadline
+        now = some(edge.next_deadline())
         edge.take_resends(now)
     assert now == TIMING.edge_lost_s
     assert edge.drain() == ["a"] * WINDOW + ["z"]

@@ -24,7 +24,7 @@ from edgeshard_p2p.core.messages import (
 from edgeshard_p2p.core.plan import Plan
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.core.work import TensorRef
-from tests.core.parts import MODEL, PLAN, TIMING, A, B, C, membership, of, sent
+from tests.core.parts import MODEL, PLAN, TIMING, A, B, C, membership, of, sent, some
 
 GROUP = RowGroupHeader(0, 1, 1, 0, 3, 0, 6, 0)
 TENSOR = TensorRef(1, 96)
@@ -51,7 +51,9 @@ def opened(me: PeerId = A) -> Flow:
     return flow
 
 
-def received(index: int, frame: Frame, sequence: int, epoch: int = 7, **other: Any) -> FrameReceived:
+def received(
+    index: int, frame: Frame, sequence: int, epoch: int = 7, **other: Any
+) -> FrameReceived:
     senders = {ENTRY: A, INNER: B, RETURN: C}
     dtype, shape = 0, tuple[int, ...]()
     if frame.kind is FrameKind.HIDDEN:
@@ -251,7 +253,7 @@ def test_silent_edge_is_given_up_with_what_it_carried_and_opened_anew() -> None:
     flow.offer(spec, HIDDEN, 0.0)
     effects: list[Effect] = []
     while not flow.lost:
-        assert (now := flow.next_deadline()) is not None
+        now = some(flow.next_deadline())
         effects = flow.tick(now)
     assert effects == [CloseEdge(PLAN.id, ENTRY)]
     (lost,) = flow.lost
@@ -265,7 +267,7 @@ def test_edge_that_never_opened_says_so() -> None:
     flow = flow_of(A)
     flow.open_edges(0.0)
     while not flow.lost:
-        assert (now := flow.next_deadline()) is not None
+        now = some(flow.next_deadline())
         flow.tick(now)
     assert [lost.was_open for lost in flow.lost] == [False]
     assert now == TIMING.edge_deadline_s

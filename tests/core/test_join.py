@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from edgeshard_p2p.core.effects import Log, SaveGeneration, Send, Stop
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.join import CONTACTS_MAX, Join
@@ -157,7 +159,7 @@ def test_join_address_is_tried_for_ever_backing_off_to_ten_seconds() -> None:
     join = Join(TIMING)
     join.add(address("b"), 0.0, is_join=True)
     times = calls(join, membership(), 3600.0)
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(times)]
     assert gaps[:6] == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0]
     assert set(gaps[6:]) == {10.0}
     assert len(times) > 300

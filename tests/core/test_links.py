@@ -18,7 +18,7 @@ from edgeshard_p2p.core.links import (
 )
 from edgeshard_p2p.core.membership import Member
 from edgeshard_p2p.core.records import LinkFigures
-from tests.core.parts import TIMING, B, C, membership, of
+from tests.core.parts import TIMING, B, C, membership, of, some
 
 ROUND_TRIP_S = 0.010
 WARM_UP_S = 0.5
@@ -133,7 +133,7 @@ def test_silent_link_is_unusable_and_tried_again_later() -> None:
     line.track("b")
     for _ in range(ATTEMPTS):
         assert line.prober.figures() != ()
-        assert (probe := line.probe()) is not None
+        probe = some(line.probe())
         line.now += TIMING.probe_small_timeout_s
         line.prober.on_echo(probe.nonce + 100, line.now)  # Somebody else's.
     effects = line.prober.tick(line.members, line.now)
@@ -147,10 +147,10 @@ def test_large_probe_has_more_patience() -> None:
     line = Line(1e6)
     line.track("b")
     for _ in range(ROUNDS):
-        assert (probe := line.probe()) is not None
+        probe = some(line.probe())
         assert line.prober.next_deadline() == line.now + TIMING.probe_small_timeout_s
         line.prober.on_echo(probe.nonce, line.now)
-    assert (probe := line.probe()) is not None
+    probe = some(line.probe())
     assert probe.n_bytes == BIG_BYTES[0]
     assert line.prober.next_deadline() == line.now + TIMING.probe_big_timeout_s
 
@@ -158,9 +158,9 @@ def test_large_probe_has_more_patience() -> None:
 def test_late_and_doubled_echoes_count_for_nothing() -> None:
     line = Line(1e6)
     line.track("b")
-    assert (first := line.probe()) is not None
+    first = some(line.probe())
     line.now += TIMING.probe_small_timeout_s
-    assert (second := line.probe()) is not None
+    second = some(line.probe())
     line.prober.on_echo(first.nonce, line.now)
     assert line.probe() is None  # The second is still on its way.
     line.prober.on_echo(second.nonce, line.now + 0.001)
@@ -173,7 +173,7 @@ def test_late_and_doubled_echoes_count_for_nothing() -> None:
 def test_links_that_keep_somebody_waiting_go_first() -> None:
     line = Line(1e6, {"b": LinkFigures("b", 7, 0, 1_000)})
     line.track("b", "c")
-    assert (probe := line.probe()) is not None
+    probe = some(line.probe())
     assert probe.to == line.members["c"].address
 
 
@@ -198,7 +198,7 @@ def test_impossibly_quick_echo_is_a_microsecond() -> None:
 def test_answer_for_a_member_that_is_gone_is_dropped() -> None:
     line = Line(1e6)
     line.track("b")
-    assert (probe := line.probe()) is not None
+    probe = some(line.probe())
     line.prober.track([], line.now)
     line.prober.on_echo(probe.nonce, line.now)
     assert line.prober.figures() == ()

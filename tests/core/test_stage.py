@@ -97,7 +97,8 @@ def test_next_rows_are_computed_and_the_result_goes_on() -> None:
     stage = opened()
     outcome = stage.on_frame(IN, hidden(group(0, 3)))
     run = job(outcome)
-    assert (run.job, run.units, run.tensor) == (Job(TWO_SOURCES.id, "stage", 1), UnitRange(2, 4), TENSOR)
+    assert run.job == Job(TWO_SOURCES.id, "stage", 1)
+    assert (run.units, run.tensor) == (UnitRange(2, 4), TENSOR)
     assert (run.groups, run.spans) == ((RowGroup(KEY, 0, 3),), ())
     assert outcome.consumed == []  # Not before it is computed: that is what credit means.
     done = stage.on_done(ForwardDone(run.job, 55, TensorRef(2, 96)))

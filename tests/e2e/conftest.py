@@ -44,6 +44,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     environment = os.environ | {
         "EDGESHARD_CACHE": str(directory / "cache"),
         "XDG_STATE_HOME": str(directory / "state"),
+        # Peers of one user measure themselves one at a time: not waiting for those of others.
+        "TMPDIR": str(directory),
         "HF_HUB_CACHE": str(directory / "hub"),
     }
     bare_mib = _bare_mib(environment, model, directory / "probe")

@@ -207,14 +207,15 @@ class Swarm:
         if "--mdns" not in flags:
             flags = (*flags, "--no-mdns")
             flags += tuple(word for peer in self.peers for word in ("--join", peer.address))
-        if self.machine.profiles.exists():
-            state_dir = self.directory / name
+        state_dir = self.directory / name
+        knows_the_machine = self.machine.profiles.exists()
+        if knows_the_machine:
             shutil.copytree(self.machine.profiles, state_dir / "profiles", dirs_exist_ok=True)
         log_file = self.directory / f"{name}-{len(self.peers)}.log"
         with log_file.open("w") as log:
             process = self.machine.popen(
                 *("peer", "--name", name, "--listen", f"127.0.0.1:{port}"),
-                *("--state-dir", self.directory / name, "--model", self.machine.model),
+                *("--state-dir", state_dir, "--model", self.machine.model),
                 *self.common_flags,
                 *flags,
                 stdin=subprocess.DEVNULL,
@@ -224,7 +225,13 @@ class Swarm:
         self._ends.enter_context(killed_at_the_end(process))
         peer = Peer(name, port, self, process, log_file)
         self.peers = [other for other in self.peers if other.name != name] + [peer]
+        if not knows_the_machine:
+            self._wait_for_profile(state_dir / "profiles")
         return peer
+
+    def _wait_for_profile(self, directory: Path) -> None:
+        eventually(lambda: list(directory.glob("*.json")), self.story)
+        shutil.copytree(directory, self.machine.profiles)
 
     def __getitem__(self, name: str) -> Peer:
         return next(peer for peer in self.peers if peer.name == name)
@@ -251,25 +258,21 @@ class Swarm:
                 return False
         return True
 
-    def serving_plan(self, *names: str, n_peers: int = 0) -> str:
-        """Wait until every living peer has the same plan, active and ready everywhere, on exactly
-        ``names`` or on so many; its id."""
-        plan_id = eventually(lambda: self._common_plan(names, n_peers or len(names)), self.story)
-        for peer in self.living():
-            measured = self.directory / peer.name / "profiles"
-            shutil.copytree(measured, self.machine.profiles, dirs_exist_ok=True)
-        return plan_id
+    def serving_plan(self, *names: str) -> str:
+        """Wait until every living peer has the same plan, active and ready everywhere, and with a
+        part for each of ``names``; its id."""
+        return eventually(lambda: self._common_plan(set(names)), self.story)
 
-    def _common_plan(self, names: tuple[str, ...], n_peers: int) -> str:
+    def _common_plan(self, names: set[str]) -> str:
         reports = [peer.status() for peer in self.living()]
         plans = [report["plan"] for report in reports if report]
         if len(plans) < len(reports) or {plan["state"] for plan in plans} != {"active"}:
             return ""
         stages = [stage for plan in plans for stage in plan["stages"]]
-        on = {stage["peer"] for stage in stages}
-        is_there = len(on) == n_peers and on >= set(names) and all(s["is_ready"] for s in stages)
+        is_there = {stage["peer"] for stage in stages} >= names
         ids = {plan["plan_id"] for plan in plans}
-        return ids.pop() if is_there and len(ids) == 1 else ""
+        is_ready = all(stage["is_ready"] for stage in stages)
+        return ids.pop() if is_there and is_ready and len(ids) == 1 else ""
 
     def is_idle(self) -> bool:
         """Whether nothing is left of any request, on any peer."""

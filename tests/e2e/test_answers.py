@@ -61,35 +61,35 @@ def test_all_see_the_same_swarm(swarm: Swarm) -> None:
     names = {peer.name for peer in swarm.peers}
 
     def agreed() -> list[dict[str, Any]]:
-        reports = [peer.status() for peer in swarm.peers]
-        n_links = {len(report["links"]) for report in reports}
-        return reports if n_links == {len(names) * (len(names) - 1)} else []
+        reports = [peer.ask("status").objects[0] for peer in swarm.peers]
+        facts = ("plan", "members", "profiles", "links", "settings")
+        is_agreed = all(report[fact] == reports[0][fact] for report in reports for fact in facts)
+        has_links = len(reports[0]["links"]) == len(names) * (len(names) - 1)
+        return reports if is_agreed and has_links else []
 
-    reports = eventually(agreed, swarm.story)
-    for report in reports:
-        stages = sorted(report["plan"]["stages"], key=lambda stage: int(stage["stage"]))
-        assert stages[0]["start"] == 0
-        assert all(a["end"] == b["start"] for a, b in pairwise(stages))
-        assert stages[-1]["end"] == N_BLOCKS + 2
-        assert {stage["peer"] for stage in stages} == names
-        assert {(m["name"], m["state"]) for m in report["members"]} == {
-            (name, "alive") for name in names
-        }
-        assert {p["name"] for p in report["profiles"] if p["is_eligible"] and p["decode"]} == names
-        assert all(link["bytes_per_s"] > 0 for link in report["links"])
-        assert report["plan"] | {"state": ""} == reports[0]["plan"] | {"state": ""}
-        for part in ("profiles", "links", "settings"):
-            assert report[part] == reports[0][part]
+    report = eventually(agreed, swarm.story)[0]
+    stages = sorted(report["plan"]["stages"], key=lambda stage: int(stage["stage"]))
+    assert stages[0]["start"] == 0
+    assert all(a["end"] == b["start"] for a, b in pairwise(stages))
+    assert stages[-1]["end"] == N_BLOCKS + 2
+    assert {stage["peer"] for stage in stages} == names
+    assert {(m["name"], m["state"]) for m in report["members"]} == {(n, "alive") for n in names}
+    assert {p["name"] for p in report["profiles"] if p["is_eligible"] and p["decode"]} == names
+    assert all(link["bytes_per_s"] > 0 for link in report["links"])
+    assert all(link["round_trip_us"] > 0 for link in report["links"])
 
 
 def test_greedy_tokens_are_those_of_transformers(swarm: Swarm) -> None:
     model = swarm.machine.model
     prompt_ids = AutoTokenizer.from_pretrained(model).encode(PROMPT)
-    answer = swarm["amy"].run(PROMPT, "--max-tokens", N_TOKENS)
+    amy = swarm["amy"]
+    plan_id = amy.status()["plan"]["plan_id"]
+    answer = amy.run(PROMPT, "--max-tokens", N_TOKENS)
     assert answer["token_ids"] == transformers_greedy(model, prompt_ids, N_TOKENS)
     assert (answer["finish_reason"], answer["failovers"]) == ("length", 0)
     assert answer["prompt_tokens"] == len(prompt_ids)
-    assert answer["plan_id"] == swarm["amy"].status()["plan"]["plan_id"]
+    # New figures of the links may have exchanged two stages meanwhile.
+    assert answer["plan_id"] in (plan_id, amy.status()["plan"]["plan_id"])
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from tests.e2e.swarm import DEADLINE_S, Machine, Peer, Swarm, eventually, killed
 pytestmark = pytest.mark.timeout(300)
 
 NAMES = ("amy", "ben", "cat", "dan")
-N_SERVING = 3
 PROMPT = "What do they say when one of them falls silent?"
 N_TOKENS = 400
 """So many that an answer is far from its end when it is seen to have begun."""
@@ -40,7 +39,7 @@ def swarm(lasting_swarm: Swarm) -> Swarm:
         if name not in living:
             start(lasting_swarm, name, port=here[name].port if name in here else 0)
     eventually(lambda: lasting_swarm.are(**dict.fromkeys(NAMES, "alive")), lasting_swarm.story)
-    lasting_swarm.serving_plan(n_peers=N_SERVING)
+    lasting_swarm.serving_plan()
     return lasting_swarm
 
 

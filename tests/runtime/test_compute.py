@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import uvloop
@@ -39,7 +40,7 @@ def test_results_come_back_on_the_loop_in_order() -> None:
             results.append(i)
 
         for i in range(100):
-            compute.submit(lambda i=i: work(i), on_done, lambda error: None)
+            compute.submit(partial(work, i), on_done, lambda error: None)
         await until_async(lambda: len(results) == 100, "all results")
         assert results == list(range(100))
         assert len(threads) == 1

@@ -24,6 +24,7 @@ from edgeshard_p2p.wire.client import (
     encode_answer,
 )
 from edgeshard_p2p.wire.codec import CONTROL_BYTES_MAX
+from edgeshard_p2p.wire.frames import Buffer
 from tests.runtime.endpoint import OPEN, Endpoint, endpoint
 from tests.runtime.waiting import DEADLINE_S, LOOPBACK, free_address, until_async
 
@@ -62,7 +63,7 @@ def test_frames_arrive_as_they_were_sent() -> None:
     async def scenario() -> None:
         async with endpoint() as a, endpoint() as b:
             payload = bytes(range(256)) * 4096
-            parts = [b"header", memoryview(bytearray(payload))]
+            parts: list[Buffer] = [b"header", memoryview(bytearray(payload))]
             a.transport.send_frame(PLAN, 0, 1, b.address, parts)
             a.transport.send_probe(b.address, [b"header", b"body", bytes(70_000)])
             a.transport.send_frame(PLAN, 0, 1, b.address, [b"release", b""])

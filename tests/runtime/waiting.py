@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import random
 import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from edgeshard_p2p.core.messages import Address
@@ -16,22 +19,24 @@ T = TypeVar("T")
 DEADLINE_S = 60.0
 LOOPBACK = "127.0.0.1"
 _POLL_S = 0.02
-_given: set[int] = set()
+
+# NOTE: below the range from which systems take the ports of outgoing connections: one of those
+# could be in the way by the time a test binds.
+_PORTS = itertools.count(random.SystemRandom().randrange(12_000, 30_000, 2), 2)
 
 
 def free_address() -> Address:
     """Two neighbouring ports on loopback that nobody listens on, each given once."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind((LOOPBACK, 0))
-            port = first.getsockname()[1]
-            try:
-                second.bind((LOOPBACK, port + 1))
-            except (OSError, OverflowError):
-                continue
-        if not {port, port + 1} & _given and port + 1 < 65535:
-            _given.update((port, port + 1))
-            return Address(LOOPBACK, port)
+    port = next(port for port in _PORTS if _is_free(port) and _is_free(port + 1))
+    return Address(LOOPBACK, port)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe, suppress(OSError):
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((LOOPBACK, port))
+        return True
+    return False
 
 
 def until(question: Callable[[], T | None], what: str, deadline_s: float = DEADLINE_S) -> T:

@@ -133,7 +133,15 @@ def plan_outlives_its_peers(patch: Patch) -> None:
 
 
 def plan_is_called_ready_before_it_is_loaded(patch: Patch) -> None:
-    patch.setattr(Planning, "is_loaded", lambda self, plan_id: plan_id in self.rollout.plans)
+    reconcile = Rollout.reconcile
+
+    def mutant(self: Rollout, *about: Any) -> Any:
+        steps = reconcile(self, *about)
+        for rolling in self.plans.values():
+            rolling.is_loaded = True
+        return steps
+
+    patch.setattr(Rollout, "reconcile", mutant)
 
 
 # --- the data plane -----------------------------------------------------------------------------
@@ -224,17 +232,8 @@ def slots_are_not_given_back(patch: Patch) -> None:
     patch.setattr(Admission, "give_back", lambda self, request, attempt: None)
 
 
-def stage_keeps_the_requests_of_the_dead(patch: Patch) -> None:
-    patch.setattr(StageWork, "free_source", lambda self, source: [])
-
-
 def release_is_not_passed_on(patch: Patch) -> None:
     patch.setattr(StageWork, "free", lambda self, request: self.requests.pop(request, None) and [])
-
-
-def waiting_has_no_deadline(patch: Patch) -> None:
-    """Nor has an attempt that yields nothing."""
-    patch.setattr(SourceWork, "_deadline", lambda self, request: float("inf"))
 
 
 def parked_request_forgets_its_tokens(patch: Patch) -> None:
@@ -273,8 +272,6 @@ MUTATIONS: list[Mutation] = [
     admission_grants_one_slot_too_many,
     slot_is_freed_by_an_older_attempt,
     slots_are_not_given_back,
-    stage_keeps_the_requests_of_the_dead,
     release_is_not_passed_on,
-    waiting_has_no_deadline,
     parked_request_forgets_its_tokens,
 ]
