@@ -101,6 +101,10 @@ def peer_config(flags: dict[str, Any], file: Path | None) -> PeerConfig:
         values["memory_bytes"] = parse_size(str(values.pop("memory")))
     values["listen"] = parse_address(values.get("listen", DEFAULT_LISTEN))
     values["join"] = tuple(parse_address(text) for text in values.get("join", ()))
+    if values.get("device", "cpu") != "cpu":
+        raise ConfigError(
+            f"--device {values['device']} is not built yet; this release computes on cpu"
+        )
     if not _HOST.fullmatch(values.get("advertise", "host")):
         raise ConfigError(f"--advertise {values['advertise']!r} is not a host")
     for key in ("secret_file", "state_dir"):

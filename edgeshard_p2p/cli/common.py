@@ -18,11 +18,16 @@ FAILED, USAGE = 1, 2
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def fail(text: str, exit_code: int = FAILED, as_json: bool = False) -> NoReturn:
-    """One line on stderr (with --json also an object on stdout), and the exit code."""
+def complain(text: str, exit_code: int, as_json: bool) -> None:
+    """One line on stderr, with --json also an object on stdout."""
     if as_json:
         print(json.dumps({"error": text, "exit_code": exit_code}), flush=True)
     click.echo(f"edgeshard: {text}", err=True)
+
+
+def fail(text: str, exit_code: int = FAILED, as_json: bool = False) -> NoReturn:
+    """Complain, and end."""
+    complain(text, exit_code, as_json)
     sys.exit(exit_code)
 
 

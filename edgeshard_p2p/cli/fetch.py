@@ -30,6 +30,8 @@ def fetch(as_json: bool) -> None:
 
 
 @click.command()
-def secret() -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def secret(as_json: bool) -> None:
     """Print a new secret for a swarm: edgeshard secret > swarm.secret"""
-    print(secrets.token_hex(SECRET_BYTES))
+    made = secrets.token_hex(SECRET_BYTES)
+    print(json.dumps({"secret": made}) if as_json else made)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from edgeshard_p2p.cli.common import FAILED, USAGE, fail
+from edgeshard_p2p.cli.common import FAILED, USAGE, complain, fail
 from edgeshard_p2p.config import DEFAULT_LISTEN, ConfigError, PeerConfig, peer_config
 
 
@@ -85,14 +86,16 @@ def peer(config: Path | None, verbose: bool, as_json: bool, **flags: Any) -> Non
     _log_to(as_json, verbose)
     stop = _run(parsed, as_json)
     if stop.exit_code:
-        fail(stop.text, stop.exit_code, as_json)
+        complain(stop.text, stop.exit_code, as_json)
+    _end(stop.exit_code)
 
 
 def _run(config: PeerConfig, as_json: bool) -> Any:
     try:
         return _start(config, as_json)
     except KeyboardInterrupt:
-        fail("interrupted while starting", FAILED, as_json)
+        complain("interrupted while starting", FAILED, as_json)
+        _end(FAILED)
 
 
 def _start(config: PeerConfig, as_json: bool) -> Any:
@@ -114,6 +117,15 @@ def _start(config: PeerConfig, as_json: bool) -> Any:
         fail(str(error), USAGE, as_json)
     except (BindError, ModelError, StateError) as error:
         fail(str(error), FAILED, as_json)
+
+
+def _end(exit_code: int) -> NoReturn:
+    """NOTE: not by way of the interpreter.  It would stop the compute thread wherever it is, and
+    in the middle of torch that aborts the process; and after a Ctrl-C that came in the middle of
+    some import it ends by that signal, whatever the exit code."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 class _JsonLines(logging.Formatter):

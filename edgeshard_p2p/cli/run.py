@@ -49,6 +49,8 @@ def run(
 
     if not prompt.strip():
         fail("the prompt is empty", USAGE, as_json)
+    if not _is_unicode(prompt):
+        fail("the prompt is not UTF-8 text", USAGE, as_json)
     sampling = Sampling(temperature, top_p, secrets.randbits(SEED_BITS) if seed is None else seed)
     with talking(peer_address, swarm, secret_file, as_json) as client:
         client.send(Run(prompt, raw, max_tokens, sampling))
@@ -57,6 +59,15 @@ def run(
         except KeyboardInterrupt:
             client.send(Cancel())
             fail("cancelled", FAILED, as_json)
+
+
+def _is_unicode(text: str) -> bool:
+    """False where the command line held other bytes, which Python keeps as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _stream(answers: Iterator[Any], as_json: bool) -> None:

@@ -100,7 +100,7 @@ def _member(row: dict[str, Any]) -> str:
 
 
 def _profile(row: dict[str, Any]) -> str:
-    if "decode" not in row or not row["decode"]:
+    if not row.get("decode") or not row.get("prefill"):
         return f"{row['name']}  not measured: {row['why_not']}"
     one = row["decode"][0]
     why_not = f"  not planned: {row['why_not']}" if row["why_not"] else ""

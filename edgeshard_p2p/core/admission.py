@@ -40,7 +40,7 @@ class Admission:
         if request in self.granted:
             self.granted[request] = max(ask.attempt, self.granted[request])
             return "granted"
-        if request not in self.queue and len(self.queue) >= QUEUE_MAX:
+        if request not in self.queue and len(self.queue) >= QUEUE_MAX and not ask.is_running:
             return "overloaded"
         known = self.queue.get(request)
         if known is not None:

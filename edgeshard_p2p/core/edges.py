@@ -27,7 +27,8 @@ from edgeshard_p2p.core.timing import Timing
 WINDOW = 8
 """Frames that may be on their way on one edge."""
 WAITING_MAX = 4096
-"""Frames that may wait for credit; those who offer more than this run away from a bug."""
+"""Frames that may wait for credit.  Nobody who keeps to the protocol gets there; an edge that
+does is given up, with a reason for each request on it."""
 
 
 Item = TypeVar("Item")
@@ -94,8 +95,9 @@ class OutEdge(Generic[Item]):
         return len(self._unacked) + len(self._waiting)
 
     def offer(self, item: Item) -> None:
-        assert len(self._waiting) < WAITING_MAX, f"edge {self.spec.index} overruns"
         self._waiting.append(item)
+        if len(self._waiting) > WAITING_MAX:
+            self.is_lost = True
 
     def take_sendable(self, now: float) -> list[tuple[int, Item]]:
         """What the credit allows to send now, numbered."""
@@ -118,7 +120,7 @@ class OutEdge(Generic[Item]):
 
     def on_ack(self, epoch: int, acked: int, credit: int, now: float) -> list[Item]:
         """The items that are confirmed now; their owner may let go of them."""
-        if epoch != self.epoch:
+        if epoch != self.epoch or acked > self._sequence:
             return []
         confirmed: list[Item] = []
         while self._unacked and self._unacked[0][0] <= acked:

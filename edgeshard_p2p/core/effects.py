@@ -80,6 +80,8 @@ class LoadUnits:
     dropping the rest."""
 
     load: int
+    model: str
+    """Manifest digest; empty where nothing is held."""
     dtype: str
     tile_rows: int
     units: tuple[UnitRange, ...]

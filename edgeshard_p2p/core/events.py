@@ -135,10 +135,12 @@ class RequestCancelled:
 
 @dataclass(frozen=True, slots=True)
 class SettingAsked:
-    """The operator sets a setting of the swarm at this peer."""
+    """The operator sets a setting of the swarm at this peer; or this peer offers a default, which
+    yields to anything that was set."""
 
     key: str
     value: ModelSpec | str | int
+    is_default: bool = False
 
 
 @dataclass(frozen=True, slots=True)

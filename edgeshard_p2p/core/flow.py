@@ -76,6 +76,8 @@ class Flow:
     revision: int = 0
     """Rises when an edge opens or is lost."""
     _specs: dict[int, EdgeSpec] = field(default_factory=dict)
+    _owed: dict[int, list[Frame]] = field(default_factory=dict)
+    """Releases that an edge was lost with: they go first when it is open again."""
     _promised: dict[int, int] = field(default_factory=dict)
     """Credit last told, by incoming edge."""
 
@@ -120,6 +122,8 @@ class Flow:
                 self.out[spec.index] = OutEdge(
                     self.plan.id, spec, self.epochs["last"], self.timing, now
                 )
+                for frame in self._owed.pop(spec.index, ()):
+                    self.out[spec.index].offer(frame)
                 effects += self._tick_edge(self.out[spec.index], now)
         return effects
 
@@ -130,6 +134,9 @@ class Flow:
         edge = self.out.get(spec.index)
         if edge is None or edge.is_lost:
             # Between a loss and the next opening: the owner of the frame hears of the loss.
+            if frame.kind is FrameKind.RELEASE:
+                self._owed.setdefault(spec.index, []).append(frame)
+                return []
             self.lost.append(LostEdge(spec, [frame], was_open=True))
             return []
         edge.offer(frame)
@@ -164,7 +171,7 @@ class Flow:
             edge.spec.index,
             edge.epoch,
             sequence,
-            self._received_from(edge.spec.receiver),
+            0,
             frame.micro_batch,
             frame.service_us,
             self.plan.workload.tile_rows,
@@ -172,11 +179,6 @@ class Flow:
             shape,
             frame.groups,
         )
-
-    def _received_from(self, peer: PeerId) -> int:
-        """What has arrived on the edge from ``peer``, where there is exactly one."""
-        back = [edge.received for edge in self.in_.values() if edge.spec.sender == peer]
-        return back[0] if len(back) == 1 else 0
 
     def tick(self, now: float) -> list[Effect]:
         return [e for edge in list(self.out.values()) for e in self._tick_edge(edge, now)]
@@ -188,7 +190,11 @@ class Flow:
         effects += self._send(edge, edge.take_resends(now))
         if edge.is_lost:
             del self.out[edge.spec.index]
-            self.lost.append(LostEdge(edge.spec, edge.drain(), edge.is_open))
+            frames = edge.drain()
+            owed = [frame for frame in frames if frame.kind is FrameKind.RELEASE]
+            self._owed.setdefault(edge.spec.index, []).extend(owed)
+            others = [frame for frame in frames if frame.kind is not FrameKind.RELEASE]
+            self.lost.append(LostEdge(edge.spec, others, edge.is_open))
             self.revision += 1
             effects.append(CloseEdge(self.plan.id, edge.spec.index))
         return effects
@@ -221,7 +227,7 @@ class Flow:
     def on_frame(self, event: FrameReceived, now: float) -> list[Effect]:
         header = event.header
         edge = self.in_.get(header.edge)
-        if edge is None:
+        if edge is None or header.sender != edge.spec.sender.tag:
             return [*_drop(event), *refuse(header, "not_my_edge", self.membership)]
         if header.kind is FrameKind.EDGE:
             return self._on_opening(edge, header)
@@ -260,15 +266,18 @@ class Flow:
         owners = range(len(self.plan.sources)) if spec.source < 0 else (spec.source,)
         if header.numerics != self.plan.workload.tile_rows:
             return False
+        if (header.kind is FrameKind.TOKENS) != (spec.kind is EdgeKind.RETURN):
+            return False
         if any(group.source_index not in owners for group in groups):
             return False
         if header.kind is FrameKind.HIDDEN:
             rows = sum(group.rows for group in groups)
             dtype = DTYPE_CODES[self.plan.workload.dtype]
             is_right = header.dtype == dtype and header.shape == (rows, self.model.hidden_size)
-            return is_right and event.tensor is not None and spec.kind is not EdgeKind.RETURN
+            return is_right and event.tensor is not None
         if header.kind is FrameKind.TOKENS:
-            return len(event.tokens) == len(groups) and spec.kind is EdgeKind.RETURN
+            is_in_vocabulary = all(0 <= t < self.model.vocab_size for t in event.tokens)
+            return len(event.tokens) == len(groups) and is_in_vocabulary
         if header.kind is FrameKind.OPEN:
             return isinstance(event.body, Open)
         return header.kind is FrameKind.RELEASE

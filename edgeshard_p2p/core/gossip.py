@@ -22,6 +22,8 @@ from edgeshard_p2p.core.settings import SettingValue, is_valid
 
 RECORDS_PER_DELTA = 128
 PUSH_FANOUT = 8
+COUNTER_MAX = 2**40
+"""A setting's counter counts decisions; one beyond this was made up."""
 
 
 @dataclass(slots=True)
@@ -61,12 +63,23 @@ class Gossip:
         self.revision += 1
         return self._push(Delta((record,), ()), membership)
 
-    def set(self, key: str, value: SettingValue, membership: Membership) -> list[Effect]:
+    def set(
+        self, key: str, value: SettingValue, membership: Membership, is_default: bool = False
+    ) -> list[Effect]:
+        """With ``is_default`` the value yields to anything that anyone has set or sets."""
         counter = self.settings[key].counter if key in self.settings else 0
-        setting = Setting(key, counter + 1, self.me, value)
+        setting = Setting(key, 0 if is_default else counter + 1, self.me, value)
+        if is_default and key in self.settings:
+            return []
         self.settings[key] = setting
         self.revision += 1
         return self._push(Delta((), (setting,)), membership)
+
+    def forget_own_settings(self) -> None:
+        """What this peer seeded before it met anybody."""
+        for key in [key for key, setting in self.settings.items() if setting.by == self.me]:
+            del self.settings[key]
+            self.revision += 1
 
     def _push(self, delta: Delta, membership: Membership) -> list[Effect]:
         present = membership.present()
@@ -111,7 +124,7 @@ class Gossip:
             self.revision += 1
 
     def take_setting(self, setting: Setting) -> None:
-        if not is_valid(setting.key, setting.value):
+        if not is_valid(setting.key, setting.value) or setting.counter > COUNTER_MAX:
             return
         known = self.settings.get(setting.key)
         if known is None or (setting.counter, setting.by) > (known.counter, known.by):

@@ -12,9 +12,9 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-Name = Annotated[str, Meta(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Name = Annotated[str, Meta(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
 Count = Annotated[int, Meta(ge=0, le=2**48)]
-PlanId = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]
+PlanId = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
 """Digest of what is served, 8 bytes as 16 hex digits (see ``plan.Plan.id``)."""
 
 NO_PLAN: PlanId = "0" * 16

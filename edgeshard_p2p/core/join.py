@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from edgeshard_p2p.core.effects import Effect, Log, SaveGeneration, Send, Stop
 from edgeshard_p2p.core.ids import PeerId
-from edgeshard_p2p.core.membership import Member, Membership
+from edgeshard_p2p.core.membership import BELIEVABLE_MAX, Member, Membership
 from edgeshard_p2p.core.messages import (
     WIRE_MAX,
     WIRE_MIN,
@@ -42,6 +42,7 @@ class Contact:
 @dataclass(slots=True)
 class Join:
     timing: Timing
+    started_at: float = 0.0
     has_met: bool = False
     """Somebody has welcomed this peer: from now on nothing it hears ends it."""
     contacts: dict[Address, Contact] = field(default_factory=dict)
@@ -60,6 +61,8 @@ class Join:
         self, hello: Hello, settings: tuple[Setting, ...], membership: Membership, now: float
     ) -> list[Effect]:
         them = hello.identity
+        if them.install_id == membership.me.install_id:
+            return []
         refusal = self._refusal(hello, membership)
         if refusal is not None:
             text = f"refused {them.peer} at {them.address}: {refusal.detail}"
@@ -72,6 +75,7 @@ class Join:
             known_generation,
             membership.all_updates(),
             settings,
+            max(0, round((now - self.started_at) * 1e3)),
         )
         effects.append(Send(them.address, welcome))
         if not self.has_met:
@@ -104,7 +108,7 @@ class Join:
         self.has_met = True
         effects: list[Effect] = []
         known = welcome.known_generation
-        if known >= membership.me.peer.generation:
+        if membership.me.peer.generation <= known <= BELIEVABLE_MAX:
             # The state directory was lost: take a life later than any that was seen.
             effects.append(SaveGeneration(known + 1))
         them = Update(welcome.identity, welcome.incarnation, MemberState.ALIVE)

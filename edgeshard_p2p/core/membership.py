@@ -30,7 +30,10 @@ UPDATES_PER_MESSAGE = 8
 INDIRECT_PROBES = 3
 SILENT_AFTER = 3
 """Direct probes in a row that only a helper got answered: the member is seen one way only."""
-MEMBERS_MAX = 512
+MEMBERS_MAX = 500
+BELIEVABLE_MAX = 2**40
+"""Incarnations and generations count events; a number beyond this was made up, and believing it
+would leave its owner no room above."""
 
 PRESENT = (MemberState.ALIVE, MemberState.SUSPECT)
 
@@ -180,11 +183,16 @@ class Membership:
         return self.apply_all(news.updates, now)
 
     def verdict_on(self, sender: PeerId) -> list[Effect]:
-        """A message from a member held dead is answered with that verdict, so it can refute."""
+        """A message from a member held dead is answered with that verdict, so it can refute.
+
+        NOTE: this peer's own state goes with it, and first.  Where each holds the other dead, the
+        refutation is then sent back at once; without it both would answer verdict with verdict
+        until the next Hello.
+        """
         member = self.members.get(sender.name)
         if member is None or member.peer != sender or member.state is not MemberState.DEAD:
             return []
-        return [Send(member.address, News((member.update(),)))]
+        return [Send(member.address, News((self.own_update(), member.update())))]
 
     # --- beliefs --------------------------------------------------------------------------
 
@@ -193,6 +201,8 @@ class Membership:
 
     def apply(self, update: Update, now: float) -> list[Effect]:
         peer = update.identity.peer
+        if max(update.incarnation, peer.generation) > BELIEVABLE_MAX:
+            return []
         if peer.name == self.me.peer.name:
             return self._apply_own(update)
         known = self.members.get(peer.name)

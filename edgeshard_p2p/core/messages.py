@@ -36,7 +36,7 @@ class Address(Struct, frozen=True, order=True, array_like=True):
 
 class Identity(Struct, frozen=True, array_like=True):
     peer: PeerId
-    install_id: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
+    install_id: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
     """Random, made once per state directory: tells two peers of one name apart."""
     address: Address
 
@@ -87,6 +87,8 @@ class Welcome(Struct, frozen=True, array_like=True, tag=2):
     a later one."""
     updates: Updates
     settings: Settings
+    uptime_ms: Count = 0
+    """How long the sender has been up: of two that meet, the younger one's flags yield."""
     wire_min: Version = WIRE_MIN
     wire_max: Version = WIRE_MAX
 
@@ -214,7 +216,7 @@ class SlotAnswer(Struct, frozen=True, array_like=True, tag=26):
     plan: PlanId
     request: RequestId
     attempt: Small
-    verdict: Annotated[str, Meta(pattern="^(granted|queued|overloaded|no_such_plan)$")]
+    verdict: Annotated[str, Meta(pattern=r"^(granted|queued|overloaded|no_such_plan)\Z")]
     retry_ms: Small = 0
 
 
@@ -301,7 +303,8 @@ class FrameHeader(Struct, frozen=True, array_like=True):
     epoch: Count
     sequence: Count
     acked: Count
-    """Cumulative acknowledgement of the opposite edge between the same two peers, or 0."""
+    """Reserved for the cumulative acknowledgement of an opposite edge; 0 in this version, where
+    acknowledgements are messages of their own."""
     micro_batch: Count
     service_us: Small
     """What the sender's own forward pass of these rows took."""
@@ -329,5 +332,4 @@ class Open(Struct, frozen=True, array_like=True):
 
 class ProbeBody(Struct, frozen=True, array_like=True):
     sender: PeerId
-    reply_to: Address
     nonce: Count

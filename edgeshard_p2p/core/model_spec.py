@@ -14,14 +14,14 @@ from edgeshard_p2p.core.ids import Count
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2}
 
-DtypeName = Annotated[str, Meta(pattern="^(fp32|bf16)$")]
+DtypeName = Annotated[str, Meta(pattern=r"^(fp32|bf16)\Z")]
 
 
 class ModelSpec(Struct, frozen=True):
     """Parameters are counts of elements; bytes follow from the dtype of the swarm."""
 
     name: Annotated[str, Meta(max_length=200)]
-    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     """Manifest digest: SHA-256 over the names and SHA-256 of the model's files."""
     family: Annotated[str, Meta(max_length=40)]
     hidden_size: Annotated[int, Meta(ge=1, le=2**20)]

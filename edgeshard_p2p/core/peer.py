@@ -46,6 +46,8 @@ from edgeshard_p2p.core.source import REQUESTS_MAX
 from edgeshard_p2p.core.timing import Timing
 from edgeshard_p2p.core.view import model_of, workload_of
 
+OLDER_BY_MS = 1_000
+"""A peer that has been up for so much longer keeps its settings when a newcomer contradicts."""
 QUIET_GROWTH_MAX = 10
 """A peer that keeps refuting waits at most so many times longer before it is planned."""
 
@@ -91,6 +93,7 @@ class PeerCore:
         self._started_at = 0.0
         self._now = 0.0
         self._has_seeded = False
+        self._has_settled = False
         self._settled_revision = -1
         self._handlers = self._event_handlers()
         self._message_handlers = self._control_handlers()
@@ -113,7 +116,7 @@ class PeerCore:
             ev.ForwardFailed: self.serving.on_failed,
             ev.PromptSubmitted: self._on_prompt,
             ev.RequestCancelled: self._on_cancelled,
-            ev.SettingAsked: lambda event, _: self._set(event.key, event.value),
+            ev.SettingAsked: lambda event, _: self._set(event.key, event.value, event.is_default),
             ev.StopAsked: self._on_stop,
         }
 
@@ -129,9 +132,9 @@ class PeerCore:
             msg.Digest: lambda sender, m, _: self.gossip.on_digest(sender, m, self.membership),
             msg.Delta: self._on_delta,
             msg.LinkEcho: self._on_echo,
-            msg.EdgeAnswer: lambda _, m, now: self.serving.on_answer(m, now),
-            msg.FrameAck: lambda _, m, now: self.serving.on_ack(m, now),
-            msg.FrameRefused: lambda _, m, now: self.serving.on_refused(m, now),
+            msg.EdgeAnswer: self.serving.on_answer,
+            msg.FrameAck: self.serving.on_ack,
+            msg.FrameRefused: self.serving.on_refused,
             msg.AttemptRefused: self.serving.on_attempt_refused,
             msg.SlotAsk: self.serving.on_slot_ask,
             msg.SlotAnswer: lambda _, m, now: self.serving.on_slot_answer(m, now),
@@ -177,7 +180,7 @@ class PeerCore:
     # --- coming in ------------------------------------------------------------------------
 
     def _on_started(self, _: ev.Started, now: float) -> list[Effect]:
-        self._started_at = now
+        self._started_at = self.join.started_at = now
         for address in self.config.join:
             self.join.add(address, now, is_join=True)
         return self._tick(now)
@@ -192,7 +195,8 @@ class PeerCore:
         return [Stop(2, text)] if is_first else [Log(text, "warning")]
 
     def _on_message(self, event: ev.MessageReceived, now: float) -> list[Effect]:
-        if event.sender == self.me:
+        # A namesake in its first generation looks like this peer, until its Hello is read.
+        if event.sender == self.me and not isinstance(event.message, msg.Hello | msg.Refused):
             return []
         effects = self._message_handlers[type(event.message)](event.sender, event.message, now)
         return effects + self.membership.verdict_on(event.sender)
@@ -202,6 +206,9 @@ class PeerCore:
 
     def _on_welcome(self, sender: PeerId, welcome: msg.Welcome, now: float) -> list[Effect]:
         if not self.join.has_met:
+            uptime_ms = (now - self._started_at) * 1e3
+            if welcome.uptime_ms > uptime_ms + OLDER_BY_MS:
+                self.gossip.forget_own_settings()
             for setting in welcome.settings:
                 conflict = self._conflict(setting, sender)
                 if conflict:
@@ -232,9 +239,9 @@ class PeerCore:
         unset = [key for key in sorted(self.config.wishes) if key not in self.gossip.settings]
         return [e for key in unset for e in self._set(key, self.config.wishes[key])]
 
-    def _set(self, key: str, value: SettingValue) -> list[Effect]:
+    def _set(self, key: str, value: SettingValue, is_default: bool = False) -> list[Effect]:
         text = f"setting {key} = {describe(value)}"
-        return [Log(text), *self.gossip.set(key, value, self.membership)]
+        return [Log(text), *self.gossip.set(key, value, self.membership, is_default)]
 
     def _on_delta(self, _: PeerId, delta: msg.Delta, now: float) -> list[Effect]:
         self.gossip.on_delta(delta, self.membership)
@@ -257,7 +264,11 @@ class PeerCore:
 
     def _on_frame(self, event: ev.FrameReceived, now: float) -> list[Effect]:
         if isinstance(event.body, msg.ProbeBody):
-            return [Send(event.body.reply_to, msg.LinkEcho(event.body.nonce))]
+            # Only to a member, and where it is known to be: whoever names another address would
+            # have this peer knock there.
+            address = self.membership.address_of(event.body.sender)
+            echo = msg.LinkEcho(event.body.nonce)
+            return [Send(address, echo)] if address is not None else []
         return self.serving.on_frame(event, now)
 
     # --- requests -------------------------------------------------------------------------
@@ -274,7 +285,9 @@ class PeerCore:
         if len(self.serving.source.requests) >= REQUESTS_MAX:
             text = f"{self.me} already has {REQUESTS_MAX} requests"
             return [Rejected(event.client, text, retry_ms=2_000)]
-        request = self.serving.source.submit(event, now)
+        model = model_of(self.gossip)
+        assert model is not None
+        request = self.serving.source.submit(event, model.digest, now)
         effects: list[Effect] = [Accepted(event.client, request.id)]
         if self.planning.dispatchable() is None:
             why = self.planning.why_no_plan() or "the plan is being loaded"
@@ -371,7 +384,9 @@ class PeerCore:
             return "it is leaving"
         if now < self._quiet_from():
             return "it has just started"
-        return "" if self.links.is_settled() else "it is measuring its links"
+        # Only the first links keep a peer out: later ones must not take it away from a plan.
+        self._has_settled = self._has_settled or self.links.is_settled()
+        return "" if self._has_settled else "it is measuring its links"
 
 
 def _is_routine(event: ev.Event) -> bool:

@@ -25,7 +25,7 @@ FRAME_OVERHEAD_BYTES = 128
 KV_POSITIONS = 64
 """KV is reserved in whole runs of so many positions, which is how attention reads it."""
 
-Numerics = Annotated[str, Meta(pattern="^(exact|fast)$")]
+Numerics = Annotated[str, Meta(pattern=r"^(exact|fast)\Z")]
 
 
 def digest(value: object) -> str:
@@ -43,7 +43,7 @@ class Workload(Struct, frozen=True, array_like=True):
     context: Annotated[int, Meta(ge=1, le=2**24)]
     batch: Annotated[int, Meta(ge=1, le=4096)]
     """Sequences wished for; the plan holds the largest number up to it that fits."""
-    first_layer: Annotated[str, Meta(pattern="^(block|embedding)$")] = "block"
+    first_layer: Annotated[str, Meta(pattern=r"^(block|embedding)\Z")] = "block"
     """The last unit that a source keeps for its own prompts: the first block, or (the paper's
     rule) the embedding alone."""
 

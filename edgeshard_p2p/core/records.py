@@ -16,7 +16,7 @@ from edgeshard_p2p.core.model_spec import ModelSpec
 
 Microseconds = Annotated[int, Meta(ge=1, le=3_600_000_000)]
 Text = Annotated[str, Meta(max_length=300)]
-Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 PlanIds = Annotated[tuple[PlanId, ...], Meta(max_length=8)]
 
 
@@ -100,7 +100,7 @@ class HeldRecord(Struct, frozen=True, array_like=True, tag=3):
 class Failure(Struct, frozen=True, order=True, array_like=True):
     """``cannot_load`` (a) or ``no_edge`` (a -> b); expires at its owner."""
 
-    kind: Annotated[str, Meta(pattern="^(cannot_load|no_edge)$")]
+    kind: Annotated[str, Meta(pattern=r"^(cannot_load|no_edge)\Z")]
     a: PeerId
     b: PeerId | None = None
     detail: Text = ""

@@ -49,6 +49,8 @@ class Rolling:
     begun: int
     """Numbers the beginnings of plans on this peer."""
     life: Life = Life.PROPOSED
+    is_asked: bool = False
+    """The last LoadUnits asked for this peer's part."""
     is_loaded: bool = False
     """Weights and KV of this peer's part stand."""
 
@@ -66,9 +68,14 @@ class Rollout:
     retired: list[PlanId] = field(default_factory=list)
     """Plans that began or ended since the caller last looked; it empties both."""
     _begun: int = 0
+    _held: tuple[int, ...] = ()
+    _wanted: tuple[int, ...] = ()
+    """What the last LoadUnits asked for; held once it is done."""
+    _is_hopeless: bool = False
+    """The swarm has no plan: nothing is kept for the next one."""
     _loads: int = 0
-    _loading: frozenset[PlanId] = frozenset()
-    """The plans whose parts the last LoadUnits asked for."""
+    _has_leftovers: bool = False
+    """A plan whose part was asked for is retired: there may be something to drop."""
     _cannot_load: set[PlanId] = field(default_factory=set)
 
     # --- questions ------------------------------------------------------------------------
@@ -77,14 +84,12 @@ class Rollout:
         return self.plans[self.active].plan if self.active is not None else None
 
     def units(self) -> tuple[int, ...]:
-        """Units of plans whose part stands here."""
-        loaded = [rolling for rolling in self.plans.values() if rolling.is_loaded]
-        ranges = [r for rolling in loaded for r in rolling.plan.units_of(self.me)]
-        return tuple(sorted({unit for units in ranges for unit in units}))
+        """Units that stand here, for whatever plan they were loaded."""
+        return self._held
 
     def must_drain(self, held_of: HeldOf) -> tuple[PlanId, ...]:
         """Plans that have to end here before the target, agreed on by all, fits."""
-        if self.target is None or self.target in self._loading:
+        if self.target is None or self.plans[self.target].is_asked:
             return ()
         if not self._is_agreed(self.target, held_of):
             return ()
@@ -106,21 +111,23 @@ class Rollout:
             self._begun += 1
             self.plans[plan.id] = Rolling(plan, model, self._begun)
             self.started.append(plan.id)
-        self.target = plan.id
+        self.target, self._is_hopeless = plan.id, False
 
     def propose_none(self) -> None:
-        self.target = None
+        self.target, self._is_hopeless = None, True
 
     def on_loaded(self, load: int) -> None:
         if load == self._loads:
-            for plan_id in self._loading & self.plans.keys():
-                self.plans[plan_id].is_loaded = True
+            self._held = self._wanted
+            for rolling in self.plans.values():
+                rolling.is_loaded |= rolling.is_asked
 
     def on_load_failed(self, load: int) -> bool:
         """True when the failure is that of the latest load."""
         if load != self._loads:
             return False
-        self._cannot_load |= {p for p in self._loading if not self.plans[p].is_loaded}
+        failed = {p for p, r in self.plans.items() if r.is_asked and not r.is_loaded}
+        self._cannot_load |= failed
         return True
 
     def forgive_failures(self) -> None:
@@ -171,9 +178,14 @@ class Rollout:
             if self._fits(with_target):
                 wanted = with_target
         wanted -= self._cannot_load
-        if frozenset(wanted) == self._loading:
+        asked = {plan_id for plan_id, rolling in self.plans.items() if rolling.is_asked}
+        if wanted == asked and not self._has_leftovers:
             return []
-        self._loading = frozenset(wanted)
+        if not wanted and not self._is_hopeless and not self._cannot_load:
+            return []  # What stands here may be part of the plan that comes next.
+        for plan_id, rolling in self.plans.items():
+            rolling.is_asked = plan_id in wanted
+        self._has_leftovers = False
         self._loads += 1
         return [self._load_units()]
 
@@ -184,9 +196,12 @@ class Rollout:
     def _fits(self, plan_ids: set[PlanId]) -> bool:
         """Whether this peer's parts of these plans fit its budget together.  A part alone fits
         by the planner's word."""
-        if len([p for p in plan_ids if self.plans[p].plan.units_of(self.me)]) <= 1:
+        with_part = {p for p in plan_ids if self.plans[p].plan.units_of(self.me)}
+        if len(with_part) <= 1:
             return True
-        return self._bytes(plan_ids) <= self.budget_bytes
+        # One engine computes in one way for one model: another way has to wait for its end.
+        ways = {_way_of(self.plans[plan_id].plan) for plan_id in with_part}
+        return len(ways) == 1 and self._bytes(with_part) <= self.budget_bytes
 
     def _bytes(self, plan_ids: set[PlanId]) -> int:
         rolling = [self.plans[plan_id] for plan_id in sorted(plan_ids)]
@@ -203,12 +218,14 @@ class Rollout:
         return weights + kv
 
     def _load_units(self) -> LoadUnits:
-        rolling = [self.plans[plan_id] for plan_id in sorted(self._loading)]
-        workload = rolling[-1].plan.workload if rolling else None
-        dtype = workload.dtype if workload else "fp32"
-        tile_rows = workload.tile_rows if workload else 0
-        units = unit_ranges(_units_of(rolling, self.me))
-        return LoadUnits(self._loads, dtype, tile_rows, units, _promises(rolling, self.me))
+        living = [self.plans[plan_id] for plan_id in sorted(self.plans)]
+        rolling = [r for r in living if r.is_asked and r.plan.units_of(self.me)]
+        self._wanted = tuple(sorted(_units_of(rolling, self.me)))
+        if not rolling:
+            return LoadUnits(self._loads, "", "", 0, (), ())
+        model, dtype, tile_rows = _way_of(rolling[0].plan)
+        units = unit_ranges(self._wanted)
+        return LoadUnits(self._loads, model, dtype, tile_rows, units, _promises(rolling, self.me))
 
     def _advance(
         self,
@@ -218,7 +235,7 @@ class Rollout:
         effects: list[Log | LoadUnits],
     ) -> None:
         plan_id = rolling.plan.id
-        if rolling.life is Life.PROPOSED and plan_id in self._loading:
+        if rolling.life is Life.PROPOSED and rolling.is_asked:
             self._enter(rolling, Life.LOADING, effects)
         if rolling.life is Life.LOADING and rolling.is_loaded and edges_open(plan_id):
             self._enter(rolling, Life.READY, effects)
@@ -243,11 +260,17 @@ class Rollout:
     def _retire(self, plan_id: PlanId, why: str) -> list[Log | LoadUnits]:
         rolling = self.plans.pop(plan_id)
         self.retired.append(plan_id)
+        self._has_leftovers |= rolling.is_asked
         if self.active == plan_id:
             self.active = None
         if self.target == plan_id:
             self.target = None
         return [Log(f"plan {rolling.plan} {rolling.life.name} -> RETIRED: {why}")]
+
+
+def _way_of(plan: Plan) -> tuple[str, str, int]:
+    """Model, dtype and tile rows: what an engine is made for."""
+    return plan.model_digest, plan.workload.dtype, plan.workload.tile_rows
 
 
 def _units_of(plans: list[Rolling], me: PeerId) -> set[int]:

@@ -8,8 +8,9 @@ Decides nothing itself.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 
 from edgeshard_p2p.core.admission import RETRY_MS, Admission, Waiting
 from edgeshard_p2p.core.edges import EdgeKind, EdgeSpec
@@ -50,6 +51,7 @@ class Serving:
     failed_edges: list[EdgeSpec] = field(default_factory=list)
     """Edges that could not be opened in time, for the caller to publish; it empties this."""
     _retired: deque[PlanId] = field(default_factory=lambda: deque(maxlen=RETIRED_REMEMBERED))
+    _job_numbers: Iterator[int] = field(default_factory=lambda: count(1))
     _epochs: dict[str, int] = field(default_factory=lambda: {"last": 0})
 
     def __post_init__(self) -> None:
@@ -79,7 +81,7 @@ class Serving:
         self.flows[plan.id] = Flow(plan, model, self.me, self.membership, self.timing, self._epochs)
         for index, stage in enumerate(plan.stages):
             if stage.peer == self.me:
-                self.stages[plan.id] = StageWork(plan, index)
+                self.stages[plan.id] = StageWork(plan, index, job_numbers=self._job_numbers)
         if _admitting_peer(plan) == self.me:
             self.admissions[plan.id] = Admission(plan.workload.batch)
 
@@ -131,19 +133,26 @@ class Serving:
         dropped = [DropTensor(event.tensor)] if event.tensor is not None else []
         return [*dropped, *refuse(event.header, reason, self.membership)]
 
-    def on_answer(self, answer: EdgeAnswer, now: float) -> list[Effect]:
-        flow = self.flows.get(answer.plan)
+    def _flow_towards(self, sender: PeerId, plan_id: PlanId, edge: int) -> Flow | None:
+        """The flow in which this edge leads to ``sender``: nobody else may speak of it."""
+        flow = self.flows.get(plan_id)
+        out = flow.out.get(edge) if flow is not None else None
+        return flow if out is not None and out.spec.receiver == sender else None
+
+    def on_answer(self, sender: PeerId, answer: EdgeAnswer, now: float) -> list[Effect]:
+        flow = self._flow_towards(sender, answer.plan, answer.edge)
         return flow.on_answer(answer, now) if flow is not None else []
 
-    def on_ack(self, ack: FrameAck, now: float) -> list[Effect]:
-        flow = self.flows.get(ack.plan)
+    def on_ack(self, sender: PeerId, ack: FrameAck, now: float) -> list[Effect]:
+        flow = self._flow_towards(sender, ack.plan, ack.edge)
         if flow is None:
             return []
         effects = flow.on_ack(ack, now)
+        self.source.note_progress(ack.plan, now)
         return effects + self._run(self.source.resume_passes(), now) + self._pump(now)
 
-    def on_refused(self, refused: FrameRefused, now: float) -> list[Effect]:
-        flow = self.flows.get(refused.plan)
+    def on_refused(self, sender: PeerId, refused: FrameRefused, now: float) -> list[Effect]:
+        flow = self._flow_towards(sender, refused.plan, refused.edge)
         return [*flow.on_refused(refused, now), *self._pump(now)] if flow is not None else []
 
     def _pump(self, now: float) -> list[Effect]:
@@ -289,6 +298,9 @@ class Serving:
     def on_slot_ask(self, sender: PeerId, ask: SlotAsk, now: float) -> list[Effect]:
         address = self.membership.address_of(sender)
         if address is None or ask.request.source != sender:
+            return []
+        flow = self.flows.get(ask.plan)
+        if flow is not None and sender not in flow.plan.sources:
             return []
         return [Send(address, self._answer(ask, now))]
 

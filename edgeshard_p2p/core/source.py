@@ -52,10 +52,16 @@ class Request:
     id: RequestId
     prompt: PromptSubmitted
     created_at: float
+    model_digest: str
+    """Whose tokens these are."""
     generated: list[int] = field(default_factory=list)
     attempt: int = 0
     phase: Phase = Phase.WAITING
     plan: Plan | None = None
+    not_before: float = 0.0
+    """The next attempt waits for this time, longer each time that nothing came of one; 0: none."""
+    fruitless: int = 0
+    """Attempts in a row that yielded no token."""
     begun: dict[PeerId, int] = field(default_factory=dict)
     """Which beginning of the plan this attempt relies on, for each peer of it."""
     computed: int = 0
@@ -161,19 +167,28 @@ class SourceWork:
         return request
 
     def next_deadline(self) -> float | None:
-        return min((self._deadline(r) for r in self.requests.values()), default=None)
+        return min((self._wakes_at(r) for r in self.requests.values()), default=None)
 
-    def _deadline(self, request: Request) -> float:
+    def _wakes_at(self, request: Request) -> float:
+        if request.phase is Phase.ASKING:
+            return min(self._ends_at(request), request.ask_at)
+        if request.phase is Phase.WAITING and request.not_before:
+            return request.not_before
+        return self._ends_at(request)
+
+    def _ends_at(self, request: Request) -> float:
+        """When what it waits for is given up."""
         if request.phase is Phase.RUNNING:
             return request.progress_at + self.timing.progress_s
-        ends_at = request.phase_since + self.timing.request_wait_s
-        return min(ends_at, request.ask_at) if request.phase is Phase.ASKING else ends_at
+        return request.phase_since + self.timing.request_wait_s
 
     # --- coming and going -----------------------------------------------------------------
 
-    def submit(self, prompt: PromptSubmitted, now: float) -> Request:
+    def submit(self, prompt: PromptSubmitted, model_digest: str, now: float) -> Request:
         self._sequence += 1
-        request = Request(RequestId(self.me, self._sequence), prompt, now, phase_since=now)
+        request = Request(
+            RequestId(self.me, self._sequence), prompt, now, model_digest, phase_since=now
+        )
         self.requests[request.id] = request
         self.revision += 1
         return request
@@ -183,6 +198,12 @@ class SourceWork:
         steps: list[SourceStep] = []
         waiting = [r for r in self.requests.values() if r.phase is Phase.WAITING]
         for request in sorted(waiting, key=lambda r: r.id):
+            if now < request.not_before:
+                continue
+            if request.model_digest != plan.model_digest:
+                text = "the swarm has changed its model"
+                steps += self._end(request, "error", text, now)
+                continue
             request.plan, request.begun = plan, begun
             if request.n_known >= plan.workload.context:
                 steps += self._end_too_long(request, now)
@@ -216,7 +237,9 @@ class SourceWork:
         if verdict == "granted":
             return self._begin(request, now)
         if verdict == "no_such_plan":
-            return self._park(request, "the plan is being replaced", now, is_failover=False)
+            # Asked again in a while; when the plan is retired here, it is parked.
+            request.cause = "the plan's first stage is not ready for it"
+            return []
         if verdict == "overloaded":
             request.cause = "every slot and the waiting queue are full"
             return self._end(request, "error", request.cause + "; try again later", now)
@@ -279,6 +302,12 @@ class SourceWork:
         )
         return [OfferFrame(request.plan, frame), *self._next_pass(request)]
 
+    def note_progress(self, plan: PlanId, now: float) -> None:
+        """The first stage of the plan takes frames: a long prompt is not a stuck one."""
+        for request in self.requests.values():
+            if request.plan_id == plan and request.phase is Phase.RUNNING:
+                request.progress_at = now
+
     def resume_passes(self) -> list[SourceStep]:
         """The entry edge took something: go on with prompts that waited for it."""
         running = [r for r in self.requests.values() if r.phase is Phase.RUNNING]
@@ -317,6 +346,7 @@ class SourceWork:
 
     def _take(self, request: Request, token: int, now: float) -> list[SourceStep]:
         request.progress_at = request.last_token_at = now
+        request.fruitless = 0
         if request.first_token_at is None:
             request.first_token_at = now
         if request.parked_at is not None:
@@ -376,6 +406,8 @@ class SourceWork:
         if request.attempt >= ATTEMPTS_MAX:
             return [*steps, *self._end(request, "error", f"gave up after {text}", now)]
         self._enter(request, Phase.WAITING, now)
+        request.not_before = now + self.timing.retry_s * request.fruitless
+        request.fruitless += 1
         request.failovers += int(is_failover)
         if request.parked_at is None:
             request.parked_at = now
@@ -424,7 +456,9 @@ class SourceWork:
         for request in list(self.requests.values()):
             if request.phase is Phase.ASKING and now >= request.ask_at:
                 steps.append(self._ask(request, now))
-            if now < self._deadline(request):
+            if now >= request.not_before:
+                request.not_before = 0.0
+            if now < self._ends_at(request):
                 continue
             if request.phase is Phase.RUNNING:
                 text = f"no token for {self.timing.progress_s:.0f} s on plan {request.plan_id}"

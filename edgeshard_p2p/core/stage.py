@@ -7,7 +7,9 @@ Knows nothing of edges' numbering or of how requests are owned.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 
 from edgeshard_p2p.core.edges import EdgeKind, EdgeSpec
 from edgeshard_p2p.core.effects import DropTensor, Effect, OpenCache, ReleaseCache, RunForward
@@ -57,7 +59,9 @@ class StageWork:
     index: int
     requests: dict[RequestId, StageRequest] = field(default_factory=dict)
     running: dict[int, Running] = field(default_factory=dict)
-    _jobs: int = 0
+    job_numbers: Iterator[int] = field(default_factory=lambda: count(1))
+    """Shared by all stages of a peer: a plan may come back while passes of its earlier beginning
+    are under way, and their results must not be taken for those of new ones."""
 
     @property
     def units(self) -> UnitRange:
@@ -90,6 +94,9 @@ class StageWork:
             if known is not None and known.attempt > group.attempt:
                 outcome.refusals.append(self._refusal(group, "stale_attempt"))
                 continue
+            if known is None and len(self.requests) >= self.plan.workload.batch:
+                outcome.refusals.append(self._refusal(group, "no_slot"))
+                continue
             position = frame.body.position
             self.requests[request] = StageRequest(group.attempt, frame.body.sampling, position)
             outcome.effects.append(OpenCache(self._key(request), self.units, position))
@@ -114,11 +121,11 @@ class StageWork:
             outcome.effects.append(DropTensor(frame.tensor))
             outcome.consumed.append(spec)
             return outcome
-        self._jobs += 1
-        self.running[self._jobs] = Running(spec, frame, tuple(taken))
+        number = next(self.job_numbers)
+        self.running[number] = Running(spec, frame, tuple(taken))
         outcome.effects.append(
             RunForward(
-                Job(self.plan.id, ROLE, self._jobs),
+                Job(self.plan.id, ROLE, number),
                 self.units,
                 tuple(self._rows(group) for group in taken),
                 tensor=frame.tensor,
@@ -150,7 +157,9 @@ class StageWork:
     # --- results --------------------------------------------------------------------------
 
     def on_done(self, event: ForwardDone) -> Outcome:
-        running = self.running.pop(event.job.number)
+        running = self.running.pop(event.job.number, None)
+        if running is None:
+            return Outcome([DropTensor(event.hidden)] if event.hidden is not None else [])
         outcome = Outcome(consumed=[running.spec])
         if self.is_last:
             outcome.offers += self._token_frames(running, event)
@@ -187,7 +196,9 @@ class StageWork:
         return frames
 
     def on_failed(self, number: int, detail: str) -> Outcome:
-        running = self.running.pop(number)
+        running = self.running.pop(number, None)
+        if running is None:
+            return Outcome()
         refusals = [self._refusal(g, "compute_failed", detail) for g in running.groups]
         return Outcome(refusals=refusals, consumed=[running.spec])
 

@@ -42,6 +42,7 @@ class Timing:
     edge_lost_s: float = 5.0
     """No acknowledgement for this long: the edge is lost."""
     ask_repeat_s: float = 1.0
+    retry_s: float = 0.5
     progress_s: float = 30.0
     """An attempt that yields nothing for this long is given up."""
     request_wait_s: float = 60.0

@@ -50,3 +50,5 @@ class Job:
     role: str
     """``entry`` or ``stage``."""
     number: int
+    """Never used twice by a process: a plan may come back under the same id while passes of its
+    earlier beginning are still under way."""

@@ -32,6 +32,8 @@ class Client:
         self._security = security
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
+        """Tells when the peer hangs up: ZeroMQ itself would only try to connect again."""
 
     def __enter__(self) -> Client:
         return self
@@ -48,10 +50,17 @@ class Client:
     def answers(self, timeout_s: float) -> Iterator[ClientAnswer]:
         """Answers as they come; NoAnswer when none comes for ``timeout_s``."""
         assert self._socket is not None
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._monitor, zmq.POLLIN)
         while True:
-            if not self._socket.poll(int(timeout_s * 1e3)):
+            ready = dict(poller.poll(int(timeout_s * 1e3)))
+            if self._socket in ready:
+                yield decode_answer(self._socket.recv_multipart()[-1])
+            elif ready:
+                raise NoAnswer(f"{self._peer} is gone, before the answer was complete")
+            else:
                 raise NoAnswer(f"no word from {self._peer} for {timeout_s:.0f} s; is it stuck?")
-            yield decode_answer(self._socket.recv_multipart()[-1])
 
     def _connected(self) -> zmq.Socket[bytes]:
         reason = f"nobody answers at {self._peer}; is a peer running there? (edgeshard peer)"
@@ -63,19 +72,17 @@ class Client:
             if failure is None:
                 return socket
             reason = failure or reason
+            socket.disable_monitor()
             socket.close()
         raise NoAnswer(reason)
 
     def _handshake(self, socket: zmq.Socket[bytes]) -> str | None:
         """None when the peer takes this client; else why not, or empty when nobody is there."""
-        monitor = socket.get_monitor_socket(HANDSHAKE_EVENTS)
-        try:
-            socket.connect(f"tcp://{self._peer.host}:{self._peer.port}")
-            if not monitor.poll(int(CONNECT_TIMEOUT_S * 1e3)):
-                return ""
-            event = parse_monitor_message(monitor.recv_multipart())["event"]
-        finally:
-            socket.disable_monitor()
+        self._monitor = socket.get_monitor_socket(HANDSHAKE_EVENTS | zmq.EVENT_DISCONNECTED)
+        socket.connect(f"tcp://{self._peer.host}:{self._peer.port}")
+        if not self._monitor.poll(int(CONNECT_TIMEOUT_S * 1e3)):
+            return ""
+        event = parse_monitor_message(self._monitor.recv_multipart())["event"]
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             return None
         return f"{self._peer} refuses the connection: {why_refused(bool(self._security.keys))}"

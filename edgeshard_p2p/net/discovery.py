@@ -17,6 +17,8 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 from edgeshard_p2p.core.messages import Address
 
 SERVICE = "_edgeshard._tcp.local."
+LABEL_CHARS = 56
+"""Of the name: a label of DNS has at most 63, and the port follows."""
 RESOLVE_TIMEOUT_MS = 3_000
 LOOPBACK = "127.0.0.1"
 
@@ -45,13 +47,14 @@ class Discovery:
         is_local = is_loopback(self._advertised.host)
         interfaces = [LOOPBACK] if is_local else [self._advertised.host]
         self._zeroconf = AsyncZeroconf(interfaces=interfaces, ip_version=IPVersion.V4Only)
+        label = f"{self._name[:LABEL_CHARS]}-{self._advertised.port}"
         info = AsyncServiceInfo(
             SERVICE,
-            f"{self._name}-{self._advertised.port}.{SERVICE}",
+            f"{label}.{SERVICE}",
             port=self._advertised.port,
             properties={"swarm": self._active_key},
             addresses=[ipaddress.ip_address(self._advertised.host).packed],
-            server=f"{self._name}-{self._advertised.port}.local.",
+            server=f"{label}.local.",
         )
         await self._zeroconf.async_register_service(info, allow_name_change=True)
         self._browser = AsyncServiceBrowser(

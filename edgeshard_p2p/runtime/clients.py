@@ -16,6 +16,7 @@ from edgeshard_p2p.core.ids import RequestId
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.report import report
 from edgeshard_p2p.core.settings import is_valid
+from edgeshard_p2p.core.view import model_of
 from edgeshard_p2p.model.text import StreamDecoder, Tokenizer
 from edgeshard_p2p.net.transport import Transport
 from edgeshard_p2p.wire import client as wire
@@ -68,12 +69,23 @@ class Clients:
         if client in self._pending or len(self._pending) >= PENDING_MAX:
             self._answer(identity, wire.Failed("this peer is overloaded", retry_ms=2_000))
             return
+        if self._is_opening():
+            text = f"{self._core.me} is still opening the model"
+            self._answer(identity, wire.Failed(text, retry_ms=2_000))
+            return
         self._pending[client] = identity
         if not self._core.is_source() or self.tokenizer is None:
             # The core knows best how to say why not.
             self._submit(client, request, ())
             return
         spawn(self._tokenize(client, request, self.tokenizer), name=f"tokenize {client}")
+
+    def _is_opening(self) -> bool:
+        """Whether prompts are welcome, but nobody can read them yet."""
+        core = self._core
+        if self.tokenizer is not None or not core.is_source() or core.is_stopping:
+            return False
+        return model_of(core.gossip) is not None and not core.local.trouble
 
     async def _tokenize(self, client: str, request: wire.Run, tokenizer: Tokenizer) -> None:
         prompt: tuple[int, ...] = ()
@@ -90,7 +102,7 @@ class Clients:
         )
 
     def _set(self, identity: bytes, request: wire.Set) -> None:
-        value: str | int = int(request.value) if request.value.isdigit() else request.value
+        value: str | int = int(request.value) if request.value.isdecimal() else request.value
         if not is_valid(request.key, value):
             error = f"{request.key}={request.value} is not a setting of the swarm"
             self._answer(identity, wire.Failed(error, is_usage=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -58,9 +59,12 @@ class Compute:
             self._loop.call_soon_threadsafe(function, value)
 
     def _run(self) -> None:
-        while (act := self._work.get()) is not None:
-            try:
+        is_done = False
+        try:
+            while (act := self._work.get()) is not None:
                 act()
-            except BaseException as bug:  # Not swallowed: the loop re-raises it and the peer ends.
+            is_done = True
+        finally:
+            bug = sys.exc_info()[1]
+            if not is_done and bug is not None:
                 self._call(self._on_bug, bug)
-                return

@@ -120,6 +120,8 @@ class Driver:
     # --- life -----------------------------------------------------------------------------
 
     async def open(self) -> None:
+        # A callback that raises is a bug, and ends the peer.
+        self._loop.set_exception_handler(self._on_callback_failed)
         await self._planner.open()
         self.spawn(self._planner.run(), name="planner")
 
@@ -142,6 +144,9 @@ class Driver:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self._on_bug(task.exception() or RuntimeError(task.get_name()))
+
+    def _on_callback_failed(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self._on_bug(context.get("exception") or RuntimeError(context["message"]))
 
     def _on_bug(self, bug: BaseException) -> None:
         if not self.ended.done():
@@ -166,9 +171,6 @@ class Driver:
             while self._events:
                 for effect in self.core.handle(self._events.popleft(), time.monotonic()):
                     self._performers[type(effect)](effect)
-        except BaseException as bug:
-            self._on_bug(bug)
-            raise
         finally:
             self._is_handling = False
         self._arm()
@@ -254,8 +256,7 @@ class Driver:
         )
 
     def _send_probe(self, effect: fx.SendProbe) -> None:
-        me = self.core.membership.me
-        parts = encode_probe(me.peer, me.address, effect.nonce, effect.n_bytes)
+        parts = encode_probe(self.core.me, effect.nonce, effect.n_bytes)
         self._transport.send_probe(effect.to, parts)
 
     # --- the compute thread ---------------------------------------------------------------
@@ -290,7 +291,9 @@ class Driver:
             if known is not None:
                 return known
             with alone_on_this_machine(partial(self._progress, WAITS_TO_MEASURE)):
-                measured = self._host.measure(effect.dtype, effect.tile_rows, self._progress)
+                measured = self._host.measure(
+                    digest, effect.dtype, effect.tile_rows, self._progress
+                )
             self._state.save_profile(key, measured)
             return measured
 

@@ -87,31 +87,36 @@ class ModelHost:
         """``unusable``: dtypes whose kernels die on this machine, and how."""
         self._device = device
         self._unusable = unusable
-        self._checkpoint: Checkpoint | None = None
+        self._checkpoints: dict[str, Checkpoint] = {}
+        """Models that were opened, by digest; a model weighs nothing until it is loaded."""
         self._engine: Engine | None = None
+        self._made_for: tuple[str, str, int] | None = None
+        """Model, dtype and tile rows of the engine."""
         use_one_thread()
 
     def open(self, path: Path, digest: str, name: str) -> ModelSpec:
-        self._engine = None
-        self._checkpoint = open_checkpoint(path, digest, name)
-        return self._checkpoint.spec
+        self._checkpoints[digest] = open_checkpoint(path, digest, name)
+        return self._checkpoints[digest].spec
 
-    def measure(self, dtype: str, tile_rows: int, progress: Progress) -> Profile:
+    def measure(self, digest: str, dtype: str, tile_rows: int, progress: Progress) -> Profile:
         """Times of this device's units, through an engine of their own."""
-        assert self._checkpoint is not None
         if dtype in self._unusable:
             raise ModelError(f"this machine cannot compute in {dtype}: {self._unusable[dtype]}")
-        engine = Engine(self._checkpoint, dtype, tile_rows, self._device)
-        context = min(MEASURED_CONTEXT, self._checkpoint.spec.max_context)
+        engine = Engine(self._checkpoints[digest], dtype, tile_rows, self._device)
+        context = min(MEASURED_CONTEXT, engine.spec.max_context)
         measured = profiler.measure(engine, context, progress)
         return Profile(_times(measured.decode), _times(measured.prefill))
 
     def load(self, effect: LoadUnits, progress: Progress) -> None:
-        assert self._checkpoint is not None
+        if not effect.units:
+            self._engine = self._made_for = None
+            return
+        made_for = (effect.model, effect.dtype, effect.tile_rows)
+        if self._engine is None or self._made_for != made_for:
+            checkpoint = self._checkpoints[effect.model]
+            self._engine = Engine(checkpoint, effect.dtype, effect.tile_rows, self._device)
+            self._made_for = made_for
         engine = self._engine
-        if engine is None or (engine.dtype, engine.tile_rows) != (effect.dtype, effect.tile_rows):
-            engine = Engine(self._checkpoint, effect.dtype, effect.tile_rows, self._device)
-            self._engine = engine
         wanted = {unit for units in effect.units for unit in units}
         engine.drop(set(engine.held()) - wanted)
         missing = sorted(wanted - set(engine.held()))

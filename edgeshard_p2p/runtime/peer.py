@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
+import socket
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -12,6 +14,7 @@ from typing import Any
 
 import psutil
 import uvloop
+import zeroconf
 
 from edgeshard_p2p.config import PeerConfig
 from edgeshard_p2p.core import events as ev
@@ -22,6 +25,7 @@ from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.peer import CoreConfig, PeerCore
 from edgeshard_p2p.model import library
 from edgeshard_p2p.model.checkpoint import open_checkpoint
+from edgeshard_p2p.model.errors import ModelError
 from edgeshard_p2p.model.library import LocalModel
 from edgeshard_p2p.model.tiles import EXACT_TILE_ROWS
 from edgeshard_p2p.net.discovery import Discovery, is_loopback, lan_address
@@ -39,6 +43,7 @@ MEMORY_SHARE = 0.8
 """Of what is available at the start, where no --memory is given."""
 HEADROOM_BYTES = 96 * 2**20
 """For activations, buffers and sockets, beside weights and KV."""
+DESCRIPTORS = 8_192
 ALONE_S = 5.0
 LEAVE_S = 0.3
 """For the farewell to leave the sockets."""
@@ -65,6 +70,7 @@ def run_peer(config: PeerConfig, unusable: dict[str, str]) -> Stop:
     compute in, and why.  Raises the operator's errors of the parts it opens."""
     security = _security(config)
     advertised = _advertised(config)
+    _allow_descriptors()
     state = State(config.state_dir or default_directory(config.listen.port))
     try:
         given = _open_given(config.model)
@@ -82,6 +88,14 @@ def run_peer(config: PeerConfig, unusable: dict[str, str]) -> Stop:
         state.close()
 
 
+def _allow_descriptors() -> None:
+    """A peer has some ten descriptors for each other one: more than some systems start with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _security(config: PeerConfig) -> Security:
     secrets = read_secrets(config.secret_file) if config.secret_file is not None else ()
     if not secrets and not is_loopback(config.listen.host):
@@ -94,6 +108,15 @@ def _security(config: PeerConfig) -> Security:
     return open_security(config.swarm, secrets)
 
 
+def _resolved(address: Address) -> Address:
+    """With a numeric host.  NOTE: ZeroMQ would look the name up on its one I/O thread, again at
+    each try, and a slow name server would hold up everything else."""
+    try:
+        return Address(socket.gethostbyname(address.host), address.port)
+    except OSError as error:
+        raise PeerError(f"cannot find {address.host}: {error.strerror}", 2) from error
+
+
 def _advertised(config: PeerConfig) -> Address:
     host = config.advertise or config.listen.host
     if host == "0.0.0.0":
@@ -101,7 +124,7 @@ def _advertised(config: PeerConfig) -> Address:
         if found is None:
             raise PeerError("this device has no network address; give --advertise HOST", 2)
         host = found
-    return Address(host, config.listen.port)
+    return _resolved(Address(host, config.listen.port))
 
 
 def _open_given(name_or_path: str | None) -> Given | None:
@@ -148,7 +171,7 @@ class _Life:
             is_source=config.source,
             budget_bytes=budget_bytes,
             tile_rows=EXACT_TILE_ROWS,
-            join=config.join,
+            join=tuple(_resolved(address) for address in config.join),
             wishes=wishes,
             min_members=config.min_members,
             known_links=state.links(),
@@ -232,9 +255,16 @@ class _Life:
             )
             return
         log.info("no peer found and no model named: offering %s", library.DEMO_NAME)
-        given = _open_given(library.DEMO_NAME)
+        self.driver.spawn(self._open_demo(), name="offer the demo's model")
+
+    async def _open_demo(self) -> None:
+        try:
+            given = await asyncio.to_thread(_open_given, library.DEMO_NAME)
+        except ModelError as error:
+            log.warning("%s cannot be offered: %s", library.DEMO_NAME, error)
+            return
         assert given is not None
-        self.driver.post(ev.SettingAsked("model", given.spec))
+        self.driver.post(ev.SettingAsked("model", given.spec, is_default=True))
 
     def _discovery(self) -> Discovery | None:
         if not self._config.mdns:
@@ -250,7 +280,7 @@ class _Life:
     async def _discover(self, discovery: Discovery) -> None:
         try:
             await discovery.open()
-        except OSError as error:
+        except (OSError, zeroconf.Error) as error:
             log.warning("multicast discovery is not available (%s); use --join", error)
 
     def _on_client(self, identity: bytes, data: memoryview) -> None:
@@ -258,6 +288,8 @@ class _Life:
             swarm_key, request = decode_request(data)
         except WireError as error:
             self.driver.refused[error.kind] += 1
+            text = f"{self._me.peer} does not understand this request; is it of another release?"
+            self.transport.answer_client(identity, encode_answer(Failed(text, is_usage=True)))
             return
         if swarm_key not in self._security.swarm_keys:
             text = f"{self._me.peer} belongs to another swarm; give the same --swarm"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -17,7 +18,14 @@ import msgspec
 
 from edgeshard_p2p.core.plan import Choice, Snapshot
 
+log = logging.getLogger("edgeshard")
+
 LENGTH_BYTES = 4
+LIVES = 4
+
+
+class PlannerError(Exception):
+    """The planner process does not stay alive."""
 
 
 class PlanWorker:
@@ -27,6 +35,8 @@ class PlanWorker:
         self._on_choice = on_choice
         self._decoder = msgspec.msgpack.Decoder(Choice)
         self._process: asyncio.subprocess.Process | None = None
+        self._asked: Snapshot | None = None
+        """What is not answered yet."""
 
     async def open(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
@@ -35,21 +45,37 @@ class PlanWorker:
             __spec__.name,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            # A terminal's Ctrl-C reaches the whole group, also while it still imports.
+            start_new_session=True,
         )
 
     def ask(self, snapshot: Snapshot) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
+        self._asked = snapshot
         self._process.stdin.write(_framed(msgspec.msgpack.encode(snapshot)))
 
     async def run(self) -> None:
-        """Hand choices on until the worker ends."""
+        """Hand choices on.  A worker that dies (for want of memory, say) is started again; one
+        that keeps dying is an error."""
+        for _ in range(LIVES):
+            try:
+                await self._read()
+            except asyncio.IncompleteReadError:
+                log.error("the planner process ended; starting another")
+            await self.open()
+            if self._asked is not None:
+                self.ask(self._asked)
+        raise PlannerError(f"the planner process ended {LIVES} times")
+
+    async def _read(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
         stdout = self._process.stdout
         while True:
             length = await stdout.readexactly(LENGTH_BYTES)
             data = await stdout.readexactly(int.from_bytes(length, "big"))
+            self._asked = None
             self._on_choice(self._decoder.decode(data))
 
     async def close(self) -> None:
@@ -68,13 +94,23 @@ def _framed(data: bytes) -> bytes:
 def main() -> None:
     # NOTE: a terminal's Ctrl-C reaches the whole group; the peer decides when this ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from edgeshard_p2p.core.planner import choose
-
     decoder = msgspec.msgpack.Decoder(Snapshot)
     while length := sys.stdin.buffer.read(LENGTH_BYTES):
         snapshot = decoder.decode(sys.stdin.buffer.read(int.from_bytes(length, "big")))
-        sys.stdout.buffer.write(_framed(msgspec.msgpack.encode(choose(snapshot))))
+        sys.stdout.buffer.write(_framed(_answer(snapshot)))
         sys.stdout.buffer.flush()
+
+
+def _answer(snapshot: Snapshot) -> bytes:
+    """The choice; or, where gossiped figures are beyond what can be planned, that there is none:
+    everybody plans the same snapshot, and it must not end everybody."""
+    from edgeshard_p2p.core.planner import choose
+
+    try:
+        return msgspec.msgpack.encode(choose(snapshot))
+    except (AssertionError, MemoryError, OverflowError) as error:
+        reason = f"the planner gave up: {type(error).__name__} {error}"
+        return msgspec.msgpack.encode(Choice(snapshot.id, None, reason=reason))
 
 
 if __name__ == "__main__":

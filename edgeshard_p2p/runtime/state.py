@@ -59,8 +59,8 @@ class State:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StateError(
-                f"another peer runs with the state directory {directory}; "
-                "give this one its own --state-dir"
+                f"another peer runs with the state directory {directory}; give this one its own "
+                "--state-dir, or another port (each has its own): --listen HOST:PORT"
             ) from error
 
     def close(self) -> None:

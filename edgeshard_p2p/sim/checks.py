@@ -18,7 +18,7 @@ from edgeshard_p2p.core.edges import WAITING_MAX, WINDOW
 from edgeshard_p2p.core.ids import PeerId, PlanId, unit_ranges
 from edgeshard_p2p.core.join import CONTACTS_MAX
 from edgeshard_p2p.core.membership import MEMBERS_MAX
-from edgeshard_p2p.core.messages import Identity, MemberState
+from edgeshard_p2p.core.messages import FrameAck, Identity, MemberState
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.plan import kv_bytes, weight_bytes
 from edgeshard_p2p.core.records import RecordValue
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 PLANS_MAX = 8
 SPINS_MAX = 20
 """Alarms that one peer may ask for at one instant; more is a loop that never sleeps."""
+
+CHATTER_MAX = 150
+"""Control messages from one peer to another within a second, acknowledgements of frames aside;
+a busy swarm takes some 50."""
 
 Belief = tuple[int, int, MemberState]
 """(generation, incarnation, state)"""
@@ -52,6 +56,8 @@ class Safety:
         self._was_ready: set[tuple[PeerId, PlanId]] = set()
         """Who has ever called itself ready for which plan."""
         self._spins: dict[str, tuple[float, int]] = {}
+        self._chatter: dict[tuple[str, str], tuple[int, int]] = {}
+        """By sender and receiver: the present second, and the messages in it."""
 
     def check(self, peer: SimPeer, core: PeerCore) -> None:
         self._check_beliefs(peer, core)
@@ -170,6 +176,15 @@ class Safety:
         n = n + 1 if since == now else 1
         self._spins[peer.host] = (now, n)
         assert n <= SPINS_MAX, f"{peer.id} wants to be woken for ever at {now}"
+
+    def check_chatter(self, peer: SimPeer, effect: fx.Send, now: float) -> None:
+        """Peers do not go on answering each other's answers."""
+        if isinstance(effect.message, FrameAck):
+            return
+        second, n = self._chatter.get((peer.host, effect.to.host), (int(now), 0))
+        n = n + 1 if second == int(now) else 1
+        self._chatter[peer.host, effect.to.host] = (int(now), n)
+        assert n <= CHATTER_MAX, f"{peer.id} overwhelms {effect.to} with {effect.message}"
 
 
 def _check_step(core: PeerCore, name: str, before: Belief, after: Belief) -> None:

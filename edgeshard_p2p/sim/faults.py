@@ -1,6 +1,7 @@
 """A random swarm, random faults, and then peace: all drawn from one seed.
 
     run_seed(7)      raises AssertionError when anything is not as it must be
+    run_busy(7)      likewise; members stay, and there is much traffic
 
 While faults happen, safety is checked after every event (``checks.Safety``).  Once they stop, the
 swarm must settle, stay settled, answer a prompt at every source, and hold nothing afterwards.
@@ -184,7 +185,9 @@ class Trial:
         assert is_clean, f"left over: {checks.leftovers(swarm) or 'the swarm is unsettled'}"
 
 
-FAULTS: tuple[tuple[int, Fault], ...] = (
+Faults = tuple[tuple[int, Fault], ...]
+
+FAULTS: Faults = (
     (3, Trial.crash),
     (1, Trial.lose_disk),
     (3, Trial.restart),
@@ -202,6 +205,17 @@ FAULTS: tuple[tuple[int, Fault], ...] = (
     (1, Trial.cancel),
 )
 """What may happen, and how often of all."""
+
+TRAFFIC: Faults = (
+    (8, Trial.submit),
+    (2, Trial.cancel),
+    (2, Trial.fail_pass),
+    (2, Trial.freeze),
+    (4, Trial.thaw),
+    (1, Trial.cut),
+    (4, Trial.repair),
+)
+"""What happens to a swarm whose members stay."""
 
 
 def random_trial(seed: int) -> Trial:
@@ -221,14 +235,46 @@ def random_trial(seed: int) -> Trial:
     return Trial(seed, rng, swarm, names, is_lan=rng.random() < 0.5)
 
 
+def busy_trial(seed: int) -> Trial:
+    """Several stages, all of them sources."""
+    rng = Random(seed)
+    swarm = Simulator(seed)
+    names = list("abcd"[: rng.choice((3, 4))])
+    for name in names:
+        swarm.add(name, rng.choice((50_000, 60_000, 70_000)), block_us=rng.choice(BLOCK_US))
+    return Trial(seed, rng, swarm, names, is_lan=True)
+
+
 def run_seed(seed: int) -> Trial:
-    """The whole trial of one seed.  Raises AssertionError."""
+    """A whole trial: peers come and go, the network breaks and heals.  Raises AssertionError."""
     trial = random_trial(seed)
-    weights, faults = [weight for weight, _ in FAULTS], [fault for _, fault in FAULTS]
     trial.start_all()
-    for _ in range(trial.rng.randint(2, 9)):
-        trial.swarm.run(trial.swarm.now + trial.rng.random() * trial.rng.choice((0, 1, 4, 4, 15)))
-        trial.rng.choices(faults, weights)[0](trial)
+    _suffer(trial, FAULTS, trial.rng.randint(2, 9), (0, 1, 4, 4, 15))
+    return _end(trial)
+
+
+def run_busy(seed: int) -> Trial:
+    """A whole trial of the data plane: many requests over a network that loses, doubles and
+    reorders much.  Raises AssertionError."""
+    trial = busy_trial(seed)
+    trial.start_all()
+    trial.swarm.set("a", "batch", trial.rng.choice((1, 2, 4)))
+    trial.check_settles()
+    network = trial.swarm.network
+    network.loss = trial.rng.choice((0.0, 0.05, 0.1))
+    network.doubled = network.overtaken = 0.2
+    _suffer(trial, TRAFFIC, 12, (0, 0.2, 0.5))
+    return _end(trial)
+
+
+def _suffer(trial: Trial, faults: Faults, n: int, pauses_s: tuple[float, ...]) -> None:
+    weights, happenings = [weight for weight, _ in faults], [fault for _, fault in faults]
+    for _ in range(n):
+        trial.swarm.run(trial.swarm.now + trial.rng.random() * trial.rng.choice(pauses_s))
+        trial.rng.choices(happenings, weights)[0](trial)
+
+
+def _end(trial: Trial) -> Trial:
     trial.make_peace()
     trial.check_settles()
     trial.check_answers()

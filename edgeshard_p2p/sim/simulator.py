@@ -273,6 +273,7 @@ class Simulator:
             self._at(self.now + transit_s, arrive)
 
     def _send(self, peer: SimPeer, effect: fx.Send) -> None:
+        self.safety.check_chatter(peer, effect, self.now)
         data = encode_control(SWARM, peer.id, effect.message)
         sender, message = decode_control(SWARM, data)
         self._deliver(peer, effect.to, len(data), lambda _: ev.MessageReceived(sender, message))
@@ -290,7 +291,7 @@ class Simulator:
         self._deliver(peer, effect.to, len(payload) + 64, make)
 
     def _send_probe(self, peer: SimPeer, effect: fx.SendProbe) -> None:
-        parts = encode_probe(peer.id, peer.address, effect.nonce, 0)
+        parts = encode_probe(peer.id, effect.nonce, 0)
         header, _, body = decode_frame(parts)
         assert isinstance(body, ProbeBody)
         event = ev.FrameReceived(header, body=body)

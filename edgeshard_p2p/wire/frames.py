@@ -18,7 +18,6 @@ from edgeshard_p2p.core.ids import NO_PLAN, PeerId
 from edgeshard_p2p.core.messages import (
     WIRE_MAX,
     WIRE_MIN,
-    Address,
     FrameHeader,
     FrameKind,
     Open,
@@ -47,7 +46,7 @@ def encode_body(body: Open | ProbeBody) -> bytes:
     return _encoder.encode(body)
 
 
-def encode_probe(sender: PeerId, reply_to: Address, nonce: int, n_bytes: int) -> list[Buffer]:
+def encode_probe(sender: PeerId, nonce: int, n_bytes: int) -> list[Buffer]:
     """All parts of a probe frame with ``n_bytes`` of padding."""
     header = FrameHeader(
         version=WIRE_MAX,
@@ -65,7 +64,7 @@ def encode_probe(sender: PeerId, reply_to: Address, nonce: int, n_bytes: int) ->
         shape=(),
         groups=(),
     )
-    body = ProbeBody(sender, reply_to, nonce)
+    body = ProbeBody(sender, nonce)
     return [encode_header(header), encode_body(body), bytes(n_bytes)]
 
 

@@ -115,7 +115,7 @@ def of(kind: type[T], effects: Sequence[Any]) -> list[T]:
 
 def sent(effects: Sequence[Effect], kind: type[T]) -> list[tuple[str, T]]:
     """(host, message) of the control messages of one kind, in order."""
-    found = []
+    found: list[tuple[str, T]] = []
     for effect in of(Send, effects):
         message: ControlMessage = effect.message
         if isinstance(message, kind):

@@ -45,7 +45,7 @@ def test_first_come_first_served() -> None:
     ask(admission, A, 1)
     for sequence, since in ((2, 5.0), (3, 4.0), (4, 6.0)):
         ask(admission, A, sequence, since)
-    ask(admission, A, 4, since=7.0)  # Repeating an ask does not lose the place.
+    ask(admission, A, 3, since=7.0)  # Repeating an ask does not lose the place.
     order = []
     for k in (1, 3, 2, 4):
         admission.give_back(request(k), 1)
@@ -67,12 +67,13 @@ def test_source_that_holds_fewer_goes_first() -> None:
 
 
 def test_running_requests_go_before_new_ones() -> None:
-    admission = Admission(1)
+    admission = Admission(2)
     ask(admission, A, 1)
+    ask(admission, A, 2)
     ask(admission, B, 1, since=1.0)
-    ask(admission, A, 2, since=9.0, is_running=True)
+    ask(admission, A, 3, since=9.0, is_running=True)
     admission.give_back(request(1), 1)
-    assert grants(admission) == ["a@1#2"]
+    assert grants(admission) == ["a@1#3"]  # Though a holds another already, and b none.
 
 
 def test_queue_is_bounded_and_says_so() -> None:
@@ -80,6 +81,7 @@ def test_queue_is_bounded_and_says_so() -> None:
     verdicts = [ask(admission, A, k) for k in range(QUEUE_MAX + 3)]
     assert verdicts == ["granted", *["queued"] * QUEUE_MAX, "overloaded", "overloaded"]
     assert ask(admission, A, 5) == "queued"  # Those inside stay inside.
+    assert ask(admission, A, 999, is_running=True) == "queued"  # What runs was admitted before.
 
 
 def test_release_of_an_earlier_attempt_leaves_the_slot() -> None:

@@ -7,7 +7,15 @@ from itertools import pairwise
 import pytest
 from msgspec.structs import replace
 
-from edgeshard_p2p.core.edges import WINDOW, EdgeKind, EdgeSpec, InEdge, OutEdge, edges_of
+from edgeshard_p2p.core.edges import (
+    WAITING_MAX,
+    WINDOW,
+    EdgeKind,
+    EdgeSpec,
+    InEdge,
+    OutEdge,
+    edges_of,
+)
 from tests.core.parts import PLAN, SOLO, TIMING, A, B, C, D, some
 
 SPEC = EdgeSpec(1, EdgeKind.INNER, B, C, 1, -1)
@@ -82,6 +90,22 @@ def test_credit_never_exceeds_the_window_and_never_shrinks() -> None:
     edge.on_ack(5, 4, 4 + WINDOW, 0.0)
     edge.on_ack(5, 4, 3, 0.0)
     assert len(edge.take_sendable(0.0)) == 4
+
+
+def test_acknowledgement_of_what_was_never_sent_says_nothing() -> None:
+    edge = opened()
+    offer(edge, "ab")
+    edge.take_sendable(0.0)
+    assert edge.on_ack(5, 3, 11, 0.0) == []
+    assert edge.load == 2
+
+
+def test_edge_that_is_offered_too_much_is_given_up() -> None:
+    edge = opened()
+    offer(edge, "a" * WAITING_MAX)
+    assert not edge.is_lost
+    offer(edge, "a")
+    assert edge.is_lost
 
 
 def test_acknowledgement_of_another_epoch_says_nothing() -> None:

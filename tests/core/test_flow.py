@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from edgeshard_p2p.core.edges import WINDOW, EdgeKind
-from edgeshard_p2p.core.effects import CloseEdge, DropTensor, Effect, Send, SendFrame
+from edgeshard_p2p.core.effects import CloseEdge, DropTensor, Effect, SendFrame
 from edgeshard_p2p.core.events import FrameReceived
 from edgeshard_p2p.core.flow import DTYPE_CODES, Flow, Frame, refuse
 from edgeshard_p2p.core.ids import PeerId
@@ -227,7 +227,9 @@ def test_tokens_travel_only_back_and_one_for_each_group() -> None:
     few = Frame(FrameKind.TOKENS, (GROUP, GROUP), tokens=(5,))
     right = Frame(FrameKind.TOKENS, (GROUP,), tokens=(5,))
     assert sent(flow.on_frame(received(RETURN, few, 1), 0.0), FrameRefused)
-    assert sent(flow.on_frame(received(RETURN, HIDDEN, 1), 0.0), FrameRefused)
+    strange = Frame(FrameKind.TOKENS, (GROUP,), tokens=(MODEL.vocab_size,))
+    for frame in (HIDDEN, OPEN, RELEASE, strange):
+        assert sent(flow.on_frame(received(RETURN, frame, 1), 0.0), FrameRefused)
     flow.on_frame(received(RETURN, right, 1), 0.0)
     assert [frame.tokens for _, frame in flow.arrived] == [(5,)]
 
@@ -235,6 +237,15 @@ def test_tokens_travel_only_back_and_one_for_each_group() -> None:
 def test_frame_of_an_edge_that_does_not_end_here_is_refused() -> None:
     ((_, refused),) = sent(opened(B).on_frame(received(RETURN, HIDDEN, 1), 0.0), FrameRefused)
     assert refused.reason == "not_my_edge"
+
+
+def test_frame_of_somebody_else_on_an_edge_is_refused() -> None:
+    flow = opened(B)
+    for frame, sequence in ((HIDDEN, 1), (Frame(FrameKind.EDGE, ()), 0)):
+        effects = flow.on_frame(received(ENTRY, frame, sequence, epoch=9, sender=C.tag), 0.0)
+        ((to, refused),) = sent(effects, FrameRefused)
+        assert (to, refused.reason) == ("c", "not_my_edge")
+    assert flow.in_[ENTRY].epoch == 7
 
 
 def test_refusal_goes_only_to_a_member() -> None:
@@ -297,6 +308,25 @@ def test_frame_offered_after_the_loss_comes_back_as_lost() -> None:
     assert [lost.frames for lost in flow.lost] == [[HIDDEN]]
 
 
+def test_releases_outlive_their_edge_and_go_first_on_the_next() -> None:
+    flow = opened(A)
+    spec = flow.find(EdgeKind.ENTRY, 0, 0)
+    flow.offer(spec, HIDDEN, 0.0)
+    flow.offer(spec, RELEASE, 0.0)
+    flow.on_refused(FrameRefused(PLAN.id, ENTRY, 1, 1, "edge_not_open"), 0.0)
+    assert [lost.frames for lost in flow.lost] == [[HIDDEN]]
+    flow.lost.clear()
+    later = replace(GROUP, sequence=2)
+    flow.offer(spec, Frame(FrameKind.RELEASE, (later,)), 0.0)
+    assert flow.lost == []
+    flow.open_edges(1.0)
+    flow.offer(spec, OPEN, 1.0)
+    sent_now = of(SendFrame, flow.on_answer(EdgeAnswer(PLAN.id, ENTRY, 2), 1.0))
+    kinds = [frame.header.kind for frame in sent_now]
+    assert kinds == [FrameKind.RELEASE, FrameKind.RELEASE, FrameKind.OPEN]
+    assert [frame.header.groups[0].sequence for frame in sent_now] == [1, 2, 1]
+
+
 def test_closing_drops_what_is_still_here() -> None:
     flow = opened(A)
     spec = flow.find(EdgeKind.ENTRY, 0, 0)
@@ -308,4 +338,4 @@ def test_closing_drops_what_is_still_here() -> None:
 
 def test_nothing_is_sent_to_a_peer_that_is_not_known() -> None:
     flow = Flow(PLAN, MODEL, A, membership(C), TIMING, {"last": 0})
-    assert of(Send, flow.open_edges(0.0)) == of(SendFrame, flow.open_edges(0.0)) == []
+    assert flow.open_edges(0.0) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from edgeshard_p2p.core.effects import Effect
-from edgeshard_p2p.core.gossip import PUSH_FANOUT, RECORDS_PER_DELTA, Gossip
+from edgeshard_p2p.core.gossip import COUNTER_MAX, PUSH_FANOUT, RECORDS_PER_DELTA, Gossip
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.messages import Delta, Digest
@@ -126,8 +126,26 @@ def test_setting_here_goes_over_what_was_set() -> None:
     assert (to, delta.settings) == ("b", (Setting("batch", 5, A, 3),))
 
 
+def test_default_yields_to_whatever_was_set() -> None:
+    g, m = gossip(), membership(B)
+    assert g.set("batch", 3, m, is_default=True)
+    assert g.setting("batch") == 3
+    g.take_setting(Setting("batch", 1, B, 5))
+    assert g.set("batch", 7, m, is_default=True) == []
+    assert g.setting("batch") == 5
+
+
+def test_what_was_seeded_alone_can_be_taken_back() -> None:
+    g, m = gossip(), membership(B)
+    g.set("batch", 3, m)
+    g.take_setting(Setting("context", 1, B, 64))
+    g.forget_own_settings()
+    assert [setting.key for setting in g.all_settings()] == ["context"]
+
+
 def test_impossible_settings_are_not_believed() -> None:
     g = gossip()
+    g.take_setting(Setting("batch", COUNTER_MAX + 1, B, 3))
     for key, value in (("batch", 0), ("batch", "many"), ("dtype", "fp7"), ("colour", "red")):
         g.take_setting(Setting(key, 9, B, value))
     assert g.all_settings() == ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from edgeshard_p2p.core.effects import Log, SaveGeneration, Send, Stop
+from edgeshard_p2p.core.effects import Effect, Log, SaveGeneration, Send, Stop
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.join import CONTACTS_MAX, Join
 from edgeshard_p2p.core.membership import Membership
@@ -41,8 +41,8 @@ def joined() -> Join:
 
 def greet(
     join: Join, members: Membership, who: Identity, wire: tuple[int, int] = (1, 1), now: float = 0.0
-) -> list[object]:
-    return list(join.on_hello(Hello(who, 0, *wire), SETTINGS, members, now))
+) -> list[Effect]:
+    return join.on_hello(Hello(who, 0, *wire), SETTINGS, members, now)
 
 
 # --- being called ---------------------------------------------------------------------------
@@ -50,13 +50,13 @@ def greet(
 
 def test_newcomer_is_welcomed_with_all_that_is_known() -> None:
     m = membership(B)
-    effects = greet(joined(), m, identity(C))
+    effects = greet(Join(TIMING, started_at=1.0, has_met=True), m, identity(C), now=3.5)
     ((to, welcome),) = sent(effects, Welcome)
     assert to == "c"
     assert welcome.identity == identity(A)
     assert set(welcome.updates) == {alive(A), alive(B), alive(C)}
     assert welcome.settings == SETTINGS
-    assert welcome.known_generation == 0
+    assert (welcome.known_generation, welcome.uptime_ms) == (0, 2_500)
     assert m.is_present(C)
     assert not sent(effects, Hello)
 
@@ -118,9 +118,9 @@ def test_device_that_forgot_its_lives_is_told_of_them() -> None:
 # --- being answered -------------------------------------------------------------------------
 
 
-def welcomed(known_generation: int, m: Membership) -> list[object]:
-    welcome = Welcome(identity(B), 4, known_generation, (alive(C, 2),), ())
-    return list(Join(TIMING).on_welcome(welcome, m, 0.0))
+def welcomed(known_generation: int, m: Membership) -> list[Effect]:
+    welcome = Welcome(identity(B), 4, known_generation, (alive(C, 2),), (), 0)
+    return Join(TIMING).on_welcome(welcome, m, 0.0)
 
 
 def test_welcome_brings_everyone_the_welcomer_knows() -> None:
@@ -140,7 +140,7 @@ def test_refusal_ends_only_a_peer_that_nobody_has_welcomed() -> None:
     join, m = Join(TIMING), membership()
     text = f"b@1 refused this peer: {refused.detail}"
     assert join.on_refused(B, refused) == [Stop(2, text)]
-    join.on_welcome(Welcome(identity(C), 0, 0, (), ()), m, 0.0)
+    join.on_welcome(Welcome(identity(C), 0, 0, (), (), 0), m, 0.0)
     assert join.on_refused(B, refused) == [Log(text, "warning")]
 
 

@@ -70,6 +70,18 @@ def test_delay_is_half_the_small_trip_and_bandwidth_what_the_payload_adds() -> N
     assert line.prober.is_settled()
 
 
+def test_fastest_trip_counts_and_the_first_of_each_size_does_not() -> None:
+    small_us, big_us = [1, 900, 700, 800], [2, 30_700, 20_700, 40_700]
+    line = Line(1e6)
+    line.track("b")
+    for trip_us in (*small_us, *big_us):
+        probe = some(line.probe())
+        line.now += trip_us * 1e-6
+        line.prober.on_echo(probe.nonce, line.now)
+    expected = BIG_BYTES[0] * 1_000_000 // (20_700 - 700)
+    assert line.figures() == LinkFigures("b", 350, 0, expected)
+
+
 def test_payload_that_hardly_shows_is_made_larger() -> None:
     for bytes_per_s, n_sizes in ((1e8, 1), (5e8, 2), (4e9, 3), (1e12, 3)):
         line = Line(bytes_per_s)

@@ -9,7 +9,12 @@ import pytest
 
 from edgeshard_p2p.core.effects import Log, SaveGeneration, Send
 from edgeshard_p2p.core.ids import PeerId
-from edgeshard_p2p.core.membership import SILENT_AFTER, UPDATES_PER_MESSAGE, Membership
+from edgeshard_p2p.core.membership import (
+    BELIEVABLE_MAX,
+    SILENT_AFTER,
+    UPDATES_PER_MESSAGE,
+    Membership,
+)
 from edgeshard_p2p.core.messages import Ack, MemberState, News, Ping, PingReq, Update
 from tests.core.parts import (
     TIMING,
@@ -83,6 +88,17 @@ def test_unknown_departure_is_no_news() -> None:
     assert m.members == {}
     m.apply(suspect(B), 0.0)
     assert belief(m) == (1, 0, SUSPECT)
+
+
+def test_numbers_that_were_made_up_are_not_believed() -> None:
+    m = membership(B)
+    for one in (
+        alive(B, BELIEVABLE_MAX + 1),
+        alive(PeerId("b", BELIEVABLE_MAX + 1)),
+        dead(A, 2**48),
+    ):
+        assert m.apply(one, 0.0) == []
+    assert (belief(m), m.incarnation) == ((1, 0, ALIVE), 0)
 
 
 def test_same_news_again_changes_nothing() -> None:
@@ -209,8 +225,15 @@ def test_helper_probes_and_passes_the_answer_on() -> None:
     assert helper.on_ping_req(A, PingReq(78, "nobody", ()), 0.0) == []
     ((to, ack),) = sent(helper.on_ack(B, Ack(ping.nonce, B, ()), 0.1), Ack)
     assert (to, ack.nonce, ack.target) == ("a", 77, B)
-    helper.tick(10.0)
-    assert belief(helper) == (1, 0, ALIVE)  # It is not the helper's to suspect.
+
+
+def test_helper_that_hears_nothing_suspects_nobody() -> None:
+    helper = membership(A, B, me=C)
+    helper.on_ping_req(A, PingReq(77, "b", ()), 0.0)
+    assert helper.next_deadline() == PERIOD_S
+    effects = helper.tick(PERIOD_S)
+    assert of(Log, effects) == []
+    assert belief(helper) == (1, 0, ALIVE)
 
 
 def test_answer_through_a_helper_counts_and_names_the_silent() -> None:
@@ -257,7 +280,7 @@ def test_dead_member_that_speaks_hears_the_verdict() -> None:
     m = membership(B)
     assert m.verdict_on(B) == []
     m.apply(dead(B, 3), 0.0)
-    assert m.verdict_on(B) == [Send(address("b"), News((dead(B, 3),)))]
+    assert m.verdict_on(B) == [Send(address("b"), News((alive(A), dead(B, 3))))]
     assert m.verdict_on(B2) == []
 
 

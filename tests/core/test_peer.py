@@ -50,8 +50,8 @@ def hear(core: PeerCore, sender: PeerId, message: Any, now: float = 0.1) -> list
     return core.handle(ev.MessageReceived(sender, message), now)
 
 
-def welcome(*settings: Setting, from_: PeerId = B) -> msg.Welcome:
-    return msg.Welcome(identity(from_), 0, 0, (), settings)
+def welcome(*settings: Setting, from_: PeerId = B, uptime_ms: int = 0) -> msg.Welcome:
+    return msg.Welcome(identity(from_), 0, 0, (), settings, uptime_ms)
 
 
 def submit(core: PeerCore, n_tokens: int = 3, now: float = 5.0) -> list[fx.Effect]:
@@ -142,6 +142,18 @@ def test_of_two_that_start_at_once_exactly_one_yields() -> None:
     assert second.gossip.setting("model") == OTHER_MODEL
 
 
+def test_newcomer_takes_back_what_it_seeded_before_it_met_an_older_swarm() -> None:
+    core = core_of(wishes={"batch": 3}, join=())
+    core.handle(ev.DeadlineReached(), TIMING.seed_delay_s)
+    hear(core, B, welcome(Setting("batch", 1, A, 8), uptime_ms=60_000), 2.0)
+    assert core.gossip.setting("batch") == 8
+    core = core_of(join=())
+    core.handle(ev.DeadlineReached(), TIMING.seed_delay_s)
+    older = welcome(Setting("model", 1, PeerId("Z", 1), OTHER_MODEL), uptime_ms=60_000)
+    (stop,) = of(fx.Stop, hear(core, B, older, 2.0))
+    assert stop.exit_code == 2
+
+
 def test_operator_sets_a_setting_of_the_swarm() -> None:
     core = core_of()
     hear(core, B, welcome(Setting("batch", 4, B, 2)))
@@ -149,6 +161,17 @@ def test_operator_sets_a_setting_of_the_swarm() -> None:
     assert Setting("batch", 5, A, 6) in [
         setting for _, delta in sent(effects, msg.Delta) for setting in delta.settings
     ]
+
+
+def test_probe_is_answered_where_its_sender_is_known_to_be() -> None:
+    core = alone()
+    header = msg.FrameHeader(
+        1, msg.FrameKind.PROBE, B.tag, bytes(8), 0, 0, 0, 0, 0, 0, 0, 0, (), ()
+    )
+    probe = ev.FrameReceived(header, body=msg.ProbeBody(B, 7))
+    assert not sent(core.handle(probe, 2.0), msg.LinkEcho)
+    hear(core, B, msg.News((alive(B),)), 2.0)
+    assert sent(core.handle(probe, 2.0), msg.LinkEcho) == [("b", msg.LinkEcho(7))]
 
 
 # --- coming in ------------------------------------------------------------------------------
@@ -170,7 +193,7 @@ def test_dead_member_hears_the_verdict_whatever_it_says() -> None:
     hear(core, B, welcome())
     hear(core, C, msg.News((alive(C), dead(B))))
     verdicts = sent(hear(core, B, msg.LinkEcho(99)), msg.News)
-    assert ("b", msg.News((dead(B),))) in verdicts
+    assert ("b", msg.News((alive(A), dead(B)))) in verdicts
 
 
 def test_peer_that_refutes_waits_longer_before_it_may_be_planned() -> None:

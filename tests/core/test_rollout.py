@@ -79,7 +79,7 @@ def test_plan_is_loaded_once_everyone_has_announced_it() -> None:
     peer.held[B] = HeldRecord(computed=PLAN.id)
     stage = KvPromise("stage", (4, 5), 2, 256)
     assert of(LoadUnits, peer.reconcile()) == [
-        LoadUnits(1, "fp32", 4, (UnitRange(4, 6),), (stage,))
+        LoadUnits(1, MODEL.digest, "fp32", 4, (UnitRange(4, 6),), (stage,))
     ]
     assert peer.life(PLAN) is Life.LOADING
     assert of(LoadUnits, peer.reconcile()) == []

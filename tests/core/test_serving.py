@@ -6,11 +6,20 @@ import pytest
 from msgspec.structs import replace
 
 from edgeshard_p2p.core.edges import EdgeKind, edges_of
-from edgeshard_p2p.core.effects import DropTensor, Effect, OpenCache, ReleaseCache, RunForward, Send
-from edgeshard_p2p.core.events import FrameReceived
+from edgeshard_p2p.core.effects import (
+    DropTensor,
+    Effect,
+    OpenCache,
+    ReleaseCache,
+    RunForward,
+    Send,
+    SendFrame,
+)
+from edgeshard_p2p.core.events import ForwardDone, FrameReceived
 from edgeshard_p2p.core.flow import DTYPE_CODES
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.messages import (
+    EdgeAnswer,
     FrameAck,
     FrameHeader,
     FrameKind,
@@ -25,8 +34,10 @@ from edgeshard_p2p.core.plan import Plan
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.core.serving import Serving
 from edgeshard_p2p.core.work import TensorRef
-from tests.core.parts import MODEL, PLAN, TIMING, A, B, C, D, membership, of, request, sent
+from tests.core.parts import MODEL, TIMING, A, B, C, D, membership, of, request, sent
+from tests.core.parts import PLAN as ONE_SOURCE
 
+PLAN = replace(ONE_SOURCE, sources=(A, D))
 OTHER = replace(PLAN, workload=replace(PLAN.workload, batch=1))
 """The same stages, under another plan id."""
 TENSOR = TensorRef(1, 96)
@@ -170,11 +181,47 @@ def test_withdrawn_ask_frees_the_slot() -> None:
     assert [to for to, _ in sent(effects, SlotAnswer)] == ["d"]
 
 
-def test_nobody_asks_for_another() -> None:
+def test_nobody_asks_for_another_nor_on_a_plan_that_is_not_its_own() -> None:
     stage = Stage(PLAN)
     ask = SlotAsk(PLAN.id, request(1, A), 1, 0, False)
     assert stage.serving.on_slot_ask(D, ask, 0.0) == []
     assert stage.serving.on_slot_ask(PeerId("x", 1), ask, 0.0) == []
+    assert stage.ask(PLAN, source=C) == []
+
+
+def test_only_the_receiver_speaks_of_an_edge() -> None:
+    stage = Stage(PLAN)
+    (inner,) = [e for e in edges_of(PLAN) if e.kind is EdgeKind.INNER]
+    (opening,) = of(SendFrame, stage.serving.flows[PLAN.id].open_edges(0.0))
+    epoch = opening.header.epoch
+    flow = stage.serving.flows[PLAN.id]
+    answer = EdgeAnswer(PLAN.id, inner.index, epoch)
+    stage.serving.on_answer(D, answer, 0.0)
+    assert not flow.all_open()
+    stage.serving.on_answer(C, answer, 0.0)
+    assert flow.load(inner.index) == 0
+    stage.receive(PLAN, FrameKind.OPEN, 1)  # Goes on to c, as the first frame of the edge.
+    ack = FrameAck(PLAN.id, inner.index, epoch, 1, 9)
+    stage.serving.on_ack(D, ack, 0.0)
+    assert flow.load(inner.index) == 1
+    refused = FrameRefused(PLAN.id, inner.index, epoch, 1, "plan_retired")
+    assert stage.serving.on_refused(D, refused, 0.0) == []
+    stage.serving.on_ack(C, ack, 0.0)
+    assert flow.load(inner.index) == 0
+
+
+def test_results_of_an_earlier_beginning_of_a_plan_are_not_taken_for_new_ones() -> None:
+    stage = Stage(PLAN)
+    stage.receive(PLAN, FrameKind.OPEN, 1)
+    (old,) = of(RunForward, stage.receive(PLAN, FrameKind.HIDDEN, 2))
+    stage.serving.end_plan(PLAN.id, "over", 0.0)
+    stage.serving.start_plan(PLAN, MODEL)
+    stage.receive(PLAN, FrameKind.EDGE, 0)
+    stage.receive(PLAN, FrameKind.OPEN, 1)
+    (new,) = of(RunForward, stage.receive(PLAN, FrameKind.HIDDEN, 2))
+    late = TensorRef(7, 96)
+    assert stage.serving.on_done(ForwardDone(old.job, 1, late), 0.0) == [DropTensor(late)]
+    assert new.job.number in stage.serving.stages[PLAN.id].running
 
 
 @pytest.mark.parametrize("plan", [PLAN, OTHER])

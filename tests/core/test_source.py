@@ -35,7 +35,7 @@ from edgeshard_p2p.core.source import (
     SourceWork,
 )
 from edgeshard_p2p.core.work import RowGroup, TensorRef
-from tests.core.parts import PLAN, SOLO, TIMING, A, B, C, of, request
+from tests.core.parts import MODEL, PLAN, SOLO, TIMING, A, B, C, of, request
 
 BEGUN = {A: 1, B: 1, C: 1}
 ONE = request(1)
@@ -53,7 +53,7 @@ class Source:
     ) -> RequestId:
         prompt = tuple(range(100, 100 + n_prompt))
         event = PromptSubmitted("client", prompt, max_tokens, Sampling(), stop)
-        return self.work.submit(event, 0.0).id
+        return self.work.submit(event, MODEL.digest, 0.0).id
 
     def phase(self, of_request: RequestId = ONE) -> Phase:
         return self.work.requests[of_request].phase
@@ -162,13 +162,13 @@ def test_second_grant_begins_nothing() -> None:
     assert source.work.requests[ONE].attempt == 1
 
 
-def test_plan_that_is_gone_sends_the_request_back_to_wait() -> None:
+def test_stage_that_is_not_ready_for_the_plan_is_asked_again() -> None:
     source = Source()
     source.submit()
     source.start()
-    steps = source.work.on_slot(ONE, 1, PLAN.id, "no_such_plan", 0.0)
-    assert steps == [ReturnSlot(PLAN, ONE, 1)]
-    assert source.phase() is Phase.WAITING
+    assert source.work.on_slot(ONE, 1, PLAN.id, "no_such_plan", 0.0) == []
+    assert source.work.tick(1.0, "") == [AskSlot(PLAN, ONE, 1, 1.0, False)]
+    assert "not ready" in source.work.requests[ONE].cause
 
 
 def test_overload_is_an_end_that_says_so() -> None:
@@ -437,7 +437,7 @@ def test_going_back_and_forth_does_not_renew_the_wait() -> None:
     now = 0.0
     while ONE in source.work.requests:
         source.start(now=now)
-        source.work.on_slot(ONE, 1, PLAN.id, "no_such_plan", now)
+        source.work.park_plan(PLAN.id, "gone", now)
         now += 0.9
         source.work.tick(now, "")
         assert now <= TIMING.request_wait_s + 1
@@ -495,6 +495,13 @@ def test_leaving_ends_everything() -> None:
     assert [(finish.request, finish.error) for finish in ends] == [
         (request(k), "a@1 is leaving") for k in (1, 2, 3)
     ]
+
+
+def test_tokens_of_one_model_are_not_put_to_another() -> None:
+    source = Source()
+    source.submit()
+    finish = end(source.start(replace(PLAN, model_digest="1" * 64)))
+    assert finish.error == "the swarm has changed its model"
 
 
 def test_request_longer_than_the_new_context_ends_when_its_turn_comes() -> None:

@@ -53,8 +53,8 @@ def seen(
     m = m or membership(B, C)
     known = gossip(m.me.peer)
     known.take_setting(Setting("model", 1, A, MODEL))
-    for key, value in settings:
-        known.take_setting(Setting(key, 1, A, value))
+    for key, setting in settings:
+        known.take_setting(Setting(key, 1, A, setting))
     for version, (owner, value) in enumerate(records, start=1):
         if owner == m.me.peer:
             known.publish(value, m)

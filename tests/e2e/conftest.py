@@ -3,13 +3,16 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tests.e2e.swarm import DEADLINE_S, EDGESHARD, Machine
+from tests.e2e.swarm import DEADLINE_S, EDGESHARD, Machine, eventually
 from tests.model.tiny import save_model
 
 N_BLOCKS = 6
@@ -36,8 +39,10 @@ def save_tokenizer(directory: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    """One cache for all, since what it says of this machine's kernels takes seconds to find."""
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """One cache for all, since what it says of this machine's kernels takes seconds to find.
+
+    At the end no process may be left that was started with it."""
     directory = tmp_path_factory.mktemp("machine")
     model = save_model(directory / "tiny", "llama", **BIG_BLOCKS)
     save_tokenizer(model)
@@ -49,12 +54,24 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
         "HF_HUB_CACHE": str(directory / "hub"),
     }
     bare_mib = _bare_mib(environment, model, directory / "probe")
-    return Machine(environment, model, bare_mib, directory / "profiles")
+    yield Machine(environment, model, bare_mib, directory / "profiles")
+    eventually(lambda: not _processes_with(directory), lambda: f"{_processes_with(directory)}")
+
+
+def _processes_with(directory: Path) -> list[str]:
+    """Command lines of the processes whose cache lies in ``directory``."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("EDGESHARD_CACHE", "").startswith(str(directory)):
+                found.append(" ".join(process.cmdline()))
+    return found
 
 
 def _bare_mib(environment: dict[str, str], model: Path, state_dir: Path) -> int:
     """What a peer takes by itself here: it says so when it is given too little."""
-    command = [*EDGESHARD, "peer", "--memory", "1MiB", "--model", model, "--state-dir", state_dir]
+    command = [*EDGESHARD, "peer", "--memory", "1MiB"]
+    command += ["--model", str(model), "--state-dir", str(state_dir)]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False
     )

@@ -107,9 +107,14 @@ class Machine:
         pipe = subprocess.PIPE
         process = self.popen(*arguments, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
         with killed_at_the_end(process):
-            stdout, stderr = process.communicate(timeout=DEADLINE_S)
-            assert not has_left_processes(process), f"{arguments} left a process behind"
-            return Ended(process.returncode, stdout, stderr)
+            return ended(process)
+
+
+def ended(process: subprocess.Popen[str]) -> Ended:
+    """Wait for the end of a command; nothing that it started may be left."""
+    stdout, stderr = process.communicate(timeout=DEADLINE_S)
+    assert not has_left_processes(process), f"{process.args!r} left a process behind"
+    return Ended(process.returncode, stdout, stderr)
 
 
 @contextmanager
@@ -199,7 +204,9 @@ class Swarm:
     def __exit__(self, *_: object) -> None:
         self._ends.close()
 
-    def start(self, name: str, *flags: object, port: int = 0, layers_mib: int = 0) -> Peer:
+    def start(
+        self, name: str, *flags: object, port: int = 0, layers_mib: int = 0, waits: bool = True
+    ) -> Peer:
         """Start a peer that joins those that are here; its life before it is on its own disk."""
         port = port or free_port()
         if layers_mib:
@@ -225,7 +232,7 @@ class Swarm:
         self._ends.enter_context(killed_at_the_end(process))
         peer = Peer(name, port, self, process, log_file)
         self.peers = [other for other in self.peers if other.name != name] + [peer]
-        if not knows_the_machine:
+        if waits and not knows_the_machine:
             self._wait_for_profile(state_dir / "profiles")
         return peer
 

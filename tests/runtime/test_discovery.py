@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from secrets import token_hex
 
 import pytest
 import uvloop
@@ -13,10 +14,12 @@ import uvloop
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.net.discovery import Discovery, is_loopback, lan_address
 from edgeshard_p2p.net.security import open_security
-from tests.runtime.waiting import free_address, until, until_async
+from tests.runtime.waiting import LOOPBACK, free_address, until, until_async
 
 GROUP = "224.0.0.251"
 SECRET = b"a secret of this swarm"
+SWARM, OTHER = f"tests-{token_hex(8)}", f"others-{token_hex(8)}"
+"""NOTE: tests that run beside these are heard as well."""
 
 
 def _why_not() -> str:
@@ -48,8 +51,14 @@ def _needs_multicast() -> None:
 
 
 class Peer:
-    def __init__(self, name: str, swarm: str = "tests", secrets: tuple[bytes, ...] = ()) -> None:
-        self.address = free_address()
+    def __init__(
+        self,
+        name: str,
+        swarm: str = SWARM,
+        secrets: tuple[bytes, ...] = (),
+        host: str = LOOPBACK,
+    ) -> None:
+        self.address = Address(host, free_address().port)
         self.found: set[Address] = set()
         self.tasks: list[asyncio.Task[None]] = []
         keys = open_security(swarm, secrets).swarm_keys
@@ -77,7 +86,7 @@ def test_peers_find_each_other_and_no_foreign_swarm() -> None:
 
     async def main() -> None:
         a, b = Peer("a"), Peer("b")
-        foreign = Peer("foreign", swarm="other")
+        foreign = Peer("foreign", swarm=OTHER)
         hidden, friend = Peer("hidden", secrets=(SECRET,)), Peer("friend", secrets=(SECRET,))
         async with _open(a, b, foreign, hidden, friend):
             await until_async(lambda: a.found and b.found, "a and b to meet")
@@ -88,6 +97,21 @@ def test_peers_find_each_other_and_no_foreign_swarm() -> None:
             assert (a.found, b.found) == ({b.address}, {a.address})
             assert (hidden.found, friend.found) == ({friend.address}, {hidden.address})
             assert foreign.found == set()
+
+    uvloop.run(main())
+
+
+def test_a_host_is_advertised_by_its_address() -> None:
+    """Also one that was given by its name; one without an address is like no multicast."""
+
+    async def main() -> None:
+        a, b = Peer("a", host="localhost"), Peer("b")
+        async with _open(a, b):
+            await until_async(lambda: a.found and b.found, "both to meet")
+            assert b.found == {Address(LOOPBACK, a.address.port)}
+            assert a.found == {b.address}
+        with pytest.raises(socket.gaierror):
+            await Peer("c", host="[::1]").discovery.open()
 
     uvloop.run(main())
 

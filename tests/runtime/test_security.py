@@ -191,7 +191,7 @@ def test_zap_admits_only_derived_keys(port: str) -> None:
                 context.destroy(0)
             await _hears(a, b)
             assert set(b.messages) == {b"control"}
-            assert [frame[0] for frame in b.frames] == [b"frame", b"probe"]
+            assert {frame[0] for frame in b.frames} == {b"frame", b"probe"}
 
     uvloop.run(main())
 

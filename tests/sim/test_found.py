@@ -7,6 +7,7 @@ import pytest
 from edgeshard_p2p.sim.faults import run_seed
 
 FOUND = {
+    26: "two that held each other dead answered verdict with verdict until the next Hello",
     93: "the next attempt's ask overtook the release of the one before, which freed its slot",
     517: "a drain deadline that had passed woke the peer for ever",
     784: "requests freed by gossip let the next one overtake their release",

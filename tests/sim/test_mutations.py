@@ -11,19 +11,18 @@ from msgspec.structs import replace
 from edgeshard_p2p.core import view
 from edgeshard_p2p.core.admission import Admission
 from edgeshard_p2p.core.edges import InEdge, OutEdge
-from edgeshard_p2p.core.effects import Effect, Send
+from edgeshard_p2p.core.effects import Effect
 from edgeshard_p2p.core.flow import Flow, Frame
 from edgeshard_p2p.core.gossip import Gossip
-from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
-from edgeshard_p2p.core.membership import Member, Membership
-from edgeshard_p2p.core.messages import MemberState, Ping, RowGroupHeader, Update
+from edgeshard_p2p.core.ids import PeerId, RequestId
+from edgeshard_p2p.core.membership import Membership
+from edgeshard_p2p.core.messages import Ping, RowGroupHeader
 from edgeshard_p2p.core.plan import Plan, Snapshot
 from edgeshard_p2p.core.planning import Planning
 from edgeshard_p2p.core.records import Record
 from edgeshard_p2p.core.rollout import Rollout
 from edgeshard_p2p.core.source import Request, SourceStep, SourceWork
 from edgeshard_p2p.core.stage import StageWork
-from edgeshard_p2p.sim.faults import run_seed
 
 SEEDS = range(60)
 """A mutation that survives all of these is one that the simulator does not see."""

@@ -208,6 +208,20 @@ def test_halves_that_can_hold_the_model_each_serve_and_meet_again() -> None:
     answer(swarm, swarm.submit("d", PROMPT, 3))
 
 
+def test_two_that_hold_each_other_dead_meet_without_a_storm() -> None:
+    swarm = swarm_of("ab", EVERYTHING)
+    settle(swarm)
+    swarm.network.partition("a", "b")
+    swarm.run(swarm.now + 15.0)
+    assert belief(swarm, "a", "b") is belief(swarm, "b", "a") is MemberState.DEAD
+    swarm.network.repair()
+    n_before = swarm.n_events
+    assert swarm.run_until(
+        lambda: belief(swarm, "a", "b") is belief(swarm, "b", "a") is MemberState.ALIVE, 11.0
+    )
+    assert swarm.n_events - n_before < 60
+
+
 def test_half_that_cannot_hold_the_model_says_what_is_missing() -> None:
     swarm = swarm_of("abc", 45_000)
     settle(swarm)

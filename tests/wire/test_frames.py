@@ -15,7 +15,6 @@ from msgspec.structs import replace
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.messages import (
     WIRE_MAX,
-    Address,
     FrameHeader,
     FrameKind,
     Open,
@@ -136,11 +135,10 @@ def test_open() -> None:
 
 @pytest.mark.parametrize("n_bytes", [0, 1, 1 << 20])
 def test_probe(n_bytes: int) -> None:
-    reply_to = Address("192.0.2.1", 7911)
-    parts = encode_probe(SENDER, reply_to, nonce=77, n_bytes=n_bytes)
+    parts = encode_probe(SENDER, nonce=77, n_bytes=n_bytes)
     decoded, _, body = decode_frame(parts)
     assert decoded.kind is FrameKind.PROBE
-    assert body == ProbeBody(SENDER, reply_to, 77)
+    assert body == ProbeBody(SENDER, 77)
     assert len(parts[2]) == n_bytes
 
 
@@ -260,7 +258,7 @@ def test_nested_or_announced_beyond_measure(deep: bytes) -> None:
 
 
 def test_text_that_is_no_utf8() -> None:
-    sent, body, padding = encode_probe(SENDER, Address("192.0.2.1", 7911), 1, 0)
+    sent, body, padding = encode_probe(SENDER, 1, 0)
     assert refusal(sent, bytes(body).replace(b"host", b"\xff\xfe\xfd\xfc"), padding) == "malformed"
 
 
