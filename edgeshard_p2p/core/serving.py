@@ -31,7 +31,8 @@ from edgeshard_p2p.core.messages import (
 )
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.plan import Plan
-from edgeshard_p2p.core.source import AskSlot, OfferFrame, ReturnSlot, SourceStep, SourceWork
+from edgeshard_p2p.core.request import AskSlot, OfferFrame, ReturnSlot, SourceStep
+from edgeshard_p2p.core.source import SourceWork
 from edgeshard_p2p.core.stage import Outcome, StageWork
 from edgeshard_p2p.core.timing import Timing
 

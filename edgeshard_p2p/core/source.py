@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
 
 from edgeshard_p2p.core.effects import (
     DropTensor,
-    Effect,
     EmitToken,
     FinishRequest,
     OpenCache,
     ReleaseCache,
     RequestNotice,
-    RequestStats,
     RunForward,
 )
 from edgeshard_p2p.core.events import ForwardDone, PromptSubmitted
@@ -28,10 +25,19 @@ from edgeshard_p2p.core.flow import Frame
 from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
 from edgeshard_p2p.core.messages import FrameKind, Open, RowFlag, RowGroupHeader
 from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.request import (
+    ROLE,
+    AskSlot,
+    OfferFrame,
+    Phase,
+    Request,
+    ReturnSlot,
+    SourceStep,
+    stats_of,
+)
 from edgeshard_p2p.core.timing import Timing
-from edgeshard_p2p.core.work import CacheKey, Job, RowGroup
+from edgeshard_p2p.core.work import Job, RowGroup
 
-ROLE = "entry"
 CHUNK_ROWS = 128
 """Rows of a prefill chunk: long enough to fill the matrix kernels, short enough that the stages
 overlap on one prompt."""
@@ -39,98 +45,6 @@ CHUNKS_AHEAD = 4
 """Prefill frames that may wait on the entry edge before the next chunk is computed."""
 REQUESTS_MAX = 64
 ATTEMPTS_MAX = 16
-
-
-class Phase(Enum):
-    WAITING = "waiting for a plan"
-    ASKING = "waiting for a slot"
-    RUNNING = "running"
-
-
-@dataclass(slots=True)
-class Request:
-    id: RequestId
-    prompt: PromptSubmitted
-    created_at: float
-    model_digest: str
-    """Whose tokens these are."""
-    generated: list[int] = field(default_factory=list)
-    attempt: int = 0
-    phase: Phase = Phase.WAITING
-    plan: Plan | None = None
-    not_before: float = 0.0
-    """The next attempt waits for this time, longer each time that nothing came of one; 0: none."""
-    fruitless: int = 0
-    """Attempts in a row that yielded no token."""
-    begun: dict[PeerId, int] = field(default_factory=dict)
-    """Which beginning of the plan this attempt relies on, for each peer of it."""
-    computed: int = 0
-    """Known tokens whose entry pass was asked for in this attempt."""
-    is_computing: bool = False
-    parked_at: float | None = None
-    """When the attempt before this one ended, until the first token after it."""
-    cause: str = ""
-    """Why it is waiting, in words for its user."""
-    phase_since: float = 0.0
-    progress_at: float = 0.0
-    ask_at: float = 0.0
-    first_token_at: float | None = None
-    last_token_at: float = 0.0
-    failovers: int = 0
-    replayed_tokens: int = 0
-    recovery_s: float = 0.0
-
-    @property
-    def known(self) -> tuple[int, ...]:
-        return (*self.prompt.prompt, *self.generated)
-
-    @property
-    def n_known(self) -> int:
-        return len(self.prompt.prompt) + len(self.generated)
-
-    @property
-    def key(self) -> CacheKey:
-        return CacheKey(self.id, ROLE)
-
-    @property
-    def plan_id(self) -> PlanId | None:
-        return self.plan.id if self.plan is not None else None
-
-    def asks_for(self, plan: PlanId, attempt: int) -> bool:
-        """Whether it waits for a slot for this very attempt on this plan."""
-        is_asking = self.phase is Phase.ASKING and self.plan_id == plan
-        return is_asking and attempt == self.attempt + 1
-
-
-@dataclass(frozen=True, slots=True)
-class AskSlot:
-    """Wanted: a slot of ``plan`` for this request."""
-
-    plan: Plan
-    request: RequestId
-    attempt: int
-    waited_s: float
-    is_running: bool
-
-
-@dataclass(frozen=True, slots=True)
-class OfferFrame:
-    """Wanted: this frame on the source's entry edge of ``plan``."""
-
-    plan: Plan
-    frame: Frame
-
-
-@dataclass(frozen=True, slots=True)
-class ReturnSlot:
-    """Wanted: the slot, or the place in the queue, that no RELEASE frame will give back."""
-
-    plan: Plan
-    request: RequestId
-    attempt: int
-
-
-SourceStep = Effect | AskSlot | OfferFrame | ReturnSlot
 
 
 @dataclass(slots=True)
@@ -473,22 +387,6 @@ class SourceWork:
         steps = self._let_go(request)
         del self.requests[request.id]
         self.revision += 1
-        stats = _stats(request)
+        stats = stats_of(request)
         tokens = tuple(request.generated)
         return [*steps, FinishRequest(request.id, reason, stats, error, tokens)]
-
-
-def _stats(request: Request) -> RequestStats:
-    first, n = request.first_token_at, len(request.generated)
-    ttft_s = first - request.created_at if first is not None else 0.0
-    decode_s = request.last_token_at - first if first is not None else 0.0
-    return RequestStats(
-        request.plan_id,
-        len(request.prompt.prompt),
-        n,
-        ttft_s * 1e3,
-        decode_s * 1e3 / (n - 1) if n > 1 else 0.0,
-        request.failovers,
-        request.replayed_tokens,
-        request.recovery_s * 1e3,
-    )

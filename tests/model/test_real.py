@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ def answer(
 def shards_of(checkpoint: Checkpoint, cuts: tuple[int, ...]) -> list[tuple[Engine, UnitRange]]:
     edges = [0, *cuts, checkpoint.spec.n_units]
     shards = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         engine = Engine(checkpoint, "fp32", EXACT_TILE_ROWS, "cpu")
         for unit in range(start, end):
             engine.load(unit)

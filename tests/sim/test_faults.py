@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from edgeshard_p2p.sim.faults import run_seed
+from edgeshard_p2p.core import source
+from edgeshard_p2p.sim.faults import Trial, run_busy, run_seed
 
 BLOCK = 10
 """Seeds of one test: enough that collecting is cheap, few enough that workers share them."""
+CHUNK_ROWS = 16
+"""Of prefill, where there is to be much traffic from short prompts."""
 
 
 def _blocks(first: int, n: int, of: int) -> list[range]:
     return [range(start, start + of) for start in range(first, first + n, of)]
 
 
-def _run(seeds: range) -> None:
+def _run(trial: Callable[[int], Trial], seeds: range) -> None:
     for seed in seeds:
         try:
-            run_seed(seed)
+            trial(seed)
         except AssertionError as error:
-            raise AssertionError(f"run_seed({seed}): {error}") from error
+            raise AssertionError(f"{trial.__name__}({seed}): {error}") from error
 
 
 @pytest.mark.parametrize("seeds", _blocks(0, 150, BLOCK), ids=str)
 def test_swarm_survives_its_faults(seeds: range) -> None:
-    _run(seeds)
+    _run(run_seed, seeds)
+
+
+@pytest.mark.parametrize("seeds", _blocks(0, 40, BLOCK), ids=str)
+def test_traffic_survives_a_bad_network(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "CHUNK_ROWS", CHUNK_ROWS)
+    _run(run_busy, seeds)
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("seeds", _blocks(1_000_000, 20_000, 10 * BLOCK), ids=str)
 def test_swarm_survives_its_faults_for_long(seeds: range) -> None:
-    _run(seeds)
+    _run(run_seed, seeds)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("seeds", _blocks(1_000_000, 4_000, 5 * BLOCK), ids=str)
+def test_traffic_survives_a_bad_network_for_long(
+    seeds: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "CHUNK_ROWS", CHUNK_ROWS)
+    _run(run_busy, seeds)

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from edgeshard_p2p.core import view
+from edgeshard_p2p.core import source, view
 from edgeshard_p2p.core.admission import Admission
 from edgeshard_p2p.core.edges import InEdge, OutEdge
 from edgeshard_p2p.core.effects import Effect
 from edgeshard_p2p.core.flow import Flow, Frame
 from edgeshard_p2p.core.gossip import Gossip
 from edgeshard_p2p.core.ids import PeerId, RequestId
+from edgeshard_p2p.core.join import Join
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.messages import Ping, RowGroupHeader
 from edgeshard_p2p.core.plan import Plan, Snapshot
 from edgeshard_p2p.core.planning import Planning
 from edgeshard_p2p.core.records import Record
+from edgeshard_p2p.core.request import Request, SourceStep
 from edgeshard_p2p.core.rollout import Rollout
-from edgeshard_p2p.core.source import Request, SourceStep, SourceWork
+from edgeshard_p2p.core.source import SourceWork
 from edgeshard_p2p.core.stage import StageWork
+from edgeshard_p2p.sim.faults import run_busy, run_seed
 
-SEEDS = range(60)
+SEEDS = range(100)
 """A mutation that survives all of these is one that the simulator does not see."""
 
 Patch = pytest.MonkeyPatch
@@ -65,11 +69,7 @@ def accusation_is_not_refuted(patch: Patch) -> None:
 def dead_are_not_called_on(patch: Patch) -> None:
     """A healed partition does not meet again."""
     patch.setattr(Membership, "verdict_on", lambda self, sender: [])
-    patch.setattr("edgeshard_p2p.core.join.Join.add", _add_join_only)
-
-
-def _add_join_only(self: Any, address: Any, now: float, is_join: bool = False) -> None:
-    return None
+    patch.setattr(Join, "add", lambda self, *contact, **how: None)
 
 
 def suspicion_never_ends(patch: Patch) -> None:
@@ -131,22 +131,13 @@ def plan_outlives_its_peers(patch: Patch) -> None:
     )
 
 
-def plan_is_called_ready_before_it_is_loaded(patch: Patch) -> None:
-    reconcile = Rollout.reconcile
-
-    def mutant(self: Rollout, *about: Any) -> Any:
-        steps = reconcile(self, *about)
-        for rolling in self.plans.values():
-            rolling.is_loaded = True
-        return steps
-
-    patch.setattr(Rollout, "reconcile", mutant)
-
-
 # --- the data plane -----------------------------------------------------------------------------
 
 
 def stage_takes_rows_at_any_position(patch: Patch) -> None:
+    """The edge in front of it, which keeps the order, is taken away too."""
+    edge_accepts_frames_that_overtook(patch)
+
     def mutant(self: StageWork, group: RowGroupHeader) -> str:
         return "" if self._request(group) in self.requests else "missing_kv"
 
@@ -154,6 +145,9 @@ def stage_takes_rows_at_any_position(patch: Patch) -> None:
 
 
 def source_takes_any_token_of_its_request(patch: Patch) -> None:
+    """The edge in front of it, which takes each frame once, is taken away too."""
+    edge_accepts_duplicates(patch)
+
     def mutant(self: SourceWork, plan: Plan, frame: Frame, now: float) -> list[SourceStep]:
         steps: list[SourceStep] = []
         for group, token in zip(frame.groups, frame.tokens, strict=True):
@@ -248,29 +242,64 @@ def parked_request_forgets_its_tokens(patch: Patch) -> None:
     patch.setattr(SourceWork, "_park", mutant)
 
 
-MUTATIONS: list[Mutation] = [
-    third_party_raises_an_incarnation,
-    anyone_comes_back_without_a_word_of_its_own,
-    accusation_is_not_refuted,
-    dead_are_not_called_on,
-    suspicion_never_ends,
-    older_record_wins,
-    record_is_forged_on_its_way,
-    ties_are_broken_by_the_order_of_hearing,
-    request_starts_before_all_are_ready,
-    old_and_new_plan_always_fit,
-    plan_outlives_its_peers,
-    plan_is_called_ready_before_it_is_loaded,
-    stage_takes_rows_at_any_position,
-    source_takes_any_token_of_its_request,
-    edge_accepts_duplicates,
-    edge_accepts_frames_that_overtook,
-    acks_are_dropped,
-    ack_confirms_one_frame_too_many,
-    sender_takes_no_heed_of_credit,
-    admission_grants_one_slot_too_many,
-    slot_is_freed_by_an_older_attempt,
-    slots_are_not_given_back,
-    release_is_not_passed_on,
-    parked_request_forgets_its_tokens,
-]
+def _run_busy_in_small_chunks(seed: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "CHUNK_ROWS", 16)
+        run_busy(seed)
+
+
+COMING_AND_GOING: dict[Mutation, str] = {
+    third_party_raises_an_incarnation: "raised that of",
+    anyone_comes_back_without_a_word_of_its_own: "went back on",
+    accusation_is_not_refuted: "overwhelms|does not settle|settles again",
+    dead_are_not_called_on: "does not settle",
+    suspicion_never_ends: "does not settle|for ever",
+    older_record_wins: "went back on",
+    record_is_forged_on_its_way: "its owner",
+    ties_are_broken_by_the_order_of_hearing: "does not settle",
+    request_starts_before_all_are_ready: "was never ready",
+    old_and_new_plan_always_fit: "loads .* of",
+    plan_outlives_its_peers: "does not settle",
+    slots_are_not_given_back: "slots of",
+    release_is_not_passed_on: "requests open|KV of",
+}
+"""By the words in which the simulator complains."""
+
+TRAFFIC: dict[Mutation, str] = {
+    stage_takes_rows_at_any_position: "cached, not",
+    source_takes_any_token_of_its_request: "not \\[|goes on after its end",
+    edge_accepts_duplicates: "is overrun",
+    edge_accepts_frames_that_overtook: "requests open|finish_reason='error'",
+    acks_are_dropped: "finish_reason='error'",
+    ack_confirms_one_frame_too_many: "finish_reason='error'",
+    sender_takes_no_heed_of_credit: "overrun",
+    admission_grants_one_slot_too_many: "",
+    parked_request_forgets_its_tokens: "not \\[",
+    slot_is_freed_by_an_older_attempt: "",
+}
+
+
+def _complains(run: Callable[[int], object], words: str) -> bool:
+    for seed in SEEDS:
+        try:
+            run(seed)
+        except AssertionError as error:
+            if re.search(words, str(error)):
+                return True
+    return False
+
+
+def _name(value: object) -> str:
+    return getattr(value, "__name__", "")
+
+
+@pytest.mark.parametrize(("mutation", "words"), COMING_AND_GOING.items(), ids=_name)
+def test_faults_notice(mutation: Mutation, words: str, monkeypatch: Patch) -> None:
+    mutation(monkeypatch)
+    assert _complains(run_seed, words)
+
+
+@pytest.mark.parametrize(("mutation", "words"), TRAFFIC.items(), ids=_name)
+def test_traffic_notices(mutation: Mutation, words: str, monkeypatch: Patch) -> None:
+    mutation(monkeypatch)
+    assert _complains(_run_busy_in_small_chunks, words)
