@@ -90,6 +90,7 @@ class StageWork:
         assert frame.body is not None
         for group in frame.groups:
             request = self._request(group)
+            outcome.effects += self.free_below(request.source, frame.body.oldest_live)
             known = self.requests.get(request)
             if known is not None and known.attempt > group.attempt:
                 outcome.refusals.append(self._refusal(group, "stale_attempt"))
@@ -100,7 +101,6 @@ class StageWork:
             position = frame.body.position
             self.requests[request] = StageRequest(group.attempt, frame.body.sampling, position)
             outcome.effects.append(OpenCache(self._key(request), self.units, position))
-            outcome.effects += self.free_below(request.source, frame.body.oldest_live)
 
     def _on_hidden(self, spec: EdgeSpec, frame: Frame) -> Outcome:
         assert frame.tensor is not None

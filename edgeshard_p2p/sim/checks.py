@@ -213,7 +213,8 @@ def _check_bounds(core: PeerCore) -> None:
             assert 0 <= in_.received - in_.consumed <= WINDOW, f"{core.me} is overrun by {in_}"
     for plan_id, admission in serving.admissions.items():
         assert len(admission.queue) <= QUEUE_MAX
-        assert len(admission.granted) <= serving.flows[plan_id].plan.workload.batch
+        n_slots = serving.flows[plan_id].plan.workload.batch
+        assert len(admission.granted) <= n_slots, f"of {n_slots} slots are granted {admission}"
 
 
 # --- liveness: what must come true once the faults stop -----------------------------------------

@@ -169,14 +169,16 @@ def test_draining_plan_that_is_chosen_again_serves_again() -> None:
     assert peer.rollout.plans[PLAN.id].begun == 1  # What ran on it goes on.
 
 
-def test_plan_with_a_peer_that_is_gone_is_retired_at_once_and_its_units_go() -> None:
+def test_plan_with_a_peer_that_is_gone_is_retired_and_its_units_wait_for_the_next() -> None:
     peer = Peer()
     peer.activate(PLAN)
     peer.gone = {B}
     effects = peer.reconcile()
     assert peer.rollout.plans == {}
     assert (peer.rollout.active, peer.rollout.target) == (None, None)
-    (load,) = of(LoadUnits, effects)
+    assert of(LoadUnits, effects) == []
+    peer.rollout.propose_none()
+    (load,) = of(LoadUnits, peer.reconcile())
     assert (load.units, load.kv) == ((), ())
 
 

@@ -412,8 +412,10 @@ def test_request_that_keeps_failing_ends() -> None:
     source = Source()
     source.submit()
     for attempt in range(1, ATTEMPTS_MAX):
+        source.work.requests[ONE].not_before = 0.0  # The pause between attempts is over.
         source.begin(attempt=attempt)
         assert not of(FinishRequest, source.work.on_attempt_refused(ONE, attempt, "x", 0.0))
+    source.work.requests[ONE].not_before = 0.0
     source.begin(attempt=ATTEMPTS_MAX)
     finish = end(source.work.on_attempt_refused(ONE, ATTEMPTS_MAX, "stage 1 says no", 0.0))
     assert finish.error == "gave up after stage 1 says no"

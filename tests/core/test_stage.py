@@ -21,7 +21,7 @@ from tests.core.parts import PLAN, A, B, C, D, of, request
 IN = EdgeSpec(0, EdgeKind.ENTRY, A, B, 0, 0)
 SAMPLING = Sampling(temperature=0.5, seed=3)
 TENSOR = TensorRef(1, 96)
-TWO_SOURCES = replace(PLAN, sources=(A, D))
+TWO_SOURCES = replace(PLAN, sources=(A, D), workload=replace(PLAN.workload, batch=3))
 KEY = CacheKey(request(1), "stage", TWO_SOURCES.id)
 
 
@@ -79,6 +79,13 @@ def test_later_attempt_starts_anew_and_an_earlier_one_is_stale() -> None:
     assert (stage.requests[request(1)].attempt, stage.requests[request(1)].length) == (3, 0)
     outcome = stage.on_frame(IN, opening(attempt=2))
     assert refusals(outcome) == [("a@1#1", "stale_attempt")]
+    assert of(OpenCache, outcome.effects) == []
+
+
+def test_opening_beyond_the_promise_is_refused() -> None:
+    stage = opened(n=3)
+    outcome = stage.on_frame(IN, opening(sequence=4))
+    assert refusals(outcome) == [("a@1#4", "no_slot")]
     assert of(OpenCache, outcome.effects) == []
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 
 import msgspec
+import psutil
 import pytest
 import zmq
 
@@ -13,7 +15,16 @@ from edgeshard_p2p.core.messages import Address, Hello, Identity, Refused
 from edgeshard_p2p.net.security import open_security
 from edgeshard_p2p.net.transport import FROM_PEER
 from edgeshard_p2p.wire.codec import decode_control
-from tests.e2e.swarm import DEADLINE_S, Machine, Peer, Swarm, eventually, free_port
+from tests.e2e.swarm import (
+    DEADLINE_S,
+    Machine,
+    Peer,
+    Swarm,
+    ended,
+    eventually,
+    free_port,
+    killed_at_the_end,
+)
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -28,7 +39,6 @@ def amy(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         peer = swarm.start("amy", waits=False)
         eventually(peer.status, swarm.story)
         yield peer
-        assert peer.interrupt() == 0
         assert "Traceback" not in swarm.story()
 
 
@@ -79,6 +89,32 @@ def test_peer_of_a_later_release_is_refused(amy: Peer) -> None:
     assert {member["name"] for member in amy.status()["members"]} == {"amy"}
 
 
+def test_planner_that_is_killed_is_started_again(amy: Peer) -> None:
+    amy.swarm.serving_plan("amy")
+    (killed,) = psutil.Process(amy.process.pid).children()
+    killed.kill()
+    (another,) = eventually(
+        lambda: [p for p in psutil.Process(amy.process.pid).children() if p != killed],
+        amy.swarm.story,
+    )
+    assert another.is_running()
+    assert amy.run("hello", "--max-tokens", 3)["finish_reason"] == "length"
+
+
+def test_source_that_is_killed_in_the_middle_of_an_answer(amy: Peer) -> None:
+    """Last, for it is the end of amy."""
+    amy.swarm.serving_plan("amy")
+    pipe = subprocess.PIPE
+    command = ("run", "hello", "--raw", "--max-tokens", 10_000, *amy.client_flags())
+    run = amy.swarm.machine.popen(*command, stdout=pipe, stderr=pipe)
+    with killed_at_the_end(run):
+        eventually(lambda: amy.status()["requests"], amy.swarm.story)
+        amy.kill()
+        end = ended(run)
+    assert end.exit_code == FAILED
+    assert end.complaint == f"{amy.address} is gone, before the answer was complete"
+
+
 @pytest.mark.parametrize(
     "arguments", [["--device", "cuda"], ["--config", "peer.toml"]], ids=["flag", "file"]
 )
@@ -88,10 +124,10 @@ def test_device_that_is_not_built_yet(
     directory = tmp_path_factory.mktemp("config")
     (directory / "peer.toml").write_text("device = 'cuda'\n")
     arguments = [str(directory / word) if word == "peer.toml" else word for word in arguments]
-    ended = machine.edgeshard("peer", "--json", *arguments)
-    assert ended.exit_code == USAGE
-    assert ended.complaint == "--device cuda is not built yet; this release computes on cpu"
-    assert ended.objects == [{"error": ended.complaint, "exit_code": USAGE}]
+    end = machine.edgeshard("peer", "--json", *arguments)
+    assert end.exit_code == USAGE
+    assert end.complaint == "--device cuda is not built yet; this release computes on cpu"
+    assert end.objects == [{"error": end.complaint, "exit_code": USAGE}]
 
 
 @pytest.mark.parametrize("moment", ["listens on", "measuring units 1-"])
