@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import transformers
 
 from edgeshard_p2p.model.errors import ModelError
@@ -38,16 +39,20 @@ class Tokenizer:
         self.stop_ids: tuple[int, ...] = _stop_ids(path, self._tokenizer.eos_token_id)
 
     def encode(self, prompt: str, raw: bool) -> tuple[int, ...]:
-        """The ids of a prompt: as the only message of a chat, unless raw or no chat model."""
+        """The ids of a prompt: as the only message of a chat, unless raw or no chat model.
+        Raises ModelError where the model's own chat template fails."""
         if raw or not self._tokenizer.chat_template:
             return tuple(self._tokenizer.encode(prompt))
-        return tuple(
-            self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                add_generation_prompt=True,
-                return_dict=False,
+        message = {"role": "user", "content": prompt}
+        try:
+            ids = self._tokenizer.apply_chat_template(
+                [message], add_generation_prompt=True, return_dict=False
             )
-        )
+        except jinja2.TemplateError as error:
+            raise ModelError(
+                f"the model's chat template does not take this prompt ({error}); try --raw"
+            ) from error
+        return tuple(ids)
 
     def decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(

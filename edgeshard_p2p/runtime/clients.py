@@ -17,6 +17,7 @@ from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.report import report
 from edgeshard_p2p.core.settings import is_valid
 from edgeshard_p2p.core.view import model_of
+from edgeshard_p2p.model.errors import ModelError
 from edgeshard_p2p.model.text import StreamDecoder, Tokenizer
 from edgeshard_p2p.net.transport import Transport
 from edgeshard_p2p.wire import client as wire
@@ -90,7 +91,12 @@ class Clients:
     async def _tokenize(self, client: str, request: wire.Run, tokenizer: Tokenizer) -> None:
         prompt: tuple[int, ...] = ()
         if request.prompt.strip():
-            prompt = await asyncio.to_thread(tokenizer.encode, request.prompt, request.is_raw)
+            try:
+                prompt = await asyncio.to_thread(tokenizer.encode, request.prompt, request.is_raw)
+            except ModelError as error:
+                identity = self._pending.pop(client)
+                self._answer(identity, wire.Failed(str(error), is_usage=True))
+                return
         self._submit(client, request, prompt)
 
     def _submit(self, client: str, request: wire.Run, prompt: tuple[int, ...]) -> None:

@@ -153,3 +153,11 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"version": "1.')
     with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read"):
         Tokenizer(tmp_path)
+
+
+def test_a_chat_template_that_fails_is_the_models_fault(tmp_path: Path) -> None:
+    template = "{{ raise_exception('no') }}"
+    tokenizer = Tokenizer(_saved(_byte_level(), tmp_path / "broken", template))
+    with pytest.raises(ModelError, match="chat template"):
+        tokenizer.encode("hello", raw=False)
+    assert tokenizer.encode("hello", raw=True)
