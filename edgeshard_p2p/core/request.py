@@ -73,6 +73,11 @@ class Request:
     def plan_id(self) -> PlanId | None:
         return self.plan.id if self.plan is not None else None
 
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether it runs, and no token has come of this attempt."""
+        return self.phase is Phase.RUNNING and self.last_token_at <= self.phase_since
+
     def asks_for(self, plan: PlanId, attempt: int) -> bool:
         """Whether it waits for a slot for this very attempt on this plan."""
         is_asking = self.phase is Phase.ASKING and self.plan_id == plan

@@ -217,10 +217,16 @@ class SourceWork:
         return [OfferFrame(request.plan, frame), *self._next_pass(request)]
 
     def note_progress(self, plan: PlanId, now: float) -> None:
-        """The first stage of the plan takes frames: a long prompt is not a stuck one."""
+        """The plan takes frames: a long prompt is not a stuck one.
+
+        NOTE: they may be anybody's frames, so this renews the patience with a prompt only, and
+        only in proportion to its length; else one request could keep a lost one waiting for ever.
+        """
         for request in self.requests.values():
-            if request.plan_id == plan and request.phase is Phase.RUNNING:
-                request.progress_at = now
+            if request.plan_id == plan and request.is_prefilling:
+                n_chunks = -(-request.n_known // CHUNK_ROWS)
+                ends_at = request.phase_since + n_chunks * self.timing.progress_s
+                request.progress_at = max(request.progress_at, min(now, ends_at))
 
     def resume_passes(self) -> list[SourceStep]:
         """The entry edge took something: go on with prompts that waited for it."""

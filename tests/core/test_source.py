@@ -464,6 +464,31 @@ def test_attempt_without_progress_is_given_up_and_tried_again() -> None:
     assert f"on plan {PLAN.id}" in source.work.requests[ONE].cause
 
 
+def test_frames_of_others_do_not_keep_a_lost_request_waiting() -> None:
+    source = running()
+    source.token(7, position=3, now=1.0)
+    for now in range(2, 31):
+        source.work.note_progress(PLAN.id, float(now))
+        assert source.phase() is Phase.RUNNING
+    source.work.tick(1.0 + TIMING.progress_s, "")
+    assert source.phase() is Phase.WAITING
+
+
+def test_long_prompt_may_take_longer_while_its_plan_takes_frames() -> None:
+    long = replace(PLAN, workload=replace(PLAN.workload, context=1024))
+    source = Source()
+    source.submit(3 * CHUNK_ROWS)
+    source.done(source.begin(long))
+    for k in range(1, 200):
+        source.work.note_progress(long.id, float(k))
+    assert source.work.next_deadline() == 3 * TIMING.progress_s + TIMING.progress_s
+    source = Source()
+    source.submit(3 * CHUNK_ROWS)
+    source.done(source.begin(long))
+    source.work.note_progress(SOLO.id, 20.0)
+    assert source.work.next_deadline() == TIMING.progress_s
+
+
 def test_swarm_that_cannot_serve_ends_those_that_wait() -> None:
     source = Source()
     source.submit()
