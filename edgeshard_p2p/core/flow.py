@@ -78,6 +78,9 @@ class Flow:
     _specs: dict[int, EdgeSpec] = field(default_factory=dict)
     _owed: dict[int, list[Frame]] = field(default_factory=dict)
     """Releases that an edge was lost with: they go first when it is open again."""
+    _reopen_at: dict[int, float] = field(default_factory=dict)
+    """When an edge that was lost may be opened again: a receiver that refuses what it has just
+    opened for would otherwise be asked as fast as it answers."""
     _promised: dict[int, int] = field(default_factory=dict)
     """Credit last told, by incoming edge."""
 
@@ -109,6 +112,7 @@ class Flow:
 
     def next_deadline(self) -> float | None:
         times = [edge.next_deadline() for edge in self.out.values()]
+        times += self._reopen_at.values()
         return min((time for time in times if time is not None), default=None)
 
     # --- sending --------------------------------------------------------------------------
@@ -117,7 +121,8 @@ class Flow:
         """Open, each with a new epoch, the outgoing edges that are not there."""
         effects: list[Effect] = []
         for spec in self.outgoing():
-            if spec.index not in self.out:
+            if spec.index not in self.out and now >= self._reopen_at.get(spec.index, now):
+                self._reopen_at.pop(spec.index, None)
                 self.epochs["last"] += 1
                 self.out[spec.index] = OutEdge(
                     self.plan.id, spec, self.epochs["last"], self.timing, now
@@ -195,6 +200,7 @@ class Flow:
             self._owed.setdefault(edge.spec.index, []).extend(owed)
             others = [frame for frame in frames if frame.kind is not FrameKind.RELEASE]
             self.lost.append(LostEdge(edge.spec, others, edge.is_open))
+            self._reopen_at[edge.spec.index] = now + self.timing.edge_retry_s
             self.revision += 1
             effects.append(CloseEdge(self.plan.id, edge.spec.index))
         return effects
@@ -307,6 +313,7 @@ class Flow:
             effects += [DropTensor(f.tensor) for f in edge.drain() if f.tensor is not None]
             effects.append(CloseEdge(self.plan.id, index))
         self.out.clear()
+        self._reopen_at.clear()
         return effects
 
 

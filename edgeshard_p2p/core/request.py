@@ -33,6 +33,8 @@ class Request:
     """Whose tokens these are."""
     generated: list[int] = field(default_factory=list)
     attempt: int = 0
+    """Counts the asks for a slot (an ask repeated is the same one), granted or not: an ask that
+    was withdrawn and one that followed it must not be taken for each other."""
     phase: Phase = Phase.WAITING
     plan: Plan | None = None
     not_before: float = 0.0
@@ -81,7 +83,7 @@ class Request:
     def asks_for(self, plan: PlanId, attempt: int) -> bool:
         """Whether it waits for a slot for this very attempt on this plan."""
         is_asking = self.phase is Phase.ASKING and self.plan_id == plan
-        return is_asking and attempt == self.attempt + 1
+        return is_asking and attempt == self.attempt
 
 
 @dataclass(frozen=True, slots=True)

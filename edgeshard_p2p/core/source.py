@@ -122,6 +122,7 @@ class SourceWork:
             if request.n_known >= plan.workload.context:
                 steps += self._end_too_long(request, now)
                 continue
+            request.attempt += 1
             self._enter(request, Phase.ASKING, now)
             steps.append(self._ask(request, now))
         return steps
@@ -139,8 +140,8 @@ class SourceWork:
         assert request.plan is not None
         request.ask_at = now + self.timing.ask_repeat_s
         waited_s = now - (request.parked_at or request.created_at)
-        attempt = request.attempt + 1
-        return AskSlot(request.plan, request.id, attempt, waited_s, bool(request.generated))
+        is_running = bool(request.generated)
+        return AskSlot(request.plan, request.id, request.attempt, waited_s, is_running)
 
     def on_slot(
         self, request_id: RequestId, attempt: int, plan: PlanId, verdict: str, now: float
@@ -163,7 +164,6 @@ class SourceWork:
     def _begin(self, request: Request, now: float) -> list[SourceStep]:
         plan = request.plan
         assert plan is not None
-        request.attempt += 1
         request.computed = 0
         request.progress_at = now
         self._enter(request, Phase.RUNNING, now)
@@ -314,21 +314,19 @@ class SourceWork:
                 steps += self._park(request, f"{changed[0]} began the plan anew", now)
         return steps
 
-    def _park(
-        self, request: Request, text: str, now: float, is_failover: bool = True
-    ) -> list[SourceStep]:
+    def _park(self, request: Request, text: str, now: float) -> list[SourceStep]:
         steps = self._let_go(request)
         was_running = request.phase is Phase.RUNNING
         request.plan, request.cause = None, text
         if not was_running:
             self._enter(request, Phase.WAITING, now, keep_since=True)
             return steps
-        if request.attempt >= ATTEMPTS_MAX:
+        if request.failovers + 1 >= ATTEMPTS_MAX:
             return [*steps, *self._end(request, "error", f"gave up after {text}", now)]
         self._enter(request, Phase.WAITING, now)
         request.not_before = now + self.timing.retry_s * request.fruitless
         request.fruitless += 1
-        request.failovers += int(is_failover)
+        request.failovers += 1
         if request.parked_at is None:
             request.parked_at = now
         return [*steps, RequestNotice(request.id, f"interrupted: {text}")]
@@ -347,7 +345,7 @@ class SourceWork:
             return []
         request.is_computing = False
         if request.phase is Phase.ASKING:
-            return [ReturnSlot(plan, request.id, request.attempt + 1)]
+            return [ReturnSlot(plan, request.id, request.attempt)]
         if request.phase is not Phase.RUNNING:
             return []
         steps: list[SourceStep] = [ReleaseCache(request.key)]

@@ -18,7 +18,7 @@ from edgeshard_p2p.core.edges import WAITING_MAX, WINDOW
 from edgeshard_p2p.core.ids import PeerId, PlanId, unit_ranges
 from edgeshard_p2p.core.join import CONTACTS_MAX
 from edgeshard_p2p.core.membership import MEMBERS_MAX
-from edgeshard_p2p.core.messages import FrameAck, Identity, MemberState
+from edgeshard_p2p.core.messages import FrameAck, FrameHeader, Identity, MemberState
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.plan import kv_bytes, weight_bytes
 from edgeshard_p2p.core.records import RecordValue
@@ -37,6 +37,10 @@ SPINS_MAX = 20
 CHATTER_MAX = 150
 """Control messages from one peer to another within a second, acknowledgements of frames aside;
 a busy swarm takes some 50."""
+
+OPENINGS_MAX = 12
+"""Of one edge within a second: asked again four times, and four times for credit; an edge that is
+refused as often as it is opened would be asked as fast as the network is."""
 
 Belief = tuple[int, int, MemberState]
 """(generation, incarnation, state)"""
@@ -58,6 +62,9 @@ class Safety:
         self._spins: dict[str, tuple[float, int]] = {}
         self._chatter: dict[tuple[str, str], tuple[int, int]] = {}
         """By sender and receiver: the present second, and the messages in it."""
+
+        self._openings: dict[tuple[PeerId, PlanId, int], tuple[int, int]] = {}
+        """By sender and edge: the present second, and the openings in it."""
 
     def check(self, peer: SimPeer, core: PeerCore) -> None:
         self._check_beliefs(peer, core)
@@ -176,6 +183,13 @@ class Safety:
         n = n + 1 if since == now else 1
         self._spins[peer.host] = (now, n)
         assert n <= SPINS_MAX, f"{peer.id} wants to be woken for ever at {now}"
+
+    def check_opening(self, peer: SimPeer, header: FrameHeader, now: float) -> None:
+        key, second = (peer.id, header.plan_id, header.edge), int(now)
+        known, n = self._openings.get(key, (second, 0))
+        n = n + 1 if known == second else 1
+        self._openings[key] = (second, n)
+        assert n <= OPENINGS_MAX, f"{peer.id} opens edge {header.edge} again and again at {now}"
 
     def check_chatter(self, peer: SimPeer, effect: fx.Send, now: float) -> None:
         """Peers do not go on answering each other's answers."""

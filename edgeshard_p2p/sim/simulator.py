@@ -15,7 +15,7 @@ from typing import Any
 from edgeshard_p2p.core import effects as fx
 from edgeshard_p2p.core import events as ev
 from edgeshard_p2p.core.ids import RequestId
-from edgeshard_p2p.core.messages import Address, ProbeBody
+from edgeshard_p2p.core.messages import Address, FrameKind, ProbeBody
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.plan import Choice
 from edgeshard_p2p.core.planner import choose
@@ -283,6 +283,8 @@ class Simulator:
         n_bytes = effect.tensor.n_bytes if effect.tensor is not None else 4 * len(effect.tokens)
         payload = encode_body(effect.body) if effect.body is not None else bytes(n_bytes)
         header, _, body = decode_frame([encode_header(effect.header), payload])
+        if header.kind is FrameKind.EDGE:
+            self.safety.check_opening(peer, header, self.now)
 
         def make(receiver: SimPeer) -> ev.Event:
             tensor = receiver.keep(list(states)) if states else None

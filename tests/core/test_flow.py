@@ -274,6 +274,16 @@ def test_silent_edge_is_given_up_with_what_it_carried_and_opened_anew() -> None:
     assert opening.header.epoch == 2
 
 
+def test_edge_that_is_refused_is_not_opened_as_fast_as_it_is_answered() -> None:
+    flow = opened(A)
+    flow.on_refused(FrameRefused(PLAN.id, ENTRY, 1, 1, "not_loaded"), 3.0)
+    assert flow.open_edges(3.0) == []
+    assert flow.next_deadline() == 3.0 + TIMING.edge_retry_s
+    (opening,) = of(SendFrame, flow.open_edges(3.0 + TIMING.edge_retry_s))
+    assert opening.header.epoch == 2
+    assert flow.next_deadline() == 3.0 + 2 * TIMING.edge_retry_s
+
+
 def test_edge_that_never_opened_says_so() -> None:
     flow = flow_of(A)
     flow.open_edges(0.0)

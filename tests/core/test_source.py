@@ -22,18 +22,9 @@ from edgeshard_p2p.core.flow import Frame
 from edgeshard_p2p.core.ids import RequestId, UnitRange
 from edgeshard_p2p.core.messages import FrameKind, RowFlag
 from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.request import AskSlot, OfferFrame, Phase, ReturnSlot, SourceStep
 from edgeshard_p2p.core.sampling import Sampling
-from edgeshard_p2p.core.source import (
-    ATTEMPTS_MAX,
-    CHUNK_ROWS,
-    CHUNKS_AHEAD,
-    AskSlot,
-    OfferFrame,
-    Phase,
-    ReturnSlot,
-    SourceStep,
-    SourceWork,
-)
+from edgeshard_p2p.core.source import ATTEMPTS_MAX, CHUNK_ROWS, CHUNKS_AHEAD, SourceWork
 from edgeshard_p2p.core.work import RowGroup, TensorRef
 from tests.core.parts import MODEL, PLAN, SOLO, TIMING, A, B, C, of, request
 
@@ -487,6 +478,19 @@ def test_long_prompt_may_take_longer_while_its_plan_takes_frames() -> None:
     source.done(source.begin(long))
     source.work.note_progress(SOLO.id, 20.0)
     assert source.work.next_deadline() == TIMING.progress_s
+
+
+def test_ask_after_a_withdrawn_one_is_another() -> None:
+    source = Source()
+    source.submit()
+    source.start()
+    withdrawn = of(ReturnSlot, source.work.park_plan(PLAN.id, "gone", 0.0))
+    assert withdrawn == [ReturnSlot(PLAN, ONE, 1)]
+    (ask,) = source.start()
+    assert isinstance(ask, AskSlot)
+    assert ask.attempt == 2
+    assert source.grant(attempt=1) == []
+    assert source.grant(attempt=2) != []
 
 
 def test_swarm_that_cannot_serve_ends_those_that_wait() -> None:

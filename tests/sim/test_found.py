@@ -15,6 +15,8 @@ FOUND = {
     3159: "a plan that came back under its id had lost its KV, and sources went on waiting",
     3256: "a later life at an old address answered probes for the life before it",
     7119: "a device that lost its state directory used a generation that it had had before",
+    # And that an edge which was refused was opened again as fast as it was answered.
+    40916: "an ask that was withdrawn gave back the slot of the one that had followed it",
 }
 
 

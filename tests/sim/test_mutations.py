@@ -232,14 +232,20 @@ def release_is_not_passed_on(patch: Patch) -> None:
 def parked_request_forgets_its_tokens(patch: Patch) -> None:
     park = SourceWork._park
 
-    def mutant(
-        self: SourceWork, request: Request, text: str, now: float, is_failover: bool = True
-    ) -> list[SourceStep]:
-        steps = park(self, request, text, now, is_failover)
+    def mutant(self: SourceWork, request: Request, text: str, now: float) -> list[SourceStep]:
+        steps = park(self, request, text, now)
         request.generated.clear()
         return steps
 
     patch.setattr(SourceWork, "_park", mutant)
+
+
+def late_pass_counts_for_the_next_attempt(patch: Patch) -> None:
+    def mutant(self: SourceWork, request_id: RequestId, attempt: int) -> Request | None:
+        request = self.requests.get(request_id)
+        return request if request is not None and request.plan is not None else None
+
+    patch.setattr(SourceWork, "_running", mutant)
 
 
 def _run_busy_in_small_chunks(seed: int) -> None:
@@ -267,6 +273,7 @@ COMING_AND_GOING: dict[Mutation, str] = {
 """By the words in which the simulator complains."""
 
 TRAFFIC: dict[Mutation, str] = {
+    late_pass_counts_for_the_next_attempt: "is not open|cached, not|goes on after its end",
     stage_takes_rows_at_any_position: "cached, not",
     source_takes_any_token_of_its_request: "not \\[|goes on after its end",
     edge_accepts_duplicates: "is overrun",
