@@ -67,6 +67,7 @@ async def peer(directory: Path, is_bound: bool = True) -> AsyncIterator[Driver]:
     try:
         if is_bound:
             await transport.open()
+            await driver.open()
         driver.post(ev.Started())
         yield driver
     finally:
@@ -179,11 +180,13 @@ def test_a_bug_in_the_core_ends_the_peer(tmp_path: Path, monkeypatch: pytest.Mon
             with pytest.raises(ZeroDivisionError):
                 a.post(ev.PeerDiscovered(Address("127.0.0.1", 7911)))
             with pytest.raises(ZeroDivisionError, match="a bug"):
-                await a.ended
+                async with asyncio.timeout(DEADLINE_S):
+                    await a.ended
 
     uvloop.run(main())
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_bug_on_the_compute_thread_ends_the_peer(tmp_path: Path) -> None:
     async def main() -> None:
         async with peer(tmp_path) as a:
