@@ -185,9 +185,13 @@ class InEdge:
     """The receiving end: accepts each sequence number once and in order."""
 
     spec: EdgeSpec
+    sender_tag: bytes = field(init=False)
     epoch: int = 0
     received: int = 0
     consumed: int = 0
+
+    def __post_init__(self) -> None:
+        self.sender_tag = self.spec.sender.tag
 
     def on_open(self, epoch: int) -> bool:
         """False for an opening that is older than the one in force."""

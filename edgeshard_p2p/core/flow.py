@@ -233,7 +233,7 @@ class Flow:
     def on_frame(self, event: FrameReceived, now: float) -> list[Effect]:
         header = event.header
         edge = self.in_.get(header.edge)
-        if edge is None or header.sender != edge.spec.sender.tag:
+        if edge is None or header.sender != edge.sender_tag:
             return [*_drop(event), *refuse(header, "not_my_edge", self.membership)]
         if header.kind is FrameKind.EDGE:
             return self._on_opening(edge, header)

@@ -7,7 +7,7 @@ before anyone believes it.  Knows nothing of bytes or sockets.
 
 from __future__ import annotations
 
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -267,7 +267,7 @@ class FrameKind(IntEnum):
     """No payload.  The groups name requests whose KV is to be freed, along all stages."""
 
 
-class RowFlag(IntFlag):
+class RowFlag(IntEnum):
     LAST_CHUNK = 1
     """The last row of this group is the last known token: sample from it."""
     REPLAY = 2

@@ -15,7 +15,7 @@ class Receiver:
     """Calls ``on_parts`` for each message.
 
     NOTE: the descriptor of a ZeroMQ socket announces changes, not readiness: it must be drained
-    until EVENTS says so, and looked at again after every send on the same socket (``poke``).
+    until nothing comes, and looked at again after every send on the same socket (``poke``).
     """
 
     def __init__(
@@ -38,11 +38,13 @@ class Receiver:
 
     def _drain(self) -> None:
         for _ in range(BURST):
-            if self._is_closed or not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            if self._is_closed:
                 return
             try:
-                parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                parts = [self._socket.recv(zmq.NOBLOCK, copy=False)]
             except zmq.Again:
                 return
+            while parts[-1].more:
+                parts.append(self._socket.recv(zmq.NOBLOCK, copy=False))
             self._on_parts(parts)
         self.poke()

@@ -201,8 +201,11 @@ class Transport:
         self._send(self._probes[to], parts, "probe: queue full")
 
     def _send(self, socket: zmq.Socket[bytes], parts: Sequence[Buffer], if_full: str) -> None:
+        *others, last = parts
         try:
-            socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+            for part in others:
+                socket.send(part, zmq.NOBLOCK | zmq.SNDMORE, copy=False)
+            socket.send(last, zmq.NOBLOCK, copy=False)
         except zmq.Again:
             self.dropped[if_full] += 1
 

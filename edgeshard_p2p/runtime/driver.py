@@ -17,7 +17,8 @@ from typing import Any
 
 from edgeshard_p2p.core import effects as fx
 from edgeshard_p2p.core import events as ev
-from edgeshard_p2p.core.messages import FrameHeader, FrameKind
+from edgeshard_p2p.core.ids import PlanId
+from edgeshard_p2p.core.messages import Address, FrameAck, FrameHeader, FrameKind
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.work import TensorRef
 from edgeshard_p2p.model import library
@@ -50,6 +51,10 @@ log = logging.getLogger("edgeshard")
 
 WAITS_TO_MEASURE = "another peer on this machine is measuring itself: waiting for it"
 LEVELS = logging.getLevelNamesMapping()
+PAUSE_S = 0.001
+"""What nobody computes with (acknowledgements, which are cumulative, and the next deadline) is
+dealt with this much later: once for several events, and without keeping the interpreter from the
+compute thread, which has just been given work."""
 
 
 class Restart(Exception):
@@ -89,10 +94,12 @@ class Driver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._events: deque[ev.Event] = deque()
         self._is_handling = False
+        self._pause: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._tensors: dict[int, Computed | Received] = {}
         self._n_tensors = 0
+        self._acks: dict[tuple[Address, PlanId, int], fx.Send] = {}
         self._performers: dict[type, Callable[[Any], None]] = {
             fx.Send: self._send,
             fx.SendFrame: self._send_frame,
@@ -126,8 +133,9 @@ class Driver:
         self.spawn(self._planner.run(), name="planner")
 
     async def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._pause, self._timer):
+            if timer is not None:
+                timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -173,6 +181,14 @@ class Driver:
                     self._performers[type(effect)](effect)
         finally:
             self._is_handling = False
+        if self._pause is None:
+            self._pause = self._loop.call_later(PAUSE_S, self._after_pause)
+
+    def _after_pause(self) -> None:
+        self._pause = None
+        acks, self._acks = self._acks, {}
+        for effect in acks.values():
+            self._send_now(effect)
         self._arm()
 
     def _arm(self) -> None:
@@ -239,6 +255,13 @@ class Driver:
     # --- sending --------------------------------------------------------------------------
 
     def _send(self, effect: fx.Send) -> None:
+        message = effect.message
+        if isinstance(message, FrameAck):
+            self._acks[effect.to, message.plan, message.edge] = effect
+        else:
+            self._send_now(effect)
+
+    def _send_now(self, effect: fx.Send) -> None:
         data = encode_control(self._swarm_keys[0], self.core.me, effect.message)
         self._transport.send_control(effect.to, data)
 
