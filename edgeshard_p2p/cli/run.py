@@ -74,6 +74,7 @@ def _stream(answers: Iterator[Any], as_json: bool) -> None:
     from edgeshard_p2p.wire import client as wire
 
     text: list[str] = []
+    is_mid_line = False
     token_ids: list[int] = []
     for answer in answers:
         if isinstance(answer, wire.Text):
@@ -81,8 +82,11 @@ def _stream(answers: Iterator[Any], as_json: bool) -> None:
             token_ids += answer.token_ids
             if not as_json:
                 print(answer.text, end="", flush=True)
+                is_mid_line = not answer.text.endswith("\n") if answer.text else is_mid_line
         elif isinstance(answer, wire.Notice):
-            click.echo(f"\n[{answer.text}]", err=True)
+            if is_mid_line:
+                click.echo(err=True)
+            click.echo(f"[{answer.text}]", err=True)
         elif isinstance(answer, wire.Failed):
             if text and not as_json:
                 print()
@@ -115,10 +119,8 @@ def _finish(text: str, token_ids: list[int], done: Any, as_json: bool) -> None:
     sys.stdout.flush()
     lost = ""
     if done.failovers:
-        lost = (
-            f", {done.failovers} failovers ({done.replayed_tokens} tokens replayed, "
-            f"{done.recovery_ms:.0f} ms)"
-        )
+        times = "1 failover" if done.failovers == 1 else f"{done.failovers} failovers"
+        lost = f", {times} ({done.replayed_tokens} tokens replayed, {done.recovery_ms:.0f} ms)"
     click.echo(
         f"[{done.generated_tokens} tokens ({done.finish_reason}), first after "
         f"{done.ttft_ms:.0f} ms, then {done.ms_per_token:.1f} ms/token = "

@@ -69,6 +69,9 @@ class CoreConfig:
     timing: Timing = field(default_factory=Timing)
 
 
+LOADING = "the plan is being loaded"
+
+
 class PeerCore:
     def __init__(self, config: CoreConfig, rng: Random) -> None:
         me, timing = config.me, config.timing
@@ -172,7 +175,7 @@ class PeerCore:
         effects += self.join.tick(self.membership, now)
         effects += self.gossip.tick(self.membership, now)
         effects += self.links.tick(self.membership.members, now)
-        effects += self.serving.tick(now, self.planning.why_no_plan())
+        effects += self.serving.tick(now, self.planning.why_no_plan() or LOADING)
         if now >= self._started_at + self.timing.seed_delay_s:
             effects += self._seed()
         return effects
@@ -290,7 +293,7 @@ class PeerCore:
         request = self.serving.source.submit(event, model.digest, now)
         effects: list[Effect] = [Accepted(event.client, request.id)]
         if self.planning.dispatchable() is None:
-            why = self.planning.why_no_plan() or "the plan is being loaded"
+            why = self.planning.why_no_plan() or LOADING
             effects.append(RequestNotice(request.id, f"waiting: {why}"))
         return effects
 
@@ -331,7 +334,7 @@ class PeerCore:
         self.is_stopping = True
         text = f"{self.me} is leaving the swarm"
         effects = self.serving.run(self.serving.source.end_all(text, now), now)
-        return [*effects, *self.membership.leave(), Stop(0)]
+        return [*effects, *self.membership.leave(), Log(f"{self.me} left the swarm"), Stop(0)]
 
     # --- after every event ----------------------------------------------------------------
 

@@ -319,7 +319,8 @@ def _obstacle(pool: _Pool, chain: Chain) -> tuple[str, int]:
     need, have = _needed_bytes(snapshot, len(pool.sources), 1), _offered_bytes(snapshot)
     figures = f"(have {_size(have)}, need {_size(need)} at context {snapshot.workload.context})"
     if need > have:
-        lack = f"{_size(need - have)} more memory than the {n_devices} devices offer"
+        offer = "the only device offers" if n_devices == 1 else f"the {n_devices} devices offer"
+        lack = f"{_size(need - have)} more memory than {offer}"
         return f"the model needs {lack} {figures}", need - have
     if not is_feasible(chain.fully_linked(), _fit(pool, 1)):
         reason = f"no cut into one run per device fits the {n_devices} devices' memory {figures}"

@@ -7,6 +7,7 @@ what failed, what has to end first.  Computes no plan and moves no tensor.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from edgeshard_p2p.core.effects import Effect, LoadUnits, Log
 from edgeshard_p2p.core.events import LoadFailed, PlanComputed, UnitsLoaded
@@ -20,6 +21,8 @@ from edgeshard_p2p.core.rollout import Life, Rollout
 from edgeshard_p2p.core.serving import Serving
 from edgeshard_p2p.core.timing import Timing
 from edgeshard_p2p.core.view import model_of, view
+
+Item = TypeVar("Item")
 
 
 @dataclass(slots=True)
@@ -38,6 +41,8 @@ class Planning:
     """The active plan, while it has to end for the next one."""
     _park_at: float | None = None
     """When what still runs on it is parked; None: that is done, or need not be."""
+    _loading: tuple[int, float] | None = None
+    """The load under way, and when it is given up."""
 
     def __post_init__(self) -> None:
         me = self.membership.me.peer
@@ -91,6 +96,8 @@ class Planning:
     def next_deadlines(self) -> list[float | None]:
         times = [self.replan.next_deadline(), self.serving.next_deadline()]
         times += self._failures.values()
+        if self._loading is not None:
+            times.append(self._loading[1])
         return [*times, self._park_at]
 
     def _edges_open(self, plan_id: PlanId) -> bool:
@@ -120,13 +127,16 @@ class Planning:
         return self.serving.run(self.serving.source.end_waiting(text, now), now)
 
     def on_loaded(self, event: UnitsLoaded, _: float) -> list[Effect]:
-        self.rollout.on_loaded(event.load)
+        if not self.rollout.on_loaded(event.load):
+            return []
+        self._loading = None
         held = ", ".join(str(units) for units in unit_ranges(self.rollout.units()))
-        return [Log(f"loaded units {held or 'none'}")]
+        return [Log(f"units {held} are loaded" if held else "no units are held any more")]
 
     def on_load_failed(self, event: LoadFailed, now: float) -> list[Effect]:
         if not self.rollout.on_load_failed(event.load):
             return []
+        self._loading = None
         me = self.membership.me.peer
         self._fail(Failure("cannot_load", me, None, event.detail[:300]), now)
         return [Log(f"loading failed: {event.detail}", "error")]
@@ -138,7 +148,8 @@ class Planning:
 
     def settle(self, now: float) -> list[Effect]:
         """Bring view, plans and this peer's records of them up to date."""
-        effects = self._follow_failures(now)
+        effects = self._follow_loading(now)
+        effects += self._follow_failures(now)
         self._refresh_view(now)
         effects += self.replan.tick(now)
         effects += self._follow_plans(now)
@@ -146,6 +157,14 @@ class Planning:
         effects += self._follow_restarts(now)
         effects += self._dispatch(now)
         return effects + self.gossip.publish(self.held(), self.membership)
+
+    def _follow_loading(self, now: float) -> list[Effect]:
+        """A load that takes too long is one that failed: the swarm goes round this peer until the
+        failure expires."""
+        if self._loading is None or now < self._loading[1]:
+            return []
+        load, _ = self._loading
+        return self.on_load_failed(LoadFailed(load, "loading took too long"), now)
 
     def _follow_failures(self, now: float) -> list[Effect]:
         failed_edges, self.serving.failed_edges = self.serving.failed_edges, []
@@ -174,14 +193,18 @@ class Planning:
             if plan_id in self.rollout.plans:
                 rolling = self.rollout.plans[plan_id]
                 self.serving.start_plan(rolling.plan, rolling.model)
-        for plan_id in _take(self.rollout.retired):
+        for plan_id, why in _take(self.rollout.retired):
             if plan_id in self.serving.flows:
-                effects += self.serving.end_plan(plan_id, "its plan was retired", now)
+                effects += self.serving.end_plan(plan_id, why, now)
         for plan_id, rolling in self.rollout.plans.items():
             if rolling.life is not Life.PROPOSED:
                 effects += self.serving.flows[plan_id].open_edges(now)
         loads = [step for step in steps if isinstance(step, LoadUnits)]
         logs = [step for step in steps if not isinstance(step, LoadUnits)]
+        for load in loads:
+            timing = self.timing
+            seconds = timing.load_deadline_s + self.rollout.load_bytes() / timing.load_bytes_per_s
+            self._loading = (load.load, now + seconds)
         # What is retired is freed before what is new is loaded.
         return [*logs, *effects, *loads]
 
@@ -232,7 +255,7 @@ class Planning:
         return self.serving.run(steps, now)
 
 
-def _take(plan_ids: list[PlanId]) -> list[PlanId]:
-    taken = list(plan_ids)
-    plan_ids.clear()
+def _take(items: list[Item]) -> list[Item]:
+    taken = list(items)
+    items.clear()
     return taken

@@ -65,8 +65,8 @@ class Rollout:
     active: PlanId | None = None
     """The plan that serves."""
     started: list[PlanId] = field(default_factory=list)
-    retired: list[PlanId] = field(default_factory=list)
-    """Plans that began or ended since the caller last looked; it empties both."""
+    retired: list[tuple[PlanId, str]] = field(default_factory=list)
+    """Plans that began, or ended and why, since the caller last looked; it empties both."""
     _begun: int = 0
     _held: tuple[int, ...] = ()
     _wanted: tuple[int, ...] = ()
@@ -116,11 +116,22 @@ class Rollout:
     def propose_none(self) -> None:
         self.target, self._is_hopeless = None, True
 
-    def on_loaded(self, load: int) -> None:
-        if load == self._loads:
-            self._held = self._wanted
-            for rolling in self.plans.values():
-                rolling.is_loaded |= rolling.is_asked
+    def on_loaded(self, load: int) -> bool:
+        """True when what is loaded is what was asked for last."""
+        if load != self._loads:
+            return False
+        self._held = self._wanted
+        for rolling in self.plans.values():
+            rolling.is_loaded |= rolling.is_asked
+        return True
+
+    def load_bytes(self) -> int:
+        """Weights of all that the last LoadUnits asked for."""
+        asked = [rolling for rolling in self.plans.values() if rolling.is_asked]
+        if not asked:
+            return 0
+        model, dtype = asked[0].model, asked[0].plan.workload.dtype
+        return sum(weight_bytes(model, units, dtype, True) for units in unit_ranges(self._wanted))
 
     def on_load_failed(self, load: int) -> bool:
         """True when the failure is that of the latest load."""
@@ -145,8 +156,10 @@ class Rollout:
         """Move every plan as far as the records allow."""
         effects: list[Log | LoadUnits] = []
         for plan_id in list(self.plans):
-            if not all(is_present(peer) for peer in self.plans[plan_id].plan.peers()):
-                effects += self._retire(plan_id, "a peer of it is gone")
+            gone = [peer for peer in self.plans[plan_id].plan.peers() if not is_present(peer)]
+            if gone:
+                verb = "is" if len(gone) == 1 else "are"
+                effects += self._retire(plan_id, f"{', '.join(map(str, gone))} {verb} gone")
         self._supersede(effects)
         self._retire_drained(held_of, effects)
         effects += self._load(held_of)
@@ -159,7 +172,7 @@ class Rollout:
         for plan_id, rolling in list(self.plans.items()):
             is_young = rolling.life in (Life.PROPOSED, Life.LOADING, Life.READY)
             if plan_id != self.target and is_young:
-                effects += self._retire(plan_id, "superseded")
+                effects += self._retire(plan_id, "a newer plan took its place")
 
     def _retire_drained(self, held_of: HeldOf, effects: list[Log | LoadUnits]) -> None:
         for plan_id, rolling in list(self.plans.items()):
@@ -259,7 +272,7 @@ class Rollout:
 
     def _retire(self, plan_id: PlanId, why: str) -> list[Log | LoadUnits]:
         rolling = self.plans.pop(plan_id)
-        self.retired.append(plan_id)
+        self.retired.append((plan_id, why))
         self._has_leftovers |= rolling.is_asked
         if self.active == plan_id:
             self.active = None

@@ -34,6 +34,9 @@ class Timing:
     """A gain re-plans only after the snapshot was quiet for this long; a loss at once."""
     edge_retry_s: float = 0.25
     edge_deadline_s: float = 20.0
+    load_deadline_s: float = 60.0
+    load_bytes_per_s: float = 5e6
+    """Loading may take the deadline and the bytes at this rate, that of a slow memory card."""
     drain_deadline_s: float = 10.0
     failure_expiry_s: float = 60.0
 

@@ -39,6 +39,8 @@ CONTACTS_MAX = 128
 SOCKETS_MAX = 4_096
 SECRETS_PAUSE_S = 1.0
 """Between two rounds through the list of secrets (one, or none), all of which were refused."""
+ROUNDS_TO_TELL = 3
+"""One round may fail because the other end is just coming up or going away."""
 
 HANDSHAKE_EVENTS = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -54,8 +56,10 @@ def why_refused(has_secret: bool) -> str:
     NOTE: libzmq says no more than that it failed: which of its events comes depends on who hangs
     up first, not on whose secret is wrong."""
     if has_secret:
-        return "it uses no secret, or another one; give both the same --secret-file"
-    return "it asks for a secret; give the swarm's with --secret-file"
+        cause = "it uses no secret, or another one; give both the same --secret-file"
+    else:
+        cause = "it asks for a secret; give the swarm's with --secret-file"
+    return f"{cause} (or it is no edgeshard peer at all)"
 
 
 class BindError(Exception):
@@ -280,7 +284,7 @@ class Contact:
             return  # libzmq tries again by itself, in vain.
         self._refusals += 1
         n_secrets = max(1, len(self._transport._security.keys))
-        if self._refusals == n_secrets:
+        if self._refusals == ROUNDS_TO_TELL * n_secrets:
             reason = why_refused(bool(self._transport._security.keys))
             self._transport._callbacks.on_contact_failed(self.address, reason)
         if self._refusals % n_secrets:

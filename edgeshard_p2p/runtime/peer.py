@@ -41,7 +41,7 @@ log = logging.getLogger("edgeshard")
 
 MEMORY_SHARE = 0.8
 """Of what is available at the start, where no --memory is given."""
-HEADROOM_BYTES = 96 * 2**20
+HEADROOM_BYTES = 128 * 2**20
 """For activations, buffers and sockets, beside weights and KV."""
 DESCRIPTORS = 8_192
 ALONE_S = 5.0

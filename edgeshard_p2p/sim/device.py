@@ -64,6 +64,8 @@ class SimPeer:
 
     # Faults to come.
     loads_to_fail: int = 0
+    load_takes_s: float = 0.0
+    """More than usual, the next time."""
     passes_to_fail: int = 0
 
     _n_tensors: int = 0

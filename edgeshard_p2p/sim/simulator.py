@@ -309,7 +309,8 @@ class Simulator:
 
     def _load(self, peer: SimPeer, effect: fx.LoadUnits) -> None:
         self.safety.check_memory(peer, effect)
-        self._compute(peer, LOAD_S, lambda: peer.load(effect))
+        extra_s, peer.load_takes_s = peer.load_takes_s, 0.0
+        self._compute(peer, LOAD_S + extra_s, lambda: peer.load(effect))
 
     def _touch(self, peer: SimPeer, work: Callable[[Any], None], effect: Any) -> None:
         self._compute(peer, 0.0, lambda: work(effect))

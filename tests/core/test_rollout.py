@@ -134,7 +134,7 @@ def test_newer_proposal_takes_the_place_of_one_that_is_loading() -> None:
     peer.others_say(computed=PLAN.id)
     peer.propose(NEXT)
     assert peer.life(PLAN) is None
-    assert peer.rollout.retired == [PLAN.id]
+    assert peer.rollout.retired == [(PLAN.id, "a newer plan took its place")]
     (load,) = of(LoadUnits, peer.others_say(computed=NEXT.id))
     assert load.units == (UnitRange(2, 6),)  # What both have in common is asked for once more.
 

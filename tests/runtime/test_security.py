@@ -14,13 +14,14 @@ from edgeshard_p2p.net.client import Client, NoAnswer
 from edgeshard_p2p.net.security import SecretError, Security, open_security, read_secrets
 from edgeshard_p2p.wire.client import Status
 from tests.runtime.endpoint import Endpoint, endpoint
-from tests.runtime.waiting import until_async
+from tests.runtime.waiting import free_address, until_async
 
 S1, S2, S3 = b"the first secret, long", b"the second secret, too", b"a third secret as well"
 PLAN = b"\x01" * 8
 
-TAKES_ANOTHER = "it uses no secret, or another one; give both the same --secret-file"
-ASKS_FOR_ONE = "it asks for a secret; give the swarm's with --secret-file"
+OR_NO_PEER = " (or it is no edgeshard peer at all)"
+TAKES_ANOTHER = f"it uses no secret, or another one; give both the same --secret-file{OR_NO_PEER}"
+ASKS_FOR_ONE = f"it asks for a secret; give the swarm's with --secret-file{OR_NO_PEER}"
 
 
 def _security(*secrets: bytes) -> Security:
@@ -125,6 +126,7 @@ def test_a_peer_is_found_again_after_it_changed_its_secret() -> None:
 def test_refused_secrets_are_tried_again_without_haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """A round through the list, then a pause: by count, with a pause that does not end."""
     monkeypatch.setattr(net, "SECRETS_PAUSE_S", 1e6)
+    monkeypatch.setattr(net, "ROUNDS_TO_TELL", 1)
 
     async def main() -> None:
         async with endpoint(_security(S1, S2)) as a, endpoint(_security(S3)) as b:
@@ -154,6 +156,24 @@ def test_a_refused_peer_comes_in_once_the_other_has_its_secret(
                 assert len(a.failures) == 1
             async with endpoint(_security(*mine), b.address) as b:
                 await _hears(a, b)
+
+    uvloop.run(main())
+
+
+def test_one_that_hangs_up_while_it_comes_up_is_not_called_a_stranger() -> None:
+    async def main() -> None:
+        async with endpoint(_security(S1)) as a:
+            address = free_address()
+            busy = await asyncio.start_server(
+                lambda _, writer: writer.close(), address.host, address.port
+            )
+            a.transport.send_control(address, b"lost")
+            contact = a.transport._contacts[address]
+            await until_async(lambda: contact._refusals > 0, "a handshake that fails")
+            busy.close()
+            async with endpoint(_security(S1), address) as b:
+                await _hears(a, b)
+            assert not a.failures
 
     uvloop.run(main())
 

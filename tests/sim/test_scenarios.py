@@ -6,6 +6,7 @@ import pytest
 
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.messages import MemberState
+from edgeshard_p2p.core.records import Failure, FailuresRecord
 from edgeshard_p2p.sim.compute import small_model
 from edgeshard_p2p.sim.request import SimRequest
 from edgeshard_p2p.sim.simulator import Simulator
@@ -94,6 +95,24 @@ def test_peer_that_is_no_source_names_one() -> None:
     settle(swarm)
     request = swarm.submit("b", PROMPT, 3)
     assert request.rejected == "b@1 is not a source; ask a at a:7911"
+
+
+def test_swarm_goes_round_a_peer_whose_loading_hangs() -> None:
+    swarm = Simulator(7)
+    swarm.add("a", EVERYTHING, block_us=10_000)
+    swarm.add("b", EVERYTHING, block_us=500)
+    swarm.peers["b"].load_takes_s = 200.0
+    swarm.start("a")
+    swarm.start("b", join=("a",), wishes={})
+    loads = core(swarm, "b").planning.rollout
+    assert swarm.run_until(lambda: loads.target is not None and not loads.units(), 20.0)
+    assert [stage.peer.name for stage in loads.plans[loads.target].plan.stages] == ["b"]
+    swarm.run(swarm.now + 30.0)
+    answer(swarm, swarm.submit("a", PROMPT, 8))
+    assert stage_peers(swarm) == []
+    b = core(swarm, "b").me
+    said = FailuresRecord((Failure("cannot_load", b, None, "loading took too long"),))
+    assert core(swarm, "a").gossip.of(b, FailuresRecord) == said
 
 
 # --- losses -------------------------------------------------------------------------------------
