@@ -73,6 +73,66 @@ def probe_peer(times_file: str, arguments: list[str]) -> None:
     edgeshard(["peer", *arguments])
 
 
+def bare_receiver(times_file: str, port: int) -> None:
+    """The same way in without a peer: a loop that reads a PULL socket and wakes a thread."""
+    import asyncio
+    import queue
+    import threading
+
+    import uvloop
+    import zmq
+
+    begun: list[float] = []
+
+    async def receive() -> None:
+        socket = zmq.Context().socket(zmq.PULL)
+        socket.bind(f"tcp://127.0.0.1:{port}")
+        work: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def compute() -> None:
+            while work.get():
+                begun.append(time.monotonic())
+            loop.call_soon_threadsafe(done.set)
+
+        def drain() -> None:
+            while socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                work.put(socket.recv_multipart(copy=False)[0].bytes)
+
+        threading.Thread(target=compute, daemon=True).start()
+        loop.add_reader(socket.fileno(), drain)
+        loop.call_soon(drain)
+        await done.wait()
+
+    uvloop.run(receive())
+    Path(times_file).write_text(json.dumps(begun))
+
+
+def bare_hops_ms(scratch: Path, port: int, pause_s: float) -> list[float]:
+    """What ZeroMQ and waking two threads cost here by themselves, with a frame's bytes, in a
+    process that computes in between as a stage does."""
+    import zmq
+
+    times = scratch / "bare.json"
+    receiver = subprocess.Popen([sys.executable, __file__, "_bare", str(times), str(port)])
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.PUSH)
+    socket.connect(f"tcp://127.0.0.1:{port}")
+    sent = []
+    for _ in range(HOP_TOKENS):
+        ends_at = time.monotonic() + pause_s
+        while time.monotonic() < ends_at:
+            pass
+        sent.append(time.monotonic())
+        socket.send_multipart([bytes([1]) * 78, bytes(4 * 576)], copy=False)
+    socket.send_multipart([b"", b""])
+    receiver.wait(30)
+    context.destroy()
+    begun = json.loads(times.read_text())
+    # The first ones wait for the connection.
+    return sorted((b - a) * 1e3 for a, b in zip(sent[20:], begun[20:], strict=True))
+
+
 @contextmanager
 def peers(scratch: Path, commands: list[list[str]]) -> Iterator[list[subprocess.Popen[bytes]]]:
     started = []
@@ -109,7 +169,9 @@ def wait_until_active(address: str, scratch: Path) -> dict[str, Any]:
 @main.command()
 @click.option("--port", default=7951, show_default=True, help="First of four ports.")
 def hop(port: int) -> None:
-    """Start of encode on one peer's loop to start of compute on the next peer, loopback."""
+    """Start of encode on one peer's loop to start of compute on the next peer, loopback.
+
+    ``bare`` is the same way for the same bytes through ZeroMQ, a loop and a thread alone."""
     from edgeshard_p2p.model.library import fetch_demo_model
 
     model = fetch_demo_model(say).path
@@ -132,6 +194,7 @@ def hop(port: int) -> None:
             plan = wait_until_active(first, scratch)["plan"]
             run = ["run", PROMPT, "--raw", "--peer", first, "--max-tokens", str(HOP_TOKENS)]
             answer = edgeshard(*run, "--temperature", "1.5", "--seed", "1")
+        bare_ms = bare_hops_ms(scratch, port, answer["ms_per_token"] / 2e3)
         times_of = [json.loads((scratch / f"times{i}.json").read_text()) for i in range(2)]
     sent = [at for what, at in times_of[0] if what == "encode"]
     begun = [at for what, at in times_of[1] if what == "compute"]
@@ -145,6 +208,7 @@ def hop(port: int) -> None:
             "p50_ms": round(statistics.median(hops_ms), 3),
             "p99_ms": round(hops_ms[int(len(hops_ms) * 0.99)], 3),
             "max_ms": round(hops_ms[-1], 3),
+            "bare_p50_ms": round(statistics.median(bare_ms), 3),
             "ms_per_token": answer["ms_per_token"],
             "hidden_size": 576,
         },
@@ -307,5 +371,7 @@ def start() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["_peer"]:
         probe_peer(sys.argv[2], sys.argv[3:])
+    elif sys.argv[1:2] == ["_bare"]:
+        bare_receiver(sys.argv[2], int(sys.argv[3]))
     else:
         main()

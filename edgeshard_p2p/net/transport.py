@@ -21,6 +21,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.net.admission import Admission
+from edgeshard_p2p.net.offences import Offences
 from edgeshard_p2p.net.receiver import Receiver
 from edgeshard_p2p.net.security import Security
 from edgeshard_p2p.wire.codec import CONTROL_BYTES_MAX
@@ -68,12 +69,15 @@ class BindError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """Where what arrives goes.  Parts are buffers that live as long as they are held."""
+    """Where what arrives goes.  Parts are buffers that live as long as they are held.
+    ``on_peer`` and ``on_client`` say whether they could read it."""
 
-    on_peer: Callable[[memoryview], None]
-    on_client: Callable[[bytes, memoryview], None]
+    on_peer: Callable[[memoryview], bool]
+    on_client: Callable[[bytes, memoryview], bool]
     on_frame: Callable[[list[memoryview]], None]
     on_contact_failed: Callable[[Address, str], None]
+    refusal: Callable[[], bytes]
+    """What a connection is told of which nothing is read any more: a message of a peer."""
 
 
 class Transport:
@@ -84,7 +88,9 @@ class Transport:
         self._callbacks = callbacks
         self._context = zmq.Context()
         self._context.max_sockets = SOCKETS_MAX
+        self._offences = Offences()
         self._receivers: list[Receiver] = []
+        self._monitored: list[zmq.Socket[bytes]] = []
         self._control: zmq.Socket[bytes] | None = None
         self._data: zmq.Socket[bytes] | None = None
         self._contacts: dict[Address, Contact] = {}
@@ -99,10 +105,21 @@ class Transport:
         self._control = self._socket(zmq.ROUTER, CONTROL_QUEUE, CONTROL_BYTES_MAX)
         self._control.router_mandatory = True
         self._data = self._socket(zmq.PULL, DATA_QUEUE, PAYLOAD_BYTES_MAX)
+        for socket in (self._control, self._data):
+            self._count_refused_handshakes(socket)
         await self._bind(self._control, self.listen.port)
         await self._bind(self._data, self.listen.port + 1)
         self._router = Receiver(self._control, self._on_control)
-        self._receivers = [self._router, Receiver(self._data, self._on_data)]
+        self._receivers += [self._router, Receiver(self._data, self._on_data)]
+
+    def _count_refused_handshakes(self, socket: zmq.Socket[bytes]) -> None:
+        """What libzmq refuses by itself never gets to a receiver."""
+        monitor = socket.get_monitor_socket(HANDSHAKE_EVENTS & ~zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self._monitored.append(socket)
+        self._receivers.append(Receiver(monitor, self._on_refused_handshake))
+
+    def _on_refused_handshake(self, _: list[zmq.Frame]) -> None:
+        self.dropped["connection: handshake failed"] += 1
 
     def _socket(self, kind: int, queue: int, bytes_max: int) -> zmq.Socket[bytes]:
         socket: zmq.Socket[bytes] = self._context.socket(kind)
@@ -134,6 +151,8 @@ class Transport:
     async def close(self) -> None:
         for receiver in self._receivers:
             receiver.close()
+        for socket in self._monitored:
+            socket.disable_monitor()
         for contact in self._contacts.values():
             contact.close()
         if self._admission is not None:
@@ -147,12 +166,18 @@ class Transport:
             self.dropped["control: not three parts"] += 1
             return
         identity, kind, payload = parts[0].bytes, parts[1].bytes, parts[2].buffer
+        if self._offences.is_refused(identity):
+            self.dropped["control: refused connection"] += 1
+            return
         if kind == FROM_PEER:
-            self._callbacks.on_peer(payload)
+            is_read = self._callbacks.on_peer(payload)
         elif kind == FROM_CLIENT:
-            self._callbacks.on_client(identity, payload)
+            is_read = self._callbacks.on_client(identity, payload)
         else:
             self.dropped["control: unknown kind"] += 1
+            is_read = False
+        if not is_read and self._offences.note(identity):
+            self._tell(identity, FROM_PEER, self._callbacks.refusal())
 
     def _on_data(self, parts: list[zmq.Frame]) -> None:
         self._callbacks.on_frame([part.buffer for part in parts])
@@ -173,11 +198,14 @@ class Transport:
 
     def answer_client(self, identity: bytes, data: bytes) -> bool:
         """False when the client is gone, or does not read."""
+        return self._tell(identity, FROM_CLIENT, data)
+
+    def _tell(self, identity: bytes, kind: bytes, data: bytes) -> bool:
         assert self._control is not None
         try:
-            self._control.send_multipart([identity, FROM_CLIENT, data], zmq.NOBLOCK)
+            self._control.send_multipart([identity, kind, data], zmq.NOBLOCK)
         except zmq.ZMQError:
-            self.dropped["client: gone or not reading"] += 1
+            self.dropped["answer: nobody reads it"] += 1
             return False
         finally:
             self._router.poke()
@@ -259,12 +287,14 @@ class Contact:
         transport = self._transport
         self.socket = transport._socket(zmq.DEALER, CONTROL_QUEUE, CONTROL_BYTES_MAX)
         transport._security.connect(self.socket, self.secret_index)
+        self._hears = Receiver(self.socket, self._on_message)
         self._monitor = self.socket.get_monitor_socket(HANDSHAKE_EVENTS)
         self._watch = Receiver(self._monitor, self._on_event)
         transport._connect_to(self.socket, self.address.host, self.address.port)
 
     def close(self) -> None:
         self._cancel_next_round()
+        self._hears.close()
         self._watch.close()
         self.socket.disable_monitor()
         self.socket.close(linger=200)
@@ -273,6 +303,11 @@ class Contact:
         if self._next_round is not None:
             self._next_round.cancel()
             self._next_round = None
+
+    def _on_message(self, parts: list[zmq.Frame]) -> None:
+        """The other end speaks on this connection only to refuse it."""
+        if len(parts) == 2 and parts[0].bytes == FROM_PEER:
+            self._transport._callbacks.on_peer(parts[1].buffer)
 
     def _on_event(self, parts: list[zmq.Frame]) -> None:
         event = parse_monitor_message([part.bytes for part in parts])["event"]

@@ -18,12 +18,13 @@ from typing import Any
 from edgeshard_p2p.core import effects as fx
 from edgeshard_p2p.core import events as ev
 from edgeshard_p2p.core.ids import PlanId
-from edgeshard_p2p.core.messages import Address, FrameAck, FrameHeader, FrameKind
+from edgeshard_p2p.core.messages import Address, FrameAck, FrameHeader, FrameKind, Refused
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.work import TensorRef
 from edgeshard_p2p.model import library
 from edgeshard_p2p.model.library import LocalModel
 from edgeshard_p2p.model.text import Tokenizer
+from edgeshard_p2p.net.offences import OFFENCES_MAX
 from edgeshard_p2p.net.transport import Transport
 from edgeshard_p2p.runtime.clients import Clients
 from edgeshard_p2p.runtime.compute import Compute
@@ -209,18 +210,27 @@ class Driver:
 
     # --- what arrives ---------------------------------------------------------------------
 
-    def on_peer(self, data: memoryview) -> None:
+    def on_peer(self, data: memoryview) -> bool:
+        """False for what cannot be read."""
         for swarm_key in self._swarm_keys:
             try:
                 sender, message = decode_control(swarm_key, data)
             except WireError as error:
                 if error.kind != "other_swarm":
                     self.refused[error.kind] += 1
-                    return
+                    return False
             else:
                 self.post(ev.MessageReceived(sender, message))
-                return
+                return True
         self.refused["other_swarm"] += 1
+        return True
+
+    def refusal(self) -> bytes:
+        """For a connection that keeps sending what cannot be read."""
+        text = f"{OFFENCES_MAX} messages of this connection could not be read; none is from now on"
+        log.warning("a connection is refused: %s", text)
+        refused = Refused("malformed", text)
+        return encode_control(self._swarm_keys[0], self.core.me, refused)
 
     def on_frame(self, parts: list[memoryview]) -> None:
         try:

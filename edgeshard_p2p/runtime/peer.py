@@ -191,6 +191,7 @@ class _Life:
             on_contact_failed=lambda address, reason: self.driver.post(
                 ev.ContactFailed(address, reason)
             ),
+            refusal=lambda: self.driver.refusal(),
         )
         self.transport = Transport(self._config.listen, self._security, callbacks)
         model = self._given.model if self._given is not None else None
@@ -283,16 +284,17 @@ class _Life:
         except (OSError, zeroconf.Error) as error:
             log.warning("multicast discovery is not available (%s); use --join", error)
 
-    def _on_client(self, identity: bytes, data: memoryview) -> None:
+    def _on_client(self, identity: bytes, data: memoryview) -> bool:
         try:
             swarm_key, request = decode_request(data)
         except WireError as error:
             self.driver.refused[error.kind] += 1
             text = f"{self._me.peer} does not understand this request; is it of another release?"
             self.transport.answer_client(identity, encode_answer(Failed(text, is_usage=True)))
-            return
+            return False
         if swarm_key not in self._security.swarm_keys:
             text = f"{self._me.peer} belongs to another swarm; give the same --swarm"
             self.transport.answer_client(identity, encode_answer(Failed(text, is_usage=True)))
-            return
+            return True
         self.driver.clients.on_request(identity, request, self.driver.spawn)
+        return True

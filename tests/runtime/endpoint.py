@@ -10,6 +10,7 @@ from edgeshard_p2p.net.security import Security, open_security
 from edgeshard_p2p.net.transport import Callbacks, Transport
 from tests.runtime.waiting import free_address
 
+UNREADABLE = b"unreadable"
 OPEN = open_security("tests", ())
 
 
@@ -21,12 +22,21 @@ class Endpoint:
         self.frames: list[list[bytes]] = []
         self.failures: list[tuple[Address, str]] = []
         callbacks = Callbacks(
-            on_peer=lambda data: self.messages.append(bytes(data)),
-            on_client=lambda who, data: self.requests.append((who, bytes(data))),
+            on_peer=self._on_peer,
+            on_client=self._on_client,
             on_frame=lambda parts: self.frames.append([bytes(part) for part in parts]),
             on_contact_failed=lambda address, reason: self.failures.append((address, reason)),
+            refusal=lambda: b"refused",
         )
         self.transport = Transport(address, security, callbacks)
+
+    def _on_peer(self, data: memoryview) -> bool:
+        self.messages.append(bytes(data))
+        return bytes(data) != UNREADABLE
+
+    def _on_client(self, who: bytes, data: memoryview) -> bool:
+        self.requests.append((who, bytes(data)))
+        return True
 
 
 @asynccontextmanager

@@ -58,9 +58,10 @@ async def peer(directory: Path, is_bound: bool = True) -> AsyncIterator[Driver]:
     driver: Driver
     callbacks = Callbacks(
         on_peer=lambda data: driver.on_peer(data),
-        on_client=lambda identity, data: None,
+        on_client=lambda identity, data: True,
         on_frame=lambda parts: driver.on_frame(parts),
         on_contact_failed=lambda to, why: driver.post(ev.ContactFailed(to, why)),
+        refusal=lambda: driver.refusal(),
     )
     transport = Transport(address, OPEN, callbacks)
     driver = Driver(core, transport, ModelHost("cpu", {}), state, OPEN.swarm_keys, "cpu", None)

@@ -19,6 +19,7 @@ from tests.runtime.waiting import free_address, until_async
 S1, S2, S3 = b"the first secret, long", b"the second secret, too", b"a third secret as well"
 PLAN = b"\x01" * 8
 
+HANDSHAKE_FAILED = "connection: handshake failed"
 OR_NO_PEER = " (or it is no edgeshard peer at all)"
 TAKES_ANOTHER = f"it uses no secret, or another one; give both the same --secret-file{OR_NO_PEER}"
 ASKS_FOR_ONE = f"it asks for a secret; give the swarm's with --secret-file{OR_NO_PEER}"
@@ -174,6 +175,24 @@ def test_one_that_hangs_up_while_it_comes_up_is_not_called_a_stranger() -> None:
             async with endpoint(_security(S1), address) as b:
                 await _hears(a, b)
             assert not a.failures
+
+    uvloop.run(main())
+
+
+def test_refused_handshakes_are_counted_at_both_ports() -> None:
+    """libzmq refuses them by itself."""
+
+    async def main() -> None:
+        async with endpoint(_security(S1)) as a, endpoint(_security(S2)) as b:
+            n_refused = b.transport.dropped
+            a.transport.send_probe(b.address, [b"probe"])
+            await until_async(lambda: n_refused[HANDSHAKE_FAILED] > 0, "the data port's refusal")
+            n_before = n_refused[HANDSHAKE_FAILED]
+            a.transport.forget_probe(b.address)
+            a.transport.send_control(b.address, b"control")
+            await until_async(
+                lambda: n_refused[HANDSHAKE_FAILED] > n_before, "the control port's refusal"
+            )
 
     uvloop.run(main())
 

@@ -13,6 +13,7 @@ from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.net import client as net_client
 from edgeshard_p2p.net import transport as net_transport
 from edgeshard_p2p.net.client import Client, NoAnswer
+from edgeshard_p2p.net.offences import OFFENCES_MAX, TRACKED_MAX, Offences
 from edgeshard_p2p.net.security import Security
 from edgeshard_p2p.net.transport import CONTACTS_MAX, DATA_QUEUE, BindError
 from edgeshard_p2p.wire.client import (
@@ -25,7 +26,7 @@ from edgeshard_p2p.wire.client import (
 )
 from edgeshard_p2p.wire.codec import CONTROL_BYTES_MAX
 from edgeshard_p2p.wire.frames import Buffer
-from tests.runtime.endpoint import OPEN, Endpoint, endpoint
+from tests.runtime.endpoint import OPEN, UNREADABLE, Endpoint, endpoint
 from tests.runtime.waiting import DEADLINE_S, LOOPBACK, free_address, until_async
 
 PLAN, OTHER_PLAN = b"plan...1", b"plan...2"
@@ -277,7 +278,7 @@ def test_a_client_that_is_gone_is_noticed() -> None:
             identity = a.requests[0][0]
             answer = encode_answer(Okay())
             await until(lambda: not a.transport.answer_client(identity, answer))
-            assert a.transport.dropped["client: gone or not reading"] == 1
+            assert a.transport.dropped["answer: nobody reads it"] == 1
             assert not a.transport.answer_client(b"never seen", answer)
 
     uvloop.run(scenario())
@@ -318,3 +319,37 @@ def test_a_client_of_a_peer_that_says_nothing() -> None:
                     await asyncio.to_thread(next, client.answers(0.05))
 
     uvloop.run(scenario())
+
+
+# --- who keeps sending what cannot be read ------------------------------------------------
+
+
+def test_connection_that_keeps_at_it_is_refused_and_told_and_no_other_one() -> None:
+    async def scenario() -> None:
+        async with endpoint() as a, endpoint() as b, endpoint() as c:
+            for _ in range(OFFENCES_MAX):
+                say(a, b, UNREADABLE)
+            await until(lambda: a.messages == [b"refused"])
+            say(a, b, b"reformed")
+            await until(lambda: b.transport.dropped["control: refused connection"] == 1)
+            say(c, b, b"hello")
+            await until(lambda: b"hello" in b.messages)
+            assert b"reformed" not in b.messages
+
+    uvloop.run(scenario())
+
+
+def test_an_error_now_and_then_is_forgiven_to_the_last() -> None:
+    offences = Offences()
+    assert [offences.note(b"a") for _ in range(OFFENCES_MAX - 1)] == [False] * (OFFENCES_MAX - 1)
+    assert not offences.is_refused(b"a")
+    assert offences.note(b"a")
+    assert offences.is_refused(b"a")
+    assert not offences.is_refused(b"b")
+
+
+def test_what_is_remembered_of_connections_is_bounded() -> None:
+    offences = Offences()
+    for number in range(3 * TRACKED_MAX):
+        offences.note(b"%d" % number)
+    assert len(offences._by_connection) == TRACKED_MAX
