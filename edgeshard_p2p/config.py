@@ -71,9 +71,9 @@ class PeerConfig:
 def parse_address(text: str, default_port: int = DEFAULT_PORT) -> Address:
     """``HOST``, ``HOST:PORT`` or ``:PORT``.  Raises ConfigError."""
     host, _, port = text.rpartition(":") if ":" in text else (text, "", str(default_port))
-    host = host or "127.0.0.1"
-    if host.isdecimal() and ":" not in text:
+    if text.isdecimal():
         raise ConfigError(f"{text!r} is not HOST:PORT; for this port write :{text}")
+    host = host or "127.0.0.1"
     if not port.isdecimal() or not 1 <= int(port) <= 65534 or not _HOST.fullmatch(host):
         raise ConfigError(f"{text!r} is not HOST:PORT with a port from 1 to 65534")
     return Address("127.0.0.1" if host == "localhost" else host, int(port))

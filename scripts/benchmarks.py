@@ -119,15 +119,19 @@ def bare_hops_ms(scratch: Path, port: int, pause_s: float) -> list[float]:
     socket = context.socket(zmq.PUSH)
     socket.connect(f"tcp://127.0.0.1:{port}")
     sent = []
-    for _ in range(HOP_TOKENS):
-        ends_at = time.monotonic() + pause_s
-        while time.monotonic() < ends_at:
-            pass
-        sent.append(time.monotonic())
-        socket.send_multipart([bytes([1]) * 78, bytes(4 * 576)], copy=False)
-    socket.send_multipart([b"", b""])
-    receiver.wait(30)
-    context.destroy()
+    try:
+        for _ in range(HOP_TOKENS):
+            ends_at = time.monotonic() + pause_s
+            while time.monotonic() < ends_at:
+                pass
+            sent.append(time.monotonic())
+            socket.send_multipart([bytes([1]) * 78, bytes(4 * 576)], copy=False)
+        socket.send_multipart([b"", b""])
+        receiver.wait(30)
+    finally:
+        receiver.kill()
+        receiver.wait()
+        context.destroy(linger=0)
     begun = json.loads(times.read_text())
     # The first ones wait for the connection.
     return sorted((b - a) * 1e3 for a, b in zip(sent[20:], begun[20:], strict=True))

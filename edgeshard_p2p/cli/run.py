@@ -80,15 +80,15 @@ def _stream(answers: Iterator[Any], as_json: bool) -> None:
         if isinstance(answer, wire.Text):
             text.append(answer.text)
             token_ids += answer.token_ids
-            if not as_json:
+            if answer.text and not as_json:
                 print(answer.text, end="", flush=True)
-                is_mid_line = not answer.text.endswith("\n") if answer.text else is_mid_line
+                is_mid_line = not answer.text.endswith("\n")
         elif isinstance(answer, wire.Notice):
             if is_mid_line:
                 click.echo(err=True)
             click.echo(f"[{answer.text}]", err=True)
         elif isinstance(answer, wire.Failed):
-            if text and not as_json:
+            if is_mid_line:
                 print()
             retry = f"; try again in {answer.retry_ms / 1e3:.0f} s" if answer.retry_ms else ""
             fail(answer.error + retry, USAGE if answer.is_usage else FAILED, as_json)

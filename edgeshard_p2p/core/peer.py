@@ -69,9 +69,6 @@ class CoreConfig:
     timing: Timing = field(default_factory=Timing)
 
 
-LOADING = "the plan is being loaded"
-
-
 class PeerCore:
     def __init__(self, config: CoreConfig, rng: Random) -> None:
         me, timing = config.me, config.timing
@@ -175,7 +172,7 @@ class PeerCore:
         effects += self.join.tick(self.membership, now)
         effects += self.gossip.tick(self.membership, now)
         effects += self.links.tick(self.membership.members, now)
-        effects += self.serving.tick(now, self.planning.why_no_plan() or LOADING)
+        effects += self.serving.tick(now, self.planning.why_waiting())
         if now >= self._started_at + self.timing.seed_delay_s:
             effects += self._seed()
         return effects
@@ -293,7 +290,7 @@ class PeerCore:
         request = self.serving.source.submit(event, model.digest, now)
         effects: list[Effect] = [Accepted(event.client, request.id)]
         if self.planning.dispatchable() is None:
-            why = self.planning.why_no_plan() or LOADING
+            why = self.planning.why_waiting()
             effects.append(RequestNotice(request.id, f"waiting: {why}"))
         return effects
 

@@ -89,6 +89,10 @@ class Planning:
     def why_no_plan(self) -> str:
         return self.replan.waiting_for()
 
+    def why_waiting(self) -> str:
+        """What a request waits for that has no plan to start on."""
+        return self.why_no_plan() or "the plan is being loaded"
+
     def is_hopeless(self) -> bool:
         """Nothing serves, and the present swarm is known to be unable to."""
         return self.rollout.active is None and self.replan.is_infeasible()
@@ -202,9 +206,8 @@ class Planning:
         loads = [step for step in steps if isinstance(step, LoadUnits)]
         logs = [step for step in steps if not isinstance(step, LoadUnits)]
         for load in loads:
-            timing = self.timing
-            seconds = timing.load_deadline_s + self.rollout.load_bytes() / timing.load_bytes_per_s
-            self._loading = (load.load, now + seconds)
+            reading_s = self.rollout.load_bytes() / self.timing.load_bytes_per_s
+            self._loading = (load.load, now + self.timing.load_deadline_s + reading_s)
         # What is retired is freed before what is new is loaded.
         return [*logs, *effects, *loads]
 

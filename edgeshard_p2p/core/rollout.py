@@ -17,7 +17,7 @@ they come.  Knows nothing of how units are loaded or frames are sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -130,8 +130,7 @@ class Rollout:
         asked = [rolling for rolling in self.plans.values() if rolling.is_asked]
         if not asked:
             return 0
-        model, dtype = asked[0].model, asked[0].plan.workload.dtype
-        return sum(weight_bytes(model, units, dtype, True) for units in unit_ranges(self._wanted))
+        return _weight_bytes(asked[0], self._wanted)
 
     def on_load_failed(self, load: int) -> bool:
         """True when the failure is that of the latest load."""
@@ -218,11 +217,8 @@ class Rollout:
 
     def _bytes(self, plan_ids: set[PlanId]) -> int:
         rolling = [self.plans[plan_id] for plan_id in sorted(plan_ids)]
-        units = _units_of(rolling, self.me)
         model, workload = rolling[0].model, rolling[0].plan.workload
-        weights = sum(
-            weight_bytes(model, r, workload.dtype, 0 in units) for r in unit_ranges(units)
-        )
+        weights = _weight_bytes(rolling[0], _units_of(rolling, self.me))
         kv = 0
         for promise in _promises(rolling, self.me):
             of_promise = msgspec.structs.replace(workload, context=promise.context)
@@ -284,6 +280,12 @@ class Rollout:
 def _way_of(plan: Plan) -> tuple[str, str, int]:
     """Model, dtype and tile rows: what an engine is made for."""
     return plan.model_digest, plan.workload.dtype, plan.workload.tile_rows
+
+
+def _weight_bytes(rolling: Rolling, units: Collection[int]) -> int:
+    """Of any units, in the model and the dtype of this plan."""
+    model, dtype = rolling.model, rolling.plan.workload.dtype
+    return sum(weight_bytes(model, r, dtype, 0 in units) for r in unit_ranges(units))
 
 
 def _units_of(plans: list[Rolling], me: PeerId) -> set[int]:

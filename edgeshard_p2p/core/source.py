@@ -382,7 +382,8 @@ class SourceWork:
                 text = f"no token for {self.timing.progress_s:.0f} s on plan {request.plan_id}"
                 steps += self._park(request, text, now)
             else:
-                cause = request.cause or why_no_plan
+                is_asking = request.phase is Phase.ASKING
+                cause = request.cause or ("no slot came free" if is_asking else why_no_plan)
                 waited = f"waited {self.timing.request_wait_s:.0f} s: {cause}"
                 steps += self._end(request, "error", waited, now)
         return steps

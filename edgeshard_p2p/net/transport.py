@@ -191,6 +191,7 @@ class Transport:
             self._forget_beyond(CONTACTS_MAX - 1)
         self._contacts[to] = contact  # At the end: the one used last is forgotten last.
         self._send(contact.socket, [FROM_PEER, data], "control: queue full")
+        contact.hears.poke()
 
     def _forget_beyond(self, n_contacts: int) -> None:
         while len(self._contacts) > n_contacts:
@@ -287,14 +288,14 @@ class Contact:
         transport = self._transport
         self.socket = transport._socket(zmq.DEALER, CONTROL_QUEUE, CONTROL_BYTES_MAX)
         transport._security.connect(self.socket, self.secret_index)
-        self._hears = Receiver(self.socket, self._on_message)
+        self.hears = Receiver(self.socket, self._on_message)
         self._monitor = self.socket.get_monitor_socket(HANDSHAKE_EVENTS)
         self._watch = Receiver(self._monitor, self._on_event)
         transport._connect_to(self.socket, self.address.host, self.address.port)
 
     def close(self) -> None:
         self._cancel_next_round()
-        self._hears.close()
+        self.hears.close()
         self._watch.close()
         self.socket.disable_monitor()
         self.socket.close(linger=200)

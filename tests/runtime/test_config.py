@@ -22,7 +22,7 @@ model = "tiny"
 source = false
 memory = "1.5GiB"
 device = "cpu"
-state-dir = "/tmp/state"
+state-dir = "~/state"
 min-members = 3
 dtype = "bf16"
 numerics = "fast"
@@ -61,7 +61,7 @@ def test_a_file_may_hold_everything(tmp_path: Path) -> None:
         model="tiny",
         source=False,
         memory_bytes=3 * 2**29,
-        state_dir=Path("/tmp/state"),
+        state_dir=Path.home() / "state",
         min_members=3,
         settings={
             "dtype": "bf16",
@@ -125,6 +125,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         ({"memory": "lots"}, "'lots' is not a size; write for instance 900MiB"),
         ({"memory": "5000TiB"}, "more than any device has"),
         ({"listen": "127.0.0.1:port"}, "is not HOST:PORT"),
+        ({"listen": "9710"}, "for this port write :9710"),
         ({"join": ("a b:1",)}, "'a b:1' is not HOST:PORT"),
     ],
 )
