@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
 import uvloop
 
 from edgeshard_p2p.runtime.compute import Compute
@@ -66,6 +67,7 @@ def test_errors_come_back_and_work_goes_on() -> None:
     uvloop.run(main())
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_bug_reaches_on_bug_and_nothing_runs_after_it() -> None:
     async def main() -> None:
         bugs: list[BaseException] = []
