@@ -13,8 +13,21 @@ from msgspec import Meta, Struct
 from edgeshard_p2p.core.ids import Count
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2}
+"""What peers compute in."""
+PLANNED_BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4}
+"""Bits per weight of what can be planned.  Weights quantised to 8 and 4 bits are computed with,
+cached and sent as 16 bits."""
 
-DtypeName = Annotated[str, Meta(pattern=r"^(fp32|bf16)\Z")]
+DtypeName = Annotated[str, Meta(pattern=r"^(fp32|bf16|fp16|int8|int4)\Z")]
+
+
+def weight_bytes_of(params: int, dtype: str) -> int:
+    return -(-params * PLANNED_BITS[dtype] // 8)
+
+
+def activation_bytes(dtype: str) -> int:
+    """Bytes of one element of hidden states, keys and values."""
+    return max(2, PLANNED_BITS[dtype] // 8)
 
 
 class ModelSpec(Struct, frozen=True):
@@ -60,8 +73,8 @@ class ModelSpec(Struct, frozen=True):
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """KV bytes that one token adds in one block."""
-        return self.kv_width * DTYPE_BYTES[dtype]
+        return self.kv_width * activation_bytes(dtype)
 
     def hidden_bytes(self, dtype: str) -> int:
         """Bytes of one row of hidden states on the wire."""
-        return self.hidden_size * DTYPE_BYTES[dtype]
+        return self.hidden_size * activation_bytes(dtype)

@@ -7,6 +7,7 @@ that moves no unit keeps the plan.  Knows nothing of how a plan is chosen.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from hashlib import blake2b
 from typing import Annotated
@@ -15,16 +16,21 @@ import msgspec
 from msgspec import Meta, Struct
 
 from edgeshard_p2p.core.ids import Count, Name, PeerId, PlanId, UnitRange
-from edgeshard_p2p.core.model_spec import DTYPE_BYTES, DtypeName, ModelSpec
+from edgeshard_p2p.core.model_spec import DtypeName, ModelSpec, weight_bytes_of
 
-PLANNER_VERSION = 1
+PLANNER_VERSION = 2
 
 FRAME_OVERHEAD_BYTES = 128
 """What a frame adds to its tensor on the wire, at most, for one row."""
 
+CHUNK_ROWS = 128
+"""Rows of a prefill chunk: long enough to fill the matrix kernels, short enough that the stages
+work on one prompt at the same time."""
+
 KV_POSITIONS = 64
 """KV is reserved in whole runs of so many positions, which is how attention reads it."""
 
+Objective = Annotated[str, Meta(pattern=r"^(latency|throughput)\Z")]
 Numerics = Annotated[str, Meta(pattern=r"^(exact|fast)\Z")]
 
 
@@ -48,6 +54,36 @@ class Workload(Struct, frozen=True, array_like=True):
     rule) the embedding alone."""
 
 
+class Goal(Struct, frozen=True, array_like=True):
+    """What a plan is to be good at.  An input of the choice and no part of what is served."""
+
+    objective: Objective = "latency"
+    prompt: Count = 0
+    """Tokens of the expected prompt; with ``generate`` its prefill counts, spread over them."""
+    generate: Annotated[int, Meta(ge=0, le=2**16)] = 0
+    micro_batch: Annotated[int, Meta(ge=0, le=4096)] = 0
+    """Rows of a micro-batch in ``throughput``; 0: whatever gives most tokens per second."""
+    private_head: bool = False
+    """The last run stands on the sources, as the first one does."""
+
+
+class Framing(Struct, frozen=True, array_like=True):
+    """What a row takes on the wire beside its hidden states, and what its token takes back."""
+
+    row_bytes: Count = FRAME_OVERHEAD_BYTES
+    token_bytes: Count = FRAME_OVERHEAD_BYTES
+
+
+DEFAULT_GOAL, DEFAULT_FRAMING = Goal(), Framing()
+
+
+class RowTimes(Struct, frozen=True, array_like=True):
+    """Time of each unit of a model for ``rows`` rows at once, microseconds."""
+
+    rows: Annotated[int, Meta(ge=1, le=65536)]
+    unit_us: tuple[Count, ...]
+
+
 class Device(Struct, frozen=True, array_like=True):
     """One eligible peer as the planner sees it.  Owner of the numbers: the peer itself."""
 
@@ -58,6 +94,24 @@ class Device(Struct, frozen=True, array_like=True):
     unit_us: tuple[Count, ...]
     """Decode time of each unit for one row, microseconds; one entry per unit of the model."""
     held: tuple[UnitRange, ...] = ()
+    decode: tuple[RowTimes, ...] = ()
+    """Decode times of more rows than one, where known; by rows."""
+    prefill: tuple[RowTimes, ...] = ()
+    """Prefill times, where known; by tokens of the chunk."""
+
+    def decode_us(self, rows: int) -> tuple[int, ...]:
+        """Time of each unit for one token of each of ``rows`` sequences."""
+        return times_for(rows, self._decode_rows)
+
+    def prefill_us(self, tokens: int) -> tuple[int, ...]:
+        """Time of each unit for a prompt, in chunks; as so many rows of decode where no prefill
+        times are known."""
+        chunks = [times_for(n, self.prefill or self._decode_rows) for n in chunks_of(tokens)]
+        return tuple(map(sum, zip(*chunks, strict=True))) or (0,) * len(self.unit_us)
+
+    @property
+    def _decode_rows(self) -> tuple[RowTimes, ...]:
+        return (RowTimes(1, self.unit_us), *self.decode)
 
 
 class Link(Struct, frozen=True, order=True, array_like=True):
@@ -85,6 +139,8 @@ class Snapshot(Struct, frozen=True, dict=True):
     workload: Workload
     devices: tuple[Device, ...]
     links: tuple[Link, ...]
+    goal: Goal = DEFAULT_GOAL
+    framing: Framing = DEFAULT_FRAMING
 
     @cached_property
     def id(self) -> str:
@@ -92,12 +148,37 @@ class Snapshot(Struct, frozen=True, dict=True):
 
 
 def snapshot(
-    model: ModelSpec, workload: Workload, devices: list[Device], links: list[Link]
+    model: ModelSpec,
+    workload: Workload,
+    devices: Iterable[Device],
+    links: Iterable[Link],
+    goal: Goal = DEFAULT_GOAL,
+    framing: Framing = DEFAULT_FRAMING,
 ) -> Snapshot:
     """A Snapshot with its inputs in their one order, whatever order they came in."""
-    return Snapshot(
-        model, workload, tuple(sorted(devices, key=lambda d: d.peer)), tuple(sorted(links))
-    )
+    in_order = tuple(sorted(devices, key=lambda device: device.peer))
+    return Snapshot(model, workload, in_order, tuple(sorted(links)), goal, framing)
+
+
+def times_for(rows: int, known: tuple[RowTimes, ...]) -> tuple[int, ...]:
+    """Time of each unit for ``rows`` rows, from the row counts that are known, in ascending order:
+    as many as the smallest at least, on a straight line between two, in proportion beyond."""
+    above = next((times for times in known if times.rows >= rows), None)
+    if above is None:
+        last = known[-1]
+        return tuple(-(-us * rows // last.rows) for us in last.unit_us)
+    below = next((times for times in reversed(known) if times.rows <= rows), above)
+    if above.rows == below.rows:
+        return above.unit_us
+    span, part = above.rows - below.rows, rows - below.rows
+    pairs = zip(below.unit_us, above.unit_us, strict=True)
+    return tuple(-(-(low * (span - part) + high * part) // span) for low, high in pairs)
+
+
+def chunks_of(tokens: int) -> tuple[int, ...]:
+    """The chunks that a prompt is cut into."""
+    whole, rest = divmod(tokens, CHUNK_ROWS)
+    return (CHUNK_ROWS,) * whole + ((rest,) if rest else ())
 
 
 class Stage(Struct, frozen=True, array_like=True):
@@ -169,7 +250,7 @@ def weight_bytes(model: ModelSpec, units: UnitRange, dtype: str, has_embedding: 
     params = sum(model.unit_params(unit) for unit in units)
     if model.head_unit in units and (has_embedding or 0 in units):
         params -= model.tied_params
-    return params * DTYPE_BYTES[dtype]
+    return weight_bytes_of(params, dtype)
 
 
 def kv_bytes(model: ModelSpec, units: UnitRange, workload: Workload, batch: int) -> int:

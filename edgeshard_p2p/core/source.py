@@ -24,7 +24,7 @@ from edgeshard_p2p.core.events import ForwardDone, PromptSubmitted
 from edgeshard_p2p.core.flow import Frame
 from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
 from edgeshard_p2p.core.messages import FrameKind, Open, RowFlag, RowGroupHeader
-from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.plan import CHUNK_ROWS, Plan
 from edgeshard_p2p.core.request import (
     ROLE,
     AskSlot,
@@ -38,9 +38,6 @@ from edgeshard_p2p.core.request import (
 from edgeshard_p2p.core.timing import Timing
 from edgeshard_p2p.core.work import Job, RowGroup
 
-CHUNK_ROWS = 128
-"""Rows of a prefill chunk: long enough to fill the matrix kernels, short enough that the stages
-overlap on one prompt."""
 CHUNKS_AHEAD = 4
 """Prefill frames that may wait on the entry edge before the next chunk is computed."""
 REQUESTS_MAX = 64

@@ -1,0 +1,22 @@
+"""A snapshot, and what comparing plans for it needs beside it: the order of the file, which
+device is the cloud, what could be added.  Pure; who reads topology files builds it."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from edgeshard_p2p.core.plan import Device, Link, Snapshot
+
+
+class Scenario(Struct, frozen=True):
+    snapshot: Snapshot
+    order: tuple[str, ...]
+    """Names of the devices, sources first, otherwise as the file has them."""
+    cloud: str | None = None
+    spares: dict[str, Device] = {}
+    """By class: a device of it, named as its class, that could be added."""
+    spare_links: tuple[Link, ...] = ()
+    """Links of every spare with every device, with every other spare, and (``a == b``) with a
+    second one of its class.  Spares stand under the names of their classes."""
+    notes: tuple[str, ...] = ()
+    """What was assumed: times scaled from another model, for instance."""
