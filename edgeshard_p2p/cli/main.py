@@ -7,7 +7,9 @@ import click
 from edgeshard_p2p import __version__
 from edgeshard_p2p.cli.fetch import fetch, secret
 from edgeshard_p2p.cli.peer import peer
+from edgeshard_p2p.cli.plan import plan
 from edgeshard_p2p.cli.run import run
+from edgeshard_p2p.cli.simulate import simulate
 from edgeshard_p2p.cli.status import set_setting, status
 
 
@@ -20,5 +22,5 @@ def main() -> None:
     """
 
 
-for command in (peer, run, status, set_setting, fetch, secret):
+for command in (peer, run, status, set_setting, plan, simulate, fetch, secret):
     main.add_command(command)

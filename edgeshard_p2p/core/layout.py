@@ -8,11 +8,23 @@ it was found; so what a search promises can be checked against what its layout c
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
+from math import ceil
 
 from msgspec import Struct
 
 from edgeshard_p2p.core.ids import PeerId, UnitRange
-from edgeshard_p2p.core.plan import Link, Plan, Snapshot, Stage, Workload, chunks_of, digest
+from edgeshard_p2p.core.plan import (
+    Link,
+    Plan,
+    Snapshot,
+    Stage,
+    Workload,
+    chunks_of,
+    digest,
+    kv_bytes,
+    weight_bytes,
+)
 
 
 class Layout(Struct, frozen=True):
@@ -140,8 +152,7 @@ def is_linked(snapshot: Snapshot, layout: Layout) -> bool:
     known, n_units = links_of(snapshot), snapshot.model.n_units
     for source in layout.sources:
         stops = [*(run.peer for run in layout.runs(n_units, source)), source]
-        pairs = zip(stops[:-1], stops[1:], strict=True)
-        if any(a != b and (a.name, b.name) not in known for a, b in pairs):
+        if any(a != b and (a.name, b.name) not in known for a, b in pairwise(stops)):
             return False
     return True
 
@@ -173,7 +184,7 @@ def ttft_us(snapshot: Snapshot, layout: Layout, tokens: int) -> int:
 
 
 def predict(snapshot: Snapshot, layout: Layout, batch: int, micro_batch: int) -> Prediction:
-    """What ``batch`` sequences in flight, ``micro_batch`` rows at a time, would see (no-bubbles)."""
+    """What ``batch`` sequences in flight would see, ``micro_batch`` rows at a time (no-bubbles)."""
     busy = loads(snapshot, layout, micro_batch)
     bottleneck = max(sorted(busy), key=lambda name: busy[name])
     n_micro_batches = -(-batch // micro_batch)
@@ -181,10 +192,30 @@ def predict(snapshot: Snapshot, layout: Layout, batch: int, micro_batch: int) ->
     return Prediction(
         latency_us=latency_us(snapshot, layout),
         ttft_us=ttft_us(snapshot, layout, max(1, snapshot.goal.prompt)),
-        iteration_us=max(pipeline_us, int(n_micro_batches * busy[bottleneck])),
+        iteration_us=max(pipeline_us, ceil(n_micro_batches * busy[bottleneck])),
         micro_batch=micro_batch,
         n_micro_batches=n_micro_batches,
         bottleneck=bottleneck,
-        bottleneck_us=int(busy[bottleneck]),
+        bottleneck_us=ceil(busy[bottleneck]),
         pipeline_us=pipeline_us,
     )
+
+
+def bytes_on(snapshot: Snapshot, layout: Layout, peer: PeerId, batch: int) -> tuple[int, int]:
+    """(weights, KV) that ``peer`` holds for ``batch`` sequences."""
+    model, workload = snapshot.model, snapshot.workload
+    weights = kv = 0
+    for units in layout.units_of(model.n_units, peer):
+        weights += weight_bytes(model, units, workload.dtype, peer in layout.sources)
+        kv += kv_bytes(model, units, workload, batch)
+    return weights, kv
+
+
+def missing_bytes(snapshot: Snapshot, layout: Layout, batch: int) -> dict[str, int]:
+    """By device, what it lacks to hold its part."""
+    missing = {}
+    for device in snapshot.devices:
+        lack = sum(bytes_on(snapshot, layout, device.peer, batch)) - device.budget_bytes
+        if lack > 0:
+            missing[device.peer.name] = lack
+    return missing

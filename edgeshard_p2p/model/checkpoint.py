@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from msgspec.structs import replace
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -23,9 +26,16 @@ from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.model import families
 from edgeshard_p2p.model.attention import ATTENTION_NAME
 from edgeshard_p2p.model.errors import ModelError
+from edgeshard_p2p.specs import digest_of_numbers
 
+_BLOCKS_MAX = 1024
 _HEADER_BYTES_MAX = 2**28
 _FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
+_CONFIG_ERRORS = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError),
+    *(RuntimeError, TypeError, ValueError, StrictDataclassError),
+)
+"""What transformers raises over a config.json that makes no model."""
 
 
 class Reader(Protocol):
@@ -89,31 +99,78 @@ def open_checkpoint(path: Path, digest: str, name: str) -> Checkpoint:
     """Opens and checks a model's directory; ``digest`` is the digest of its manifest."""
     config = _read_config(path)
     family = families.family_of(config)
-    # NOTE: transformers reads the name of the attention from the config that it was built with.
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION_NAME)
-    skeleton.eval()
+    skeleton = _skeleton(path, config, ATTENTION_NAME)
     found = {place.name: place for file in _safetensors(path) for place in _read_header(file)}
     places = _locate(skeleton, family, config, found)
-    spec = _spec(config, family, skeleton, digest, name)
+    spec = _spec(config, skeleton, digest, name)
     return Checkpoint(path, config, skeleton, places, spec)
 
 
-def _read_config(path: Path) -> Any:
+def spec_of_config(directory: Path) -> ModelSpec:
+    """What config.json alone says of a model, of a family that peers cannot serve too.  Its digest
+    is over these numbers, its name that of the directory."""
+    _check_config(directory)
+    config = _load_config(directory)
+    skeleton = _skeleton(directory, config, "eager")  # which every family has
     try:
-        model_type = json.loads((path / "config.json").read_text())["model_type"]
-    except FileNotFoundError:
-        raise ModelError(f"{path} has no config.json; give a model's directory") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path / 'config.json'} is not a model's config: {error!r}") from None
+        spec = _spec(config, skeleton, "0" * 64, directory.resolve().name)
+        spec = msgspec.convert(msgspec.to_builtins(spec), ModelSpec)
+    except _CONFIG_ERRORS as error:
+        raise _unusable(directory, error) from None
+    return replace(spec, digest=digest_of_numbers(spec))
+
+
+def _read_config(path: Path) -> Any:
+    """The config of a model that peers can serve."""
+    model_type = _check_config(path)
     if model_type not in families.FAMILIES:
         raise ModelError(
             f"family {model_type!r} is not supported; supported: {', '.join(families.FAMILIES)}"
         )
+    return _load_config(path)
+
+
+def _check_config(path: Path) -> str:
+    """The model's type, from a config.json that transformers may look at: it would build lists
+    as long as the number of blocks."""
+    try:
+        raw = json.loads((path / "config.json").read_text())
+        model_type = raw["model_type"]
+        n_blocks = max(raw.get(key) or 0 for key in ("num_hidden_layers", "n_layer", "n_layers"))
+    except FileNotFoundError:
+        raise ModelError(f"{path} has no config.json; give a model's directory") from None
+    except (OSError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path / 'config.json'} is not a model's config: {error!r}") from None
+    if not isinstance(model_type, str):
+        raise ModelError(f"{path / 'config.json'} is not a model's config: no name in model_type")
+    if n_blocks > _BLOCKS_MAX:
+        raise ModelError(f"{path / 'config.json'} cannot be used: more than {_BLOCKS_MAX} blocks")
+    return model_type
+
+
+def _load_config(path: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path / 'config.json'} cannot be used: {error}") from None
+    except _CONFIG_ERRORS as error:
+        raise _unusable(path, error) from None
+
+
+def _skeleton(path: Path, config: Any, attention: str) -> nn.Module:
+    """The model on the meta device."""
+    try:
+        # NOTE: transformers reads the name of the attention from the config that it was built with.
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    except _CONFIG_ERRORS as error:
+        raise _unusable(path, error) from None
+    return skeleton.eval()
+
+
+def _unusable(path: Path, error: Exception) -> ModelError:
+    text = " ".join(str(error).split())
+    is_clear = text and not isinstance(error, LookupError)  # whose text is the bare key
+    cause = text if is_clear else " ".join(repr(error).split())
+    return ModelError(f"{path / 'config.json'} cannot be used: {cause}")
 
 
 def _safetensors(path: Path) -> list[Path]:
@@ -193,16 +250,15 @@ def _locate(
     return places
 
 
-def _spec(
-    config: Any, family: families.Family, skeleton: nn.Module, digest: str, name: str
-) -> ModelSpec:
-    sizes = {key: tensor.numel() for key, tensor in skeleton.state_dict().items()}
-
-    def total(prefix: str) -> int:
-        return sum(size for key, size in sizes.items() if key.startswith(prefix))
-
-    positions = families.positions_name(family)
-    head = total(f"{families.HEAD}.")
+def _spec(config: Any, skeleton: nn.Module, digest: str, name: str) -> ModelSpec:
+    """By the shape of the skeleton alone: the blocks are the list of as many modules, tables
+    beside them are the embedding, and the rest is norm and head."""
+    blocks = _blocks_name(skeleton, config)
+    outside = {key: n for key, n in _sizes(skeleton).items() if not key.startswith(f"{blocks}.")}
+    embedding = sum(
+        n for key, n in outside.items() if isinstance(_module_of(skeleton, key), nn.Embedding)
+    )
+    head = skeleton.get_output_embeddings()  # type: ignore[operator]
     _, kv_heads, head_dim = families.kv_shape(config)
     return ModelSpec(
         name=name,
@@ -211,12 +267,26 @@ def _spec(
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
         max_context=families.max_context(config),
-        embedding_params=sizes[families.embedding_name(family)]
-        + (sizes[positions] if positions else 0),
+        embedding_params=embedding,
         block_params=tuple(
-            total(families.block_prefix(family, layer)) for layer in range(config.num_hidden_layers)
+            sum(_sizes(block).values()) for block in skeleton.get_submodule(blocks).children()
         ),
-        head_params=total(families.norm_prefix(family)) + head,
-        tied_params=head if config.tie_word_embeddings else 0,
+        head_params=sum(outside.values()) - embedding,
+        tied_params=head.weight.numel() if config.tie_word_embeddings else 0,
         kv_width=2 * kv_heads * head_dim,
     )
+
+
+def _sizes(module: nn.Module) -> dict[str, int]:
+    return {key: tensor.numel() for key, tensor in module.state_dict().items()}
+
+
+def _module_of(skeleton: nn.Module, tensor: str) -> nn.Module:
+    return skeleton.get_submodule(tensor.rpartition(".")[0])
+
+
+def _blocks_name(skeleton: nn.Module, config: Any) -> str:
+    for name, module in skeleton.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
+            return name
+    raise ValueError(f"no list of {config.num_hidden_layers} blocks in the model")

@@ -28,7 +28,7 @@ from edgeshard_p2p.core.plan import (
     Workload,
     snapshot,
 )
-from edgeshard_p2p.core.planner import LOAD_BYTES_PER_US
+from edgeshard_p2p.core.pool import LOAD_BYTES_PER_US
 
 
 def best_plan(swarm: Snapshot) -> Plan | None:
@@ -141,18 +141,20 @@ def latency(swarm: Snapshot, plan: Plan) -> Fraction:
     return Fraction(total, len(plan.sources))
 
 
-def bytes_to_load(swarm: Snapshot, plan: Plan) -> int:
-    total = 0
+def loading(swarm: Snapshot, plan: Plan) -> Fraction:
+    """Its price in microseconds, each unit's rounded up to 1/64 us."""
+    total = Fraction(0)
     for device in swarm.devices:
         units = units_held(plan, device.peer)
         weights = unit_weights(swarm.model, units, DTYPE_BYTES[swarm.workload.dtype])
         held = {unit for units in device.held for unit in range(units.start, units.end)}
-        total += sum(weights[unit] for unit in units - held)
+        for unit in units - held:
+            total += Fraction(ceil(Fraction(64 * weights[unit], LOAD_BYTES_PER_US)), 64)
     return total
 
 
 def cost(swarm: Snapshot, plan: Plan) -> Fraction:
-    return latency(swarm, plan) + Fraction(bytes_to_load(swarm, plan), LOAD_BYTES_PER_US)
+    return latency(swarm, plan) + loading(swarm, plan)
 
 
 def rank(swarm: Snapshot, plan: Plan) -> tuple[Any, ...]:

@@ -21,7 +21,8 @@ from edgeshard_p2p.core.plan import (
     Workload,
     snapshot,
 )
-from edgeshard_p2p.core.planner import CANDIDATES_MAX, LOAD_BYTES_PER_US, choose
+from edgeshard_p2p.core.planner import choose
+from edgeshard_p2p.core.pool import CANDIDATES_MAX, LOAD_BYTES_PER_US
 from tests.core import planner_oracle as oracle
 
 ROOT = Path(__file__).parents[2]
@@ -341,7 +342,7 @@ def test_reduction_prefers_speed_where_memory_suffices() -> None:
 
 def test_reduction_takes_in_the_largest_where_memory_is_needed() -> None:
     source = device("source", 2, is_source=True)
-    fast = [device(f"p{i:02}", 1, 100) for i in range(CANDIDATES_MAX)]
+    fast = [device(f"p{i:02}", 1, 100 + i) for i in range(CANDIDATES_MAX)]
     slow = [device("large", 99, 900), device("medium", 20, 900)]
     plan = choose(with_blocks(swarm([source, *fast, *slow]), 24)).plan
     assert plan is not None

@@ -1,0 +1,249 @@
+"""``edgeshard plan``: what the planner would do with devices that need not be there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeshard_p2p.cli.common import FAILED, USAGE, fail
+from edgeshard_p2p.cli.planning import ALGORITHMS, DTYPES, PlanOptions, plan_of, read_scenario
+
+if TYPE_CHECKING:
+    from edgeshard_p2p.core.planner import Answer
+    from edgeshard_p2p.core.scenario import Scenario
+
+
+@click.command()
+@click.option(
+    "--topology",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Devices and links, as topology/*.toml.",
+)
+@click.option(
+    "--model", metavar="NAME|PATH|SPEC.toml", help="A shipped spec, a model, a spec file."
+)
+@click.option(
+    "--objective",
+    type=click.Choice(["latency", "throughput"]),
+    default="latency",
+    show_default=True,
+)
+@click.option("--algorithm", type=click.Choice(ALGORITHMS), default="exact", show_default=True)
+@click.option(
+    "--context",
+    type=click.IntRange(1, 2**24),
+    metavar="N",
+    help="Tokens of a sequence, at most.  [default: 2048, or what the model allows]",
+)
+@click.option(
+    "--prompt",
+    type=click.IntRange(0, 2**24),
+    default=0,
+    metavar="P",
+    help="Expected prompt; with --generate its prefill counts too.",
+)
+@click.option(
+    "--generate", type=click.IntRange(0, 2**16), default=0, metavar="G", help="Expected answer."
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 4096),
+    metavar="B",
+    help="Sequences in flight.  [default: 1; for throughput 8]",
+)
+@click.option(
+    "--micro-batch",
+    type=click.IntRange(1, 4096),
+    metavar="b",
+    help="Sequences of a micro-batch.  [default: the best]",
+)
+@click.option("--dtype", type=click.Choice(DTYPES), help="[default: fp32]")
+@click.option(
+    "--what-if",
+    "changes",
+    multiple=True,
+    metavar="CHANGE",
+    help="drop=NAME, add=CLASS, bandwidth:A-B=MBPS, memory:NAME=GIB, dtype=D; repeatable.",
+)
+@click.option("--explain", is_flag=True, help="Each device: what holds it, what it is worth.")
+@click.option("--compare", is_flag=True, help="All algorithms in one table.")
+@click.option("--survives", is_flag=True, help="The plan after each single loss.")
+@click.option(
+    "--diff",
+    "saved",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    metavar="A B",
+    help="Two plans saved with --json: the bytes that would move.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def plan(
+    topology: Path | None,
+    model: str | None,
+    changes: tuple[str, ...],
+    explain: bool,
+    compare: bool,
+    survives: bool,
+    saved: tuple[Path, Path] | None,
+    as_json: bool,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Which devices would run which layers, how fast, and why."""
+    if saved:
+        _print_diff(saved, as_json)
+        return
+    if explain + compare + survives > 1:
+        fail("--explain, --compare and --survives are one at a time", USAGE, as_json)
+    if topology is None or model is None:
+        fail("--topology and --model are needed", USAGE, as_json)
+    wanted = PlanOptions(model, as_json=as_json, **options)
+    scenario = read_scenario(topology, wanted)
+    after = _changed(scenario, changes, as_json)
+    if compare:
+        _print_comparison(after, wanted)
+    elif survives:
+        _print_losses(after, wanted)
+    elif explain:
+        _print_explanation(after, wanted)
+    else:
+        _print_plans([scenario, after] if changes else [scenario], wanted)
+
+
+def _changed(scenario: Scenario, changes: tuple[str, ...], as_json: bool) -> Scenario:
+    from edgeshard_p2p.core.whatif import WhatIfError, changed
+
+    try:
+        for change in changes:
+            scenario = changed(scenario, change)
+    except WhatIfError as error:
+        fail(str(error), USAGE, as_json)
+    return scenario
+
+
+def _print_plans(scenarios: list[Scenario], options: PlanOptions) -> None:
+    """One plan, or the plans before and after the changes; the last one decides the exit code."""
+    from edgeshard_p2p.cli.plan_words import in_json, in_words
+
+    found = [plan_of(scenario, options) for scenario in scenarios]
+    pairs = list(zip(scenarios, found, strict=True))
+    if options.as_json:
+        told = [in_json(scenario, answer, options.algorithm) for scenario, answer in pairs]
+        whole = told[0] if len(told) == 1 else {"before": told[0], "after": told[1]}
+        print(json.dumps(whole))
+    else:
+        labels = ["before: ", "after:  "] if len(pairs) > 1 else [""]
+        for label, (scenario, answer) in zip(labels, pairs, strict=True):
+            print(label + in_words(scenario, answer, options.algorithm))
+    if found[-1].layout is None:
+        sys.exit(FAILED)
+
+
+def _print_comparison(scenario: Scenario, options: PlanOptions) -> None:
+    from edgeshard_p2p.cli.plan_words import figures, in_json
+    from edgeshard_p2p.core.baselines import NoCloud, plan_by
+
+    found: dict[str, Answer | str] = {}
+    for algorithm in ALGORITHMS:
+        try:
+            found[algorithm] = plan_by(algorithm, scenario)
+        except NoCloud as error:
+            found[algorithm] = str(error)
+    if options.as_json:
+        print(json.dumps({
+            name: {"feasible": False, "reason": one} if isinstance(one, str)
+            else in_json(scenario, one, name)
+            for name, one in found.items()
+        }))  # fmt: skip
+        return
+    for name, one in found.items():
+        if isinstance(one, str):
+            print(f"{name:<16} {one}")
+            continue
+        again = "  (comes back to a device)" if one.layout and one.layout.revisits else ""
+        why = f": {one.reason}" if one.layout is None else again
+        print(f"{name:<16} {figures(one)}{why}")
+
+
+def _print_losses(scenario: Scenario, options: PlanOptions) -> None:
+    from edgeshard_p2p.cli.plan_words import figures, in_json
+    from edgeshard_p2p.core.whatif import changed
+
+    found = plan_of(scenario, options)
+    peers = [peer.name for peer in found.layout.peers()] if found.layout else []
+    losses = {}
+    for name in peers:
+        left = changed(scenario, f"drop={name}")
+        losses[name] = left, plan_of(left, options)
+    if options.as_json:
+        told = {name: in_json(left, one, options.algorithm) for name, (left, one) in losses.items()}
+        print(json.dumps({"plan": in_json(scenario, found, options.algorithm), "losses": told}))
+    else:
+        print(f"{'with all':<16} {figures(found)}")
+        for name, (_, one) in losses.items():
+            print(f"{'without ' + name:<16} {figures(one)}{': ' if one.reason else ''}{one.reason}")
+    if found.layout is None:
+        fail(found.reason)
+
+
+def _print_explanation(scenario: Scenario, options: PlanOptions) -> None:
+    from edgeshard_p2p.cli.plan_words import figures, in_json, in_words, memory_words
+    from edgeshard_p2p.core.explain import readings
+
+    if options.algorithm != "exact":
+        fail("--explain explains exact only", USAGE, options.as_json)
+    found = plan_of(scenario, options)
+    read = readings(scenario, found)
+    if options.as_json:
+        told = [
+            {
+                "peer": one.peer,
+                "used": one.is_used,
+                "bound_by": one.bound_by,
+                "without": in_json(scenario, one.without, "exact")["predicted"],
+                "another": in_json(scenario, one.twice, "exact")["predicted"],
+            }
+            for one in read
+        ]
+        print(json.dumps({**in_json(scenario, found, "exact"), "devices": told}))
+    else:
+        print(in_words(scenario, found, "exact"))
+        for one in read:
+            part = "used" if one.is_used else "not used"
+            print(
+                f"  {one.peer:<16} {part}, held by {one.bound_by}, "
+                f"{memory_words(scenario, found, one.peer)}; without it {figures(one.without)}; "
+                f"with another like it {figures(one.twice)}"
+            )
+    if found.layout is None:
+        sys.exit(FAILED)
+
+
+def _print_diff(saved: tuple[Path, Path], as_json: bool) -> None:
+    from edgeshard_p2p.cli.plan_words import moved_bytes
+    from edgeshard_p2p.core.planner import in_units
+
+    before, after = (_saved(file, as_json) for file in saved)
+    moved = moved_bytes(before, after)
+    if as_json:
+        ids = {"before": before["plan_id"], "after": after["plan_id"]}
+        print(json.dumps({**ids, "moved_bytes": moved, "total_bytes": sum(moved.values())}))
+        return
+    for peer, n_bytes in moved.items():
+        print(f"{peer:<16} loads {in_units(n_bytes)}")
+    print(f"{'in all':<16} {in_units(sum(moved.values()))}")
+
+
+def _saved(file: Path, as_json: bool) -> dict[str, Any]:
+    try:
+        plan: Any = json.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        fail(f"{file}: {error}", USAGE, as_json)
+    keys = {"plan_id", "stages", "unit_weight_bytes"}
+    if not isinstance(plan, dict) or not keys <= plan.keys() or plan["plan_id"] is None:
+        fail(f"{file} is no plan saved with `edgeshard plan --json`", USAGE, as_json)
+    return plan

@@ -1,0 +1,198 @@
+"""Plans as JSON and in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from edgeshard_p2p.core.ids import PeerId, UnitRange
+from edgeshard_p2p.core.layout import Layout, bytes_on, decode_legs
+from edgeshard_p2p.core.plan import Snapshot, Stage, kv_bytes, weight_bytes
+from edgeshard_p2p.core.planner import Answer, in_units
+from edgeshard_p2p.core.scenario import Scenario
+
+
+def in_json(scenario: Scenario, found: Answer, algorithm: str) -> dict[str, Any]:
+    snapshot, layout = scenario.snapshot, found.layout
+    model = snapshot.model
+    told: dict[str, Any] = {
+        "plan_id": None,
+        "snapshot_id": snapshot.id,
+        "algorithm": algorithm,
+        "objective": snapshot.goal.objective,
+        "model": model.name,
+        "dtype": snapshot.workload.dtype,
+        "feasible": layout is not None,
+        "reason": found.reason,
+        "missing_bytes": found.missing_bytes,
+        "revisits": layout.revisits if layout else False,
+        "batch": found.batch,
+        "predicted": _predicted(found, algorithm),
+        "stages": _stages(snapshot, found) if layout else [],
+        "excluded": _excluded(snapshot, layout),
+        "unit_weight_bytes": [
+            weight_bytes(model, UnitRange(unit, unit + 1), snapshot.workload.dtype, False)
+            for unit in range(model.n_units)
+        ],
+        "notes": list(scenario.notes),
+    }
+    if layout is not None:
+        workload = replace(snapshot.workload, batch=found.batch)
+        told["plan_id"] = layout.id(model.digest, workload, model.n_units)
+    return told
+
+
+def _predicted(found: Answer, algorithm: str) -> dict[str, Any] | None:
+    if (said := found.prediction) is None:
+        return None
+    is_proved = algorithm == "exact" and found.is_exact
+    is_pipeline = said.n_micro_batches > 1 or said.micro_batch > 1
+    return {
+        "ms_per_token": (said.iteration_us if is_pipeline else said.latency_us) / 1e3,
+        "latency_ms": said.latency_us / 1e3,
+        "ttft_ms": said.ttft_us / 1e3,
+        "tokens_per_s": round(found.batch * 1e6 / max(1, said.iteration_us), 3),
+        "micro_batch": said.micro_batch,
+        "bottleneck": said.bottleneck,
+        "bottleneck_ms": said.bottleneck_us / 1e3,
+        "bound": _bound_ms(found) if is_proved else None,
+    }
+
+
+def _bound_ms(found: Answer) -> float:
+    """What no plan of this set is below, in the figure that the objective minimises: the plan's
+    own, because the search was exact."""
+    assert found.prediction is not None
+    is_pipeline = found.prediction.n_micro_batches > 1 or found.prediction.micro_batch > 1
+    said = found.prediction
+    return (said.bottleneck_us if is_pipeline else said.latency_us) / 1e3
+
+
+def _stages(snapshot: Snapshot, found: Answer) -> list[dict[str, Any]]:
+    layout = found.layout
+    assert layout is not None
+    assert found.prediction is not None
+    entries = [Stage(source, layout.runs(snapshot.model.n_units, source)[0].units)
+               for source in layout.sources]  # fmt: skip
+    legs = {
+        source: decode_legs(snapshot, layout, source, found.prediction.micro_batch)
+        for source in layout.sources
+    }
+    result = [
+        _stage(snapshot, found, stage, [legs[stage.peer]], layout.sources) for stage in entries
+    ]
+    return result + [
+        _stage(snapshot, found, stage, list(legs.values()), layout.sources)
+        for stage in layout.stages
+    ]
+
+
+def _stage(
+    snapshot: Snapshot,
+    found: Answer,
+    stage: Stage,
+    routes: list[list[Any]],
+    sources: tuple[PeerId, ...],
+) -> dict[str, Any]:
+    """``link_ms``: of the hop that leaves the stage, mean over the sources whose tokens take it."""
+    workload, compute_us, hops_us = snapshot.workload, 0, []
+    for legs in routes:
+        at = next(i for i, leg in enumerate(legs) if leg.units == stage.units)
+        compute_us = legs[at].busy_us
+        after = legs[at + 1] if at + 1 < len(legs) and not legs[at + 1].units else None
+        hops_us.append(after.busy_us + after.delay_us if after else 0)
+    return {
+        "peer": stage.peer.name,
+        "start": stage.units.start,
+        "end": stage.units.end,
+        "weight_bytes": weight_bytes(
+            snapshot.model, stage.units, workload.dtype, stage.peer in sources
+        ),
+        "kv_bytes": kv_bytes(snapshot.model, stage.units, workload, found.batch),
+        "compute_ms": compute_us / 1e3,
+        "link_ms": sum(hops_us) / len(hops_us) / 1e3,
+    }
+
+
+def _excluded(snapshot: Snapshot, layout: Layout | None) -> list[dict[str, str]]:
+    if layout is None:
+        return []
+    smallest = min(
+        weight_bytes(snapshot.model, UnitRange(unit, unit + 1), snapshot.workload.dtype, False)
+        for unit in range(1, snapshot.model.n_units)
+    )
+    return [
+        {
+            "peer": device.peer.name,
+            "reason": "it cannot hold a single block"
+            if device.budget_bytes < smallest
+            else "the plan is no better with it",
+        }
+        for device in snapshot.devices
+        if device.peer not in layout.peers()
+    ]
+
+
+def in_words(scenario: Scenario, found: Answer, algorithm: str) -> str:
+    told = in_json(scenario, found, algorithm)
+    lines = [_head(told)]
+    for stage in told["stages"]:
+        lines.append(
+            f"  units {stage['start']:>3}-{stage['end'] - 1:<3} {stage['peer']:<16} "
+            f"{in_units(stage['weight_bytes']):>9} + {in_units(stage['kv_bytes'])} KV, "
+            f"{stage['compute_ms']:.2f} ms, then {stage['link_ms']:.2f} ms of link"
+        )
+    if told["revisits"]:
+        lines.append("  comes back to a device; compared, but never served")
+    unused = [entry["peer"] for entry in told["excluded"]]
+    if unused:
+        lines.append(f"  without {', '.join(unused)}")
+    notes = [*scenario.notes, *([found.reason] if found.layout and found.reason else [])]
+    return "\n".join([*lines, *(f"  note: {note}" for note in notes)])
+
+
+def _head(told: dict[str, Any]) -> str:
+    what = f"{told['algorithm']}, {told['objective']}, {told['model']} {told['dtype']}"
+    if not told["feasible"]:
+        return f"{what}: infeasible: {told['reason']}"
+    said = told["predicted"]
+    bound = ", proved best" if said["bound"] is not None else ""
+    return (
+        f"{what}: {said['ms_per_token']:.1f} ms/token, {said['tokens_per_s']:.2f} tokens/s with "
+        f"{told['batch']} in flight by {said['micro_batch']}{bound}; busiest {said['bottleneck']} "
+        f"({said['bottleneck_ms']:.2f} ms); plan {told['plan_id'][:6]}"
+    )
+
+
+def figures(found: Answer) -> str:
+    """``ms/token | tokens/s`` for a table."""
+    if found.prediction is None:
+        return "infeasible"
+    per_s = found.batch * 1e6 / max(1, found.prediction.iteration_us)
+    return f"{found.prediction.latency_us / 1e3:.1f} ms | {per_s:.2f} tokens/s"
+
+
+def moved_bytes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:
+    """By peer, the weights that it would have to load to go from one saved plan to another."""
+
+    def units(plan: dict[str, Any]) -> dict[str, set[int]]:
+        held: dict[str, set[int]] = {}
+        for stage in plan["stages"]:
+            held.setdefault(stage["peer"], set()).update(range(stage["start"], stage["end"]))
+        return held
+
+    old, new = units(before), units(after)
+    sizes = after["unit_weight_bytes"]
+    moved = {peer: sum(sizes[u] for u in new[peer] - old.get(peer, set())) for peer in new}
+    return {peer: n_bytes for peer, n_bytes in sorted(moved.items()) if n_bytes}
+
+
+def memory_words(scenario: Scenario, found: Answer, name: str) -> str:
+    """How much of a device's memory the plan takes."""
+    snapshot, layout = scenario.snapshot, found.layout
+    device = next(device for device in snapshot.devices if device.peer.name == name)
+    if layout is None:
+        return in_units(device.budget_bytes)
+    used = sum(bytes_on(snapshot, layout, device.peer, found.batch))
+    return f"{in_units(used)} of {in_units(device.budget_bytes)}"

@@ -1,0 +1,82 @@
+"""A trace as a picture.  Knows nothing of how the trace came about; matplotlib is there only with
+the extra ``plot``, and is imported when a picture is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeshard_p2p.sim.gantt import window_of
+from edgeshard_p2p.sim.pipeline import Span
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SUFFIXES = (".png", ".svg")
+COLOURS = 20
+"""Of the colour map ``tab20``; micro-batches beyond begin again."""
+INCHES_PER_RESOURCE = 0.35
+
+
+class PlotError(Exception):
+    """There can be no picture; in words for the user."""
+
+
+def check_plot(file: Path) -> None:
+    """Whether ``plot`` could write there; to be asked before the work."""
+    if file.suffix not in SUFFIXES:
+        raise PlotError(f"{file} is neither .png nor .svg")
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError:
+        raise PlotError("--plot needs matplotlib: pip install 'edgeshard_p2p[plot]'") from None
+
+
+def plot(
+    trace: Sequence[Span], file: Path, title: str = "", first: int = 0, iterations: int = 3
+) -> None:
+    """The window of ``gantt.window_of``: a bar for each time that a device or link is occupied."""
+    check_plot(file)
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    begin, end = window_of(trace, first, iterations) if trace else (0, 0)
+    names = list(dict.fromkeys(span.resource for span in trace))
+    seen = [span for span in trace if begin < span.end_us and span.start_us < end]
+    figure = Figure(figsize=(12, 1.2 + INCHES_PER_RESOURCE * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    _bars(axes, seen, names)
+    axes.set_xlim(begin / 1e3, max(end, begin + 1) / 1e3)
+    axes.set_xlabel("ms")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_title(title)
+    # No date and no random names: the same run gives the same file.
+    metadata: dict[str, Any] = {"Date": None} if file.suffix == ".svg" else {}
+    with rc_context({"svg.hashsalt": "edgeshard"}):
+        try:
+            figure.savefig(file, metadata=metadata)
+        except OSError as error:
+            raise PlotError(f"cannot write {file}: {error.strerror}") from None
+
+
+def _bars(axes: Axes, spans: Sequence[Span], names: Sequence[str]) -> None:
+    from matplotlib import colormaps
+    from matplotlib.patches import Patch
+
+    colours = colormaps["tab20"]
+    for span in spans:
+        axes.broken_barh(
+            [(span.start_us / 1e3, (span.end_us - span.start_us) / 1e3)],
+            (names.index(span.resource) - 0.4, 0.8),
+            facecolors=[colours(span.micro_batch % COLOURS)],
+            hatch="///" if span.kind == "prefill" else None,
+            edgecolor="white",
+            linewidth=0.3,
+        )
+    shown = sorted({span.micro_batch for span in spans})[:COLOURS]
+    patches = [Patch(color=colours(n % COLOURS), label=f"micro-batch {n}") for n in shown]
+    if any(span.kind == "prefill" for span in spans):
+        patches.append(Patch(facecolor="white", edgecolor="grey", hatch="///", label="prefill"))
+    axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")

@@ -1,0 +1,94 @@
+"""Why a plan is as it is: each device without it, with another like it, and with more memory
+or better links.  Every statement is the difference of two answers of the same planner."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from edgeshard_p2p.core.ids import PeerId
+from edgeshard_p2p.core.plan import Device, Link, snapshot
+from edgeshard_p2p.core.planner import Answer, answer, iteration_us
+from edgeshard_p2p.core.scenario import Scenario
+from edgeshard_p2p.core.whatif import changed
+
+PLENTY_BYTES = 2**47
+
+
+class Reading(Struct, frozen=True):
+    peer: str
+    is_used: bool
+    bound_by: str
+    """What keeps it from doing more for the plan: ``memory``, ``link`` or ``time``."""
+    without: Answer
+    twice: Answer
+    """With another one, of the same memory, times and links."""
+
+
+def readings(scenario: Scenario, found: Answer) -> list[Reading]:
+    """One for each device in the order of the file."""
+    used = {peer.name for peer in found.layout.peers()} if found.layout else set()
+    result = []
+    for name in scenario.order:
+        result.append(
+            Reading(
+                peer=name,
+                is_used=name in used,
+                bound_by=_bound_by(scenario, found, name),
+                without=answer(changed(scenario, f"drop={name}").snapshot),
+                twice=answer(_with_twin(scenario, name).snapshot),
+            )
+        )
+    return result
+
+
+def _bound_by(scenario: Scenario, found: Answer, name: str) -> str:
+    if _is_better(_with_plenty(scenario, name), found):
+        return "memory"
+    return "link" if _is_better(_with_free_links(scenario, name), found) else "time"
+
+
+def _is_better(changed_one: Scenario, found: Answer) -> bool:
+    other = answer(changed_one.snapshot)
+    if other.prediction is None:
+        return False
+    return found.prediction is None or _measure(other) < _measure(found)
+
+
+def _measure(found: Answer) -> tuple[int, int]:
+    assert found.prediction is not None
+    return iteration_us(found), found.prediction.latency_us
+
+
+def _with_plenty(scenario: Scenario, name: str) -> Scenario:
+    def larger(device: Device) -> Device:
+        is_meant = device.peer.name == name
+        return replace(device, budget_bytes=PLENTY_BYTES) if is_meant else device
+
+    devices = tuple(map(larger, scenario.snapshot.devices))
+    return replace(scenario, snapshot=replace(scenario.snapshot, devices=devices))
+
+
+def _with_twin(scenario: Scenario, name: str) -> Scenario:
+    """NOTE: between twins no link is known; they get the quickest that the device has."""
+    old = scenario.snapshot
+    device = next(device for device in old.devices if device.peer.name == name)
+    twin = PeerId(f"{name}.twin", device.peer.generation)
+    own = [link for link in old.links if link.a == name]
+    links = [*old.links, *(replace(link, a=twin.name) for link in own)]
+    links += [replace(link, b=twin.name) for link in old.links if link.b == name]
+    if own:
+        best = max(own, key=lambda link: (link.bytes_per_s, -link.delay_us, link.b))
+        links += [replace(best, a=name, b=twin.name), replace(best, a=twin.name, b=name)]
+    devices = [*old.devices, replace(device, peer=twin, is_source=False, held=())]
+    made = snapshot(old.model, old.workload, devices, links, old.goal, old.framing)
+    return replace(scenario, snapshot=made)
+
+
+def _with_free_links(scenario: Scenario, name: str) -> Scenario:
+    def quicker(link: Link) -> Link:
+        is_meant = name in (link.a, link.b)
+        return Link(link.a, link.b, 0, 0, 2**48) if is_meant else link
+
+    links = tuple(map(quicker, scenario.snapshot.links))
+    return replace(scenario, snapshot=replace(scenario.snapshot, links=links))

@@ -1,0 +1,268 @@
+"""Who may take part, and the planner's costs and limits of it: a snapshot as integers.
+
+Costs are those of ``latency_dp``; memory is weights and the KV of the promised batch and context.
+Knows nothing of how the best chain is found.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import accumulate
+
+from msgspec import Struct
+
+from edgeshard_p2p.core.ids import UnitRange
+from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Fit, kinds_of, n_states
+from edgeshard_p2p.core.narrowest import Busy
+from edgeshard_p2p.core.plan import (
+    Device,
+    Goal,
+    Link,
+    Snapshot,
+    chunks_of,
+    entry_units,
+    kv_bytes,
+    weight_bytes,
+)
+
+LOAD_BYTES_PER_US = 500_000
+"""How many bytes still to be loaded weigh as much as one microsecond of every token.
+
+A new plan must win 1 us per token for each 0.5 MB that it loads anew.  At a loading speed of v
+bytes/s it then has earned its loading time back after LOAD_BYTES_PER_US * 1e6 / v tokens at the
+latest: 1,000 tokens at 500 MB/s, 5,000 at 100 MB/s.
+"""
+
+CANDIDATES_MAX = 12
+"""Different devices among which shared stages are placed exactly; the table doubles with each."""
+STATES_MAX = CANDIDATES_MAX << CANDIDATES_MAX
+"""Rows of that table.  Of devices that are alike more can be placed in as many."""
+
+_STEPS_PER_US = 64
+"""Costs are counted in steps of 1/64 us; the loading of a unit is rounded up to a whole one."""
+_DEVICE_RANK, _STAGE_RANK, _RANKS = 64, 1, 4096
+"""Of plans that cost the same the one with fewer devices wins, then the one with fewer stages:
+each run on a device that is no source adds both ranks, on a source the second.  All ranks of a
+plan stay below one step of the cost, which is counted in units of ``_RANKS``."""
+
+
+class Pool(Struct, frozen=True):
+    """Who takes part: the devices by role, in the order that decides ties, and their links."""
+
+    snapshot: Snapshot
+    sources: tuple[Device, ...]
+    shared: tuple[Device, ...]
+    """Those that may hold a shared stage."""
+    n_shared_left_out: int
+    links: dict[tuple[str, str], Link]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the operator should know about who takes part."""
+        notes = [
+            f"{device.peer} cannot hold a source's part and is no source"
+            for device in sorted(self.snapshot.devices, key=lambda device: device.peer)
+            if device.is_source and device not in self.sources
+        ]
+        if self.n_shared_left_out:
+            n_all = len(self.shared) + self.n_shared_left_out
+            notes.append(f"shared stages planned over {len(self.shared)} of {n_all} devices")
+        return notes
+
+
+def pool_of(snapshot: Snapshot, devices: list[Device], sources: list[Device]) -> Pool:
+    free = [device for device in devices if len(sources) > 1 or device not in sources]
+    able = [device for device in free if _holds_some_unit(snapshot, device, device in sources)]
+    links = {(link.a, link.b): link for link in snapshot.links}
+    pool = Pool(snapshot, tuple(sources), tuple(able), 0, links)
+    if (
+        len(able) <= CANDIDATES_MAX
+        or n_states(kinds_of(chain_of(pool), fit_of(pool, 1))) <= STATES_MAX
+    ):
+        return pool
+    shared = reduced(snapshot, able, sources)
+    return Pool(snapshot, tuple(sources), tuple(shared), len(able) - len(shared), links)
+
+
+def _holds_some_unit(snapshot: Snapshot, device: Device, is_source: bool) -> bool:
+    smallest = min(unit_bytes(snapshot, is_source, 1)[entry_of(snapshot).end :])
+    return spare_bytes(snapshot, device, is_source, 1) >= smallest
+
+
+def reduced(snapshot: Snapshot, able: list[Device], sources: list[Device]) -> list[Device]:
+    """At most CANDIDATES_MAX of ``able``: the fastest, of which the smallest are exchanged for the
+    largest others, one by one, until together they surely hold the shared units at the wished
+    batch.  Surely: a run leaves less than its largest unit unused, taken off for each.
+    """
+    batch = snapshot.workload.batch
+    sizes = unit_bytes(snapshot, False, batch)[entry_of(snapshot).end :]
+    wanted = sum(sizes) + CANDIDATES_MAX * max(sizes)
+    spare = {
+        device.peer: spare_bytes(snapshot, device, device in sources, batch) for device in able
+    }
+    ranked = sorted(able, key=lambda device: (sum(device.unit_us), device.peer))
+    kept, others = ranked[:CANDIDATES_MAX], ranked[CANDIDATES_MAX:]
+    for larger in sorted(others, key=lambda device: (-spare[device.peer], device.peer)):
+        smallest = min(kept, key=lambda device: (spare[device.peer], device.peer))
+        enough = sum(spare[device.peer] for device in kept) >= wanted
+        if enough or spare[larger.peer] <= spare[smallest.peer]:
+            break
+        kept[kept.index(smallest)] = larger
+    return sorted(kept, key=lambda device: device.peer)
+
+
+def entry_of(snapshot: Snapshot) -> UnitRange:
+    return entry_units(snapshot.model, snapshot.workload.first_layer)
+
+
+def unit_bytes(snapshot: Snapshot, is_source: bool, batch: int) -> list[int]:
+    """Memory of each unit on a device.  A source holds the embedding, so a tied head is free of
+    its matrix there: sizes are per unit and add up whatever else the device runs."""
+    model, workload = snapshot.model, snapshot.workload
+    units = [UnitRange(unit, unit + 1) for unit in range(model.n_units)]
+    return [
+        weight_bytes(model, unit, workload.dtype, is_source)
+        + kv_bytes(model, unit, workload, batch)
+        for unit in units
+    ]
+
+
+def spare_bytes(snapshot: Snapshot, device: Device, is_source: bool, batch: int) -> int:
+    """What the budget leaves for a shared stage; below 0 where the entry does not fit."""
+    if not is_source:
+        return device.budget_bytes
+    return device.budget_bytes - sum(unit_bytes(snapshot, True, batch)[: entry_of(snapshot).end])
+
+
+def chain_of(pool: Pool, rows: int = 1) -> Chain:
+    """Costs of a micro-batch of ``rows`` rows, in 1 / (_STEPS_PER_US * _RANKS) us, summed over
+    the sources instead of averaged: what every source's token passes counts once for each,
+    bytes to load likewise.
+    """
+    n_sources = len(pool.sources)
+    rank = [_STAGE_RANK + _DEVICE_RANK * (d not in pool.sources) for d in pool.shared]
+    entries = [_unit_costs(pool, source, 1, rows) for source in pool.sources]
+    enter = [sum(_hop_us(pool, source, d, rows) for source in pool.sources) for d in pool.shared]
+    leave = [sum(_return_us(pool, d, source, rows) for source in pool.sources) for d in pool.shared]
+    hops = [[n_sources * _hop_us(pool, a, b, rows) for b in pool.shared] for a in pool.shared]
+    return Chain(
+        entry=_prefix_sums(map(sum, zip(*entries, strict=True))),
+        units=tuple(_prefix_sums(_unit_costs(pool, d, n_sources, rows)) for d in pool.shared),
+        enter=_steps(enter, rank),
+        hop=tuple(_steps(hop, rank) for hop in hops),
+        leave=_steps(leave, [0] * len(leave)),
+    )
+
+
+def _steps(hops_us: list[int], ranks: list[int]) -> tuple[int, ...]:
+    return tuple(
+        us * _STEPS_PER_US * _RANKS + rank if us < UNREACHABLE else UNREACHABLE
+        for us, rank in zip(hops_us, ranks, strict=True)
+    )
+
+
+def _unit_costs(pool: Pool, device: Device, share: int, rows: int) -> list[int]:
+    """Cost of each unit: its time for ``share`` of the sources, and its loading."""
+    model, dtype = pool.snapshot.model, pool.snapshot.workload.dtype
+    n_tokens, prompt = _expected(pool.snapshot.goal)
+    prefill_us = device.prefill_us(prompt)
+    n_loads = len(pool.sources) * n_tokens
+    costs = []
+    for unit, decode_us in enumerate(device.decode_us(rows)):
+        is_held = any(unit in units for units in device.held)
+        size = weight_bytes(model, UnitRange(unit, unit + 1), dtype, device in pool.sources)
+        load = 0 if is_held else -(-size * _STEPS_PER_US // LOAD_BYTES_PER_US) * n_loads
+        us = share * (n_tokens * decode_us + prefill_us[unit])
+        costs.append((us * _STEPS_PER_US + load) * _RANKS)
+    return costs
+
+
+def _hop_us(pool: Pool, a: Device, b: Device, rows: int) -> int:
+    """Of hidden states: of each generated token, and of the prompt."""
+    if a.peer == b.peer:
+        return 0
+    link, snapshot = pool.links.get((a.peer.name, b.peer.name)), pool.snapshot
+    if link is None:
+        return UNREACHABLE
+    row, (n_tokens, prompt) = row_bytes(snapshot), _expected(snapshot.goal)
+    chunks = sum(link.occupancy_us(n * row) for n in chunks_of(prompt))
+    return n_tokens * link.cost_us(rows * row) + chunks + (link.delay_us if prompt else 0)
+
+
+def _return_us(pool: Pool, a: Device, b: Device, rows: int) -> int:
+    """Of token ids: the generated ones, and the one that the prompt gives."""
+    if a.peer == b.peer:
+        return 0
+    link = pool.links.get((a.peer.name, b.peer.name))
+    n_tokens, prompt = _expected(pool.snapshot.goal)
+    if link is None:
+        return UNREACHABLE
+    token_bytes = pool.snapshot.framing.token_bytes
+    first = link.cost_us(token_bytes) if prompt else 0
+    return n_tokens * link.cost_us(rows * token_bytes) + first
+
+
+def _expected(goal: Goal) -> tuple[int, int]:
+    """How many decoded tokens and tokens of the prompt a plan is measured by: one decoded token,
+    or the whole request where its lengths are known (the cost is then that of all its tokens)."""
+    is_whole = goal.objective == "latency" and goal.generate and goal.prompt
+    return (goal.generate, goal.prompt) if is_whole else (1, 0)
+
+
+def row_bytes(snapshot: Snapshot) -> int:
+    """What one row of hidden states takes on a link."""
+    return snapshot.model.hidden_bytes(snapshot.workload.dtype) + snapshot.framing.row_bytes
+
+
+def busy_of(pool: Pool, rows: int) -> Busy:
+    """How long one micro-batch of ``rows`` rows occupies what it passes."""
+    sources, n_sources = pool.sources, len(pool.sources)
+    entries = [_prefix_sums(source.decode_us(rows)) for source in sources]
+    row, token = rows * row_bytes(pool.snapshot), rows * pool.snapshot.framing.token_bytes
+    entry_end, both = entry_of(pool.snapshot).end, dict(zip(sources, entries, strict=True))
+
+    def occupied(a: Device, b: Device, n_bytes: int) -> int:
+        link = pool.links.get((a.peer.name, b.peer.name))
+        return 0 if a.peer == b.peer or link is None else link.occupancy_us(n_bytes)
+
+    return Busy(
+        entry=tuple(map(max, zip(*entries, strict=True))),
+        units=tuple(
+            _prefix_sums(n_sources * us for us in device.decode_us(rows)) for device in pool.shared
+        ),
+        own=tuple(both[d][entry_end] if d in both else 0 for d in pool.shared),
+        enter=tuple(max(occupied(s, d, row) for s in sources) for d in pool.shared),
+        hop=tuple(tuple(n_sources * occupied(a, b, row) for b in pool.shared) for a in pool.shared),
+        leave=tuple(max(occupied(d, s, token) for s in sources) for d in pool.shared),
+    )
+
+
+def _prefix_sums(costs: Iterable[int]) -> tuple[int, ...]:
+    return tuple(accumulate(costs, initial=0))
+
+
+def fit_of(pool: Pool, batch: int) -> Fit:
+    snapshot, entry_end = pool.snapshot, entry_of(pool.snapshot).end
+    sizes = {role: _prefix_sums(unit_bytes(snapshot, role, batch)) for role in (False, True)}
+    spare = [spare_bytes(snapshot, source, True, batch) for source in pool.sources]
+    if len(pool.sources) > 1:
+        longest = entry_end if min(spare) >= 0 else 0
+    else:
+        longest = bisect_right(sizes[True], pool.sources[0].budget_bytes) - 1
+    ends = []
+    for device in pool.shared:
+        is_source = device in pool.sources
+        free, done = spare_bytes(snapshot, device, is_source, batch), sizes[is_source]
+        ends.append(tuple(bisect_right(done, start + free) - 1 for start in done))
+    return Fit(range(entry_end, longest + 1), tuple(ends))
+
+
+def needed_bytes(snapshot: Snapshot, n_sources: int, batch: int) -> int:
+    """The least that any plan takes: an entry for each source, everything else once."""
+    sizes, entry_end = unit_bytes(snapshot, True, batch), entry_of(snapshot).end
+    return n_sources * sum(sizes[:entry_end]) + sum(sizes[entry_end:])
+
+
+def offered_bytes(snapshot: Snapshot) -> int:
+    return sum(device.budget_bytes for device in snapshot.devices)
