@@ -191,7 +191,7 @@ def _print_losses(scenario: Scenario, options: PlanOptions) -> None:
 
 
 def _print_explanation(scenario: Scenario, options: PlanOptions) -> None:
-    from edgeshard_p2p.cli.plan_words import figures, in_json, in_words, memory_words
+    from edgeshard_p2p.cli.plan_words import figures, in_json, in_words, memory_words, predicted
     from edgeshard_p2p.core.explain import readings
 
     if options.algorithm != "exact":
@@ -204,8 +204,8 @@ def _print_explanation(scenario: Scenario, options: PlanOptions) -> None:
                 "peer": one.peer,
                 "used": one.is_used,
                 "bound_by": one.bound_by,
-                "without": in_json(scenario, one.without, "exact")["predicted"],
-                "another": in_json(scenario, one.twice, "exact")["predicted"],
+                "without": predicted(one.without, "exact"),
+                "another": predicted(one.twice, "exact"),
             }
             for one in read
         ]

@@ -28,7 +28,7 @@ def in_json(scenario: Scenario, found: Answer, algorithm: str) -> dict[str, Any]
         "missing_bytes": found.missing_bytes,
         "revisits": layout.revisits if layout else False,
         "batch": found.batch,
-        "predicted": _predicted(found, algorithm),
+        "predicted": predicted(found, algorithm),
         "stages": _stages(snapshot, found) if layout else [],
         "excluded": _excluded(snapshot, layout),
         "unit_weight_bytes": [
@@ -43,7 +43,7 @@ def in_json(scenario: Scenario, found: Answer, algorithm: str) -> dict[str, Any]
     return told
 
 
-def _predicted(found: Answer, algorithm: str) -> dict[str, Any] | None:
+def predicted(found: Answer, algorithm: str) -> dict[str, Any] | None:
     if (said := found.prediction) is None:
         return None
     is_proved = algorithm == "exact" and found.is_exact

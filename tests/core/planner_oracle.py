@@ -248,3 +248,52 @@ def random_link(rng: random.Random, a: str, b: str) -> Link:
     if rng.random() < 0.5:
         return Link(a, b, delay_us=1, per_message_us=0, bytes_per_s=10**9)
     return Link(a, b, rng.randint(0, 20), rng.randint(0, 5), rng.randint(10**7, 10**9))
+
+
+def busiest(swarm: Snapshot, plan: Plan, rows: int) -> Fraction:
+    """How long one micro-batch of ``rows`` rows, a source's as often as another's, occupies the
+    busiest device or direction of a link, on which the way back counts apart."""
+    row = (
+        swarm.model.hidden_size * DTYPE_BYTES[swarm.workload.dtype] + FRAME_OVERHEAD_BYTES
+    ) * rows
+    links = {(link.a, link.b): link for link in swarm.links}
+    unit_us = {device.peer.name: device.unit_us for device in swarm.devices}
+    busy: dict[Any, Fraction] = {}
+    share = Fraction(1, len(plan.sources))
+    for source in plan.sources:
+        passed = [(source.name, range(plan.entry_end))]
+        passed += [
+            (stage.peer.name, range(stage.units.start, stage.units.end)) for stage in plan.stages
+        ]
+        for name, units in passed:
+            spent = share * rows * sum(unit_us[name][unit] for unit in units)
+            busy[name] = busy.get(name, Fraction(0)) + spent
+        for a, b, is_row in hops(plan, source):
+            n_bytes, link = row if is_row else FRAME_OVERHEAD_BYTES * rows, links[a, b]
+            occupied = ceil(Fraction(n_bytes * 10**6, link.bytes_per_s)) + link.per_message_us
+            busy[a, b, is_row] = busy.get((a, b, is_row), Fraction(0)) + share * occupied
+    return max(busy.values())
+
+
+def best_pipeline(swarm: Snapshot) -> tuple[Plan, int] | None:
+    """For one row per micro-batch: the plan of the least busy bottleneck, or the one of least
+    latency where the batch does not fill the first and the second is quicker; and its time between
+    two tokens, microseconds, rounded up."""
+    quickest = best_plan(swarm)
+    if quickest is None:
+        return None
+    batch = quickest.workload.batch
+    sources = [device for device in swarm.devices if device.peer in quickest.sources]
+    fitting = [
+        replace(plan, workload=quickest.workload)
+        for plan in all_plans(swarm, sources)
+        if is_linked(swarm, plan) and fits(swarm, plan, batch)
+    ]
+    narrow = min(fitting, key=lambda plan: (busiest(swarm, plan, 1), rank(swarm, plan)))
+
+    def iteration(plan: Plan) -> int:
+        return max(int(latency(swarm, plan)), ceil(batch * busiest(swarm, plan, 1)))
+
+    is_filled = iteration(narrow) > int(latency(swarm, narrow))
+    best = narrow if is_filled or iteration(narrow) <= iteration(quickest) else quickest
+    return best, iteration(best)

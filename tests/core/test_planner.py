@@ -16,12 +16,14 @@ from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.plan import (
     FRAME_OVERHEAD_BYTES,
     Device,
+    Goal,
     Link,
+    RowTimes,
     Snapshot,
     Workload,
     snapshot,
 )
-from edgeshard_p2p.core.planner import choose
+from edgeshard_p2p.core.planner import answer, choose
 from edgeshard_p2p.core.pool import CANDIDATES_MAX, LOAD_BYTES_PER_US
 from tests.core import planner_oracle as oracle
 
@@ -89,6 +91,20 @@ def test_equals_the_exhaustive_search(block: int, request: pytest.FixtureRequest
             assert choose(oracle.with_loaded(made, best)).plan == best, f"seed {seed}: not sticky"
 
 
+@pytest.mark.parametrize("block", range(N_BLOCKS_OF_SEEDS))
+def test_pipelines_equal_the_exhaustive_search(block: int, request: pytest.FixtureRequest) -> None:
+    is_campaign = request.config.getoption("--campaign", default=False)
+    n_seeds = (5_000 if is_campaign else 400) // N_BLOCKS_OF_SEEDS
+    for seed in range(block * n_seeds, (block + 1) * n_seeds):
+        made = replace(oracle.random_swarm(seed), goal=Goal("throughput", micro_batch=1))
+        found, best = answer(made), oracle.best_pipeline(made)
+        assert (found.layout is None) == (best is None), f"seed {seed}"
+        if best is not None:
+            assert choose(made).plan == best[0], f"seed {seed}"
+            assert found.prediction is not None
+            assert found.prediction.iteration_us == best[1], f"seed {seed}"
+
+
 def test_random_swarms_cover_what_matters() -> None:
     plans = [(made, choose(made).plan) for made in map(oracle.random_swarm, range(400))]
     chosen = [(made, plan) for made, plan in plans if plan is not None]
@@ -131,7 +147,7 @@ def test_input_order_does_not_matter() -> None:
 
 def test_hash_seed_does_not_matter() -> None:
     program = (
-        "from edgeshard_p2p.core.planner import choose\n"
+        "from edgeshard_p2p.core.planner import answer, choose\n"
         "from tests.core.planner_oracle import random_swarm\n"
         "for seed in range(40): print(choose(random_swarm(seed)))"
     )
@@ -369,3 +385,27 @@ def test_frames_are_counted_with_their_overhead() -> None:
     narrow = [Link(a, b, 0, 0, 10**6) for a, b in ("ab", "ba")]
     made = swarm([device("a", 2, 0, True), device("b", 4, 0)], narrow)
     assert choose(made).latency_us == (64 * 2 + FRAME_OVERHEAD_BYTES) + FRAME_OVERHEAD_BYTES
+
+
+def test_devices_that_are_alike_are_placed_together_beyond_the_limit() -> None:
+    source, n_others = device("source", 2, is_source=True), CANDIDATES_MAX + 8
+    choice = choose(with_blocks(swarm([source, *alike(n_others)]), n_others))
+    assert choice.reason == ""
+    assert choice.plan is not None
+    assert len(choice.plan.stages) == n_others
+
+
+def alike(n_devices: int) -> list[Device]:
+    return [device(f"p{i:02}", 1, 100) for i in range(n_devices)]
+
+
+def test_the_expected_prompt_counts_with_the_expected_answer() -> None:
+    # "c" is slow at decoding and quick at prompts, "b" the other way round.
+    prefill = (RowTimes(128, (1_000,) * 6),)
+    devices = [device("a", 2, is_source=True), device("b", 9, 50)]
+    devices.append(replace(device("c", 9, 100), prefill=prefill))
+    made = swarm(devices)
+    assert shape(made) == "0-1 a | 2-5 b"
+    long = replace(made, goal=Goal(prompt=1024, generate=8))
+    assert shape(long) == "0-1 a | 2-5 c"
+    assert shape(replace(made, goal=Goal(prompt=64, generate=1024))) == "0-1 a | 2-5 b"

@@ -1,0 +1,182 @@
+"""``edgeshard plan`` and ``simulate``: the paper's table, the JSON, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from edgeshard_p2p.cli import main
+
+TOPOLOGIES = Path(__file__).parents[2] / "topology"
+PAPER = TOPOLOGIES / "paper-testbed.toml"
+KEYS = {
+    "plan_id", "snapshot_id", "algorithm", "objective", "feasible", "reason", "missing_bytes",
+    "revisits", "predicted", "stages", "excluded",
+}  # fmt: skip
+
+
+def edgeshard(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def paper(*arguments: object, model: str = "llama2-7b") -> Result:
+    return edgeshard("plan", "--topology", PAPER, "--model", model, *arguments)
+
+
+def plan(*arguments: object, model: str = "llama2-7b") -> Any:
+    return json.loads(paper("--json", *arguments, model=model).stdout)
+
+
+SWEEP = {
+    "edge-solo": [140.3, 140.3, 140.3, 140.3, 140.3],
+    "paper": [56.4, 56.4, 56.4, 54.0, 49.3],
+    "exact": [52.5, 52.5, 52.5, 50.4, 47.8],
+    "cloud-edge-opt": [140.3, 71.4, 58.2, 50.4, 47.8],
+    "cloud-edge-even": [218.1, 113.2, 100.1, 92.2, 89.6],
+}
+"""ms per token at 1, 5, 10, 25 and 50 Mbps between source and cloud."""
+
+
+@pytest.mark.parametrize("algorithm", SWEEP)
+def test_the_table_for_7b_comes_out_of_the_topology_file(algorithm: str) -> None:
+    for mbps, ms in zip([1, 5, 10, 25, 50], SWEEP[algorithm], strict=True):
+        change = f"bandwidth:agx-1-rtx3090={mbps}"
+        told = plan("--algorithm", algorithm, "--what-if", change)["after"]
+        assert told["predicted"]["ms_per_token"] == pytest.approx(ms, rel=0.01), mbps
+
+
+@pytest.mark.parametrize(
+    ("model", "feasible"),
+    [
+        ("llama2-13b", {"exact", "paper", "cloud-edge-opt", "even"}),
+        ("llama2-70b", {"exact", "paper"}),
+    ],
+)
+def test_the_larger_models_fit_where_they_can(model: str, feasible: set[str]) -> None:
+    told = plan("--compare", model=model)
+    assert {name for name, one in told.items() if one["feasible"]} == feasible
+
+
+def test_the_relay_round_the_slow_link() -> None:
+    told = plan()
+    assert told.keys() >= KEYS
+    cuts = [(stage["start"], stage["end"]) for stage in told["stages"]]
+    assert cuts == [(0, 1), (1, 5), (5, 34)]
+    assert [stage["peer"] for stage in told["stages"]][::2] == ["agx-1", "rtx3090"]
+    assert told["predicted"]["bound"] == told["predicted"]["ms_per_token"]
+    walked = sum(stage["compute_ms"] + stage["link_ms"] for stage in told["stages"])
+    assert walked == pytest.approx(told["predicted"]["ms_per_token"])
+
+
+def test_a_plan_that_comes_back_to_a_device_says_so() -> None:
+    assert plan("--algorithm", "paper")["revisits"]
+    assert not plan()["revisits"]
+    assert plan("--algorithm", "paper")["predicted"]["bound"] is None
+
+
+def test_an_infeasible_plan_is_exit_code_1_with_what_is_missing() -> None:
+    result = paper("--json", "--algorithm", "edge-solo", model="llama2-13b")
+    assert result.exit_code == 1
+    told = json.loads(result.stdout)
+    assert not told["feasible"]
+    assert told["missing_bytes"] > 19 * 2**30
+    assert told["reason"] == "agx-1 lacks 19.5 GiB"
+
+
+def test_without_a_cloud_its_algorithms_are_wrong_usage() -> None:
+    file = TOPOLOGIES / "three-peers.toml"
+    arguments = ["plan", "--topology", file, "--model", "smollm2-135m-instruct"]
+    result = edgeshard(*arguments, "--algorithm", "cloud-edge-opt")
+    assert result.exit_code == 2
+    assert 'no device has role = "cloud"' in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("drop=nobody", "no device 'nobody'"),
+        ("add=nothing", "no class 'nothing'"),
+        ("bandwidth:agx-1-agx-1=5", "is not A-B of two devices"),
+        ("bandwidth:agx-1-rtx3090=-5", "expected a number above 0"),
+        ("memory:agx-1=nan", "expected a number above 0"),
+        ("dtype=int3", "no dtype 'int3'"),
+        ("sell=agx-1", "is no change"),
+    ],
+)
+def test_changes_that_cannot_be_are_one_line(change: str, complaint: str) -> None:
+    result = paper("--what-if", change)
+    assert result.exit_code == 2
+    assert complaint in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("change", ["add=rtx-3090-24gb", "memory:rtx3090=24", "dtype=int4"])
+def test_more_can_only_help(change: str) -> None:
+    told = plan("--what-if", change)
+    assert told["after"]["predicted"]["ms_per_token"] < told["before"]["predicted"]["ms_per_token"]
+
+
+def test_losses_and_explanations_agree_with_what_if() -> None:
+    without = plan("--what-if", "drop=rtx3090")["after"]["predicted"]["ms_per_token"]
+    assert plan("--survives")["losses"]["rtx3090"]["predicted"]["ms_per_token"] == without
+    devices = {one["peer"]: one for one in plan("--explain")["devices"]}
+    assert len(devices) == 15
+    assert devices["rtx3090"]["without"]["ms_per_token"] == without
+    assert devices["rtx3090"]["bound_by"] == "memory"
+    assert not devices["nx-1"]["used"]
+
+
+def test_losing_the_only_source_leaves_no_plan() -> None:
+    assert plan("--survives")["losses"]["agx-1"]["reason"].startswith("no source")
+
+
+def test_the_bytes_between_two_saved_plans(tmp_path: Path) -> None:
+    saved = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file, algorithm in zip(saved, ["edge-solo", "exact"], strict=True):
+        file.write_text(json.dumps(plan("--algorithm", algorithm)))
+    told = json.loads(edgeshard("plan", "--diff", *saved, "--json").stdout)
+    relay = json.loads(saved[1].read_text())["stages"][1:]
+    assert told["moved_bytes"] == {one["peer"]: one["weight_bytes"] for one in relay}
+    back = json.loads(edgeshard("plan", "--diff", *reversed(saved), "--json").stdout)
+    assert back["total_bytes"] == told["total_bytes"]
+
+
+def test_a_file_that_is_no_plan_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[]")
+    result = edgeshard("plan", "--diff", tmp_path / "a.json", tmp_path / "a.json")
+    assert result.exit_code == 2
+    assert "no plan saved with" in result.stderr
+
+
+def test_throughput_beats_the_latency_plan_where_there_is_enough_in_flight() -> None:
+    wide = plan("--objective", "throughput", "--batch", 16)["predicted"]
+    one = plan("--batch", 16)["predicted"]
+    assert wide["tokens_per_s"] > one["tokens_per_s"]
+    assert wide["tokens_per_s"] == pytest.approx(16e3 / wide["ms_per_token"], rel=0.001)
+
+
+@pytest.mark.parametrize("schedule", ["bubbles", "no-bubbles"])
+def test_simulated_and_closed_form_agree(schedule: str) -> None:
+    result = edgeshard(
+        "simulate", PAPER, "--model", "llama2-7b", "--objective", "throughput",
+        "--schedule", schedule, "--gantt", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert abs(told["difference_percent"]) < 1
+
+
+def test_simulating_what_does_not_fit_is_one_line() -> None:
+    result = edgeshard("simulate", PAPER, "--model", "llama2-13b", "--algorithm", "edge-solo")
+    assert result.exit_code == 1
+    assert result.stderr == "edgeshard: infeasible: agx-1 lacks 19.5 GiB\n"
+
+
+def test_an_unknown_model_names_those_that_ship() -> None:
+    result = paper(model="llama3-1t")
+    assert result.exit_code == 2
+    assert "llama2-7b" in result.stderr
