@@ -319,6 +319,49 @@ def _engine_run(
     return run
 
 
+# ---- plan
+
+
+@main.command()
+@click.option("--seeds", default=5, show_default=True, help="Pools of different devices.")
+def plan(seeds: int) -> None:
+    """How long exact planning takes: the paper's pool, then 8 and 12 devices all different."""
+    from edgeshard_p2p.core.plan import Goal
+    from edgeshard_p2p.core.planner import answer
+    from edgeshard_p2p.sim.pools import different_devices
+    from edgeshard_p2p.specs import shipped_spec
+    from edgeshard_p2p.topology import read_topology
+
+    def timed_s(snapshot: Any) -> float:
+        begun = time.perf_counter()
+        found = answer(snapshot)
+        assert found.layout is not None, found.reason
+        return time.perf_counter() - begun
+
+    result: dict[str, Any] = {}
+    testbed = read_topology(Path(__file__).parents[1] / "topology" / "paper-testbed.toml")
+    for objective, batch in (("latency", 1), ("throughput", 1)):
+        goal = Goal(objective, micro_batch=1)
+        for name in ("llama2-7b", "llama2-70b"):
+            model = shipped_spec(name)
+            assert model is not None
+            made = testbed.scenario(model, dtype="fp32", context=128, batch=batch, goal=goal)
+            times = [timed_s(made.snapshot) for _ in range(5)]
+            result[f"paper_pool_{model.n_units}_units_{objective}_s"] = round(
+                statistics.median(times), 4
+            )
+        for n_devices in (8, 12):
+            pools = [different_devices(n_devices, seed, model, goal) for seed in range(seeds)]
+            times = [timed_s(pool) for pool in pools]
+            key = f"{n_devices}_different_82_units_{objective}"
+            result[f"{key}_s"] = {
+                "median": round(statistics.median(times), 3),
+                "max": round(max(times), 3),
+            }
+            print(f"plan: {key}: {result[f'{key}_s']}", file=sys.stderr)
+    print(json.dumps(result))
+
+
 # ---- wire
 
 

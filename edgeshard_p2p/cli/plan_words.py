@@ -46,7 +46,7 @@ def in_json(scenario: Scenario, found: Answer, algorithm: str) -> dict[str, Any]
 def predicted(found: Answer, algorithm: str) -> dict[str, Any] | None:
     if (said := found.prediction) is None:
         return None
-    is_proved = algorithm == "exact" and found.is_exact
+    bound_us = found.bound_us if algorithm == "exact" else None
     is_pipeline = said.n_micro_batches > 1 or said.micro_batch > 1
     return {
         "ms_per_token": (said.iteration_us if is_pipeline else said.latency_us) / 1e3,
@@ -56,17 +56,8 @@ def predicted(found: Answer, algorithm: str) -> dict[str, Any] | None:
         "micro_batch": said.micro_batch,
         "bottleneck": said.bottleneck,
         "bottleneck_ms": said.bottleneck_us / 1e3,
-        "bound": _bound_ms(found) if is_proved else None,
+        "bound": None if bound_us is None else bound_us / 1e3,
     }
-
-
-def _bound_ms(found: Answer) -> float:
-    """What no plan of this set is below, in the figure that the objective minimises: the plan's
-    own, because the search was exact."""
-    assert found.prediction is not None
-    is_pipeline = found.prediction.n_micro_batches > 1 or found.prediction.micro_batch > 1
-    said = found.prediction
-    return (said.bottleneck_us if is_pipeline else said.latency_us) / 1e3
 
 
 def _stages(snapshot: Snapshot, found: Answer) -> list[dict[str, Any]]:
@@ -157,7 +148,7 @@ def _head(told: dict[str, Any]) -> str:
     if not told["feasible"]:
         return f"{what}: infeasible: {told['reason']}"
     said = told["predicted"]
-    bound = ", proved best" if said["bound"] is not None else ""
+    bound = f", bound {said['bound']:.2f} ms" if said["bound"] is not None else ""
     return (
         f"{what}: {said['ms_per_token']:.1f} ms/token, {said['tokens_per_s']:.2f} tokens/s with "
         f"{told['batch']} in flight by {said['micro_batch']}{bound}; busiest {said['bottleneck']} "

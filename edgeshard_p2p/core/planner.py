@@ -23,6 +23,7 @@ from edgeshard_p2p.core.pool import (
     chain_of,
     entry_of,
     fit_of,
+    floor_us,
     needed_bytes,
     offered_bytes,
     pool_of,
@@ -40,8 +41,10 @@ class Answer(Struct, frozen=True):
     reason: str = ""
     missing_bytes: int = 0
     """When infeasible for want of memory: how much more the swarm needs, at least."""
-    is_exact: bool = True
-    """No other plan is better; False where devices were left out of the search."""
+    bound_us: int | None = None
+    """Proved: no plan of this set is below it, in latency of one token (with its part of the
+    prefill where that counts) or, for ``throughput``, in its busiest resource at this
+    micro-batch."""
 
 
 def choose(snapshot: Snapshot) -> Choice:
@@ -69,8 +72,8 @@ def answer(snapshot: Snapshot) -> Answer:
     smaller micro-batch, then as for latency.  So the answer depends on nothing but the snapshot.
 
     It is optimal over up to CANDIDATES_MAX different devices that could hold a shared stage.
-    Beyond, only so many take part (see ``pool``): deterministic, said in ``reason``, without a
-    bound on what that costs.
+    Beyond, only so many take part (see ``pool``): deterministic, said in ``reason``, and for
+    ``latency`` with a proved bound on what that can cost.
     """
     devices = _devices(snapshot)
     model, workload = snapshot.model, snapshot.workload
@@ -91,7 +94,8 @@ def answer(snapshot: Snapshot) -> Answer:
     if snapshot.goal.objective == "latency":
         placement = cheapest(chain, fit_of(pool, batch))
         assert placement is not None, "feasible, but no placement"
-        return _answered(pool, placement, batch, 1)
+        found = _answered(pool, placement, batch, 1)
+        return replace(found, bound_us=_least_latency_us(pool, found))
     return _most_tokens(pool, batch)
 
 
@@ -105,16 +109,18 @@ def _most_tokens(pool: Pool, batch: int) -> Answer:
         chain = chain_of(pool, rows)
         placement = narrowest(chain, busy_of(pool, rows), fit)
         assert placement is not None, "feasible, but no placement"
-        found.append(_answered(pool, placement, batch, rows))
-        prediction = found[-1].prediction
+        narrow = _answered(pool, placement, batch, rows)
+        prediction = narrow.prediction
         assert prediction is not None
+        bound_us = None if pool.left_out else prediction.bottleneck_us
+        found.append(replace(narrow, bound_us=bound_us))
         if prediction.pipeline_us >= prediction.iteration_us:
             quickest = cheapest(chain, fit)
             assert quickest is not None
             note = (
                 f"{batch} sequences do not fill the pipeline: the plan of least latency is better"
             )
-            found.append(_answered(pool, quickest, batch, rows, note))
+            found.append(replace(_answered(pool, quickest, batch, rows, note), bound_us=bound_us))
     return min(found, key=iteration_us)
 
 
@@ -132,7 +138,17 @@ def _answered(pool: Pool, placement: Placement, batch: int, rows: int, note: str
     layout = _layout(pool, placement)
     reason = "; ".join([*([note] if note else []), *pool.notes])
     prediction = predict(pool.snapshot, layout, batch, rows)
-    return Answer(layout, batch, prediction, reason, is_exact=not pool.n_shared_left_out)
+    return Answer(layout, batch, prediction, reason)
+
+
+def _least_latency_us(pool: Pool, found: Answer) -> int | None:
+    """The plan's own where all plans were searched."""
+    if pool.left_out:
+        return floor_us(pool, found.batch)
+    assert found.prediction is not None
+    goal, said = pool.snapshot.goal, found.prediction
+    is_whole = goal.prompt and goal.generate
+    return said.latency_us + (said.ttft_us // goal.generate if is_whole else 0)
 
 
 def _devices(snapshot: Snapshot) -> list[Device]:
@@ -201,7 +217,7 @@ def _obstacle(pool: Pool, chain: Chain) -> tuple[str, int]:
     if not is_feasible(chain.fully_linked(), fit_of(pool, 1)):
         reason = f"no cut into one run per device fits the {n_devices} devices' memory {figures}"
         # NOTE: with devices left out it may be they who are missing, not memory.
-        return reason, 0 if pool.n_shared_left_out else 1
+        return reason, 0 if pool.left_out else 1
     return _link_obstacle(pool, chain), 0
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from itertools import accumulate
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from edgeshard_p2p.core.ids import UnitRange
+from edgeshard_p2p.core.ids import PeerId, UnitRange
 from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Fit, kinds_of, n_states
 from edgeshard_p2p.core.narrowest import Busy
 from edgeshard_p2p.core.plan import (
@@ -25,6 +26,7 @@ from edgeshard_p2p.core.plan import (
     kv_bytes,
     weight_bytes,
 )
+from edgeshard_p2p.core.relaxation import Bound, lower_bound
 
 LOAD_BYTES_PER_US = 500_000
 """How many bytes still to be loaded weigh as much as one microsecond of every token.
@@ -36,6 +38,8 @@ latest: 1,000 tokens at 500 MB/s, 5,000 at 100 MB/s.
 
 CANDIDATES_MAX = 12
 """Different devices among which shared stages are placed exactly; the table doubles with each."""
+CANDIDATES_AT_NEED = 14
+"""As many where memory asks for them: four times the table, about a second."""
 STATES_MAX = CANDIDATES_MAX << CANDIDATES_MAX
 """Rows of that table.  Of devices that are alike more can be placed in as many."""
 
@@ -47,6 +51,13 @@ each run on a device that is no source adds both ranks, on a source the second. 
 plan stay below one step of the cost, which is counted in units of ``_RANKS``."""
 
 
+class Floor(Struct, frozen=True):
+    """What no plan for ``batch`` sequences, or for more, can cost less than."""
+
+    batch: int
+    cost: int
+
+
 class Pool(Struct, frozen=True):
     """Who takes part: the devices by role, in the order that decides ties, and their links."""
 
@@ -54,8 +65,11 @@ class Pool(Struct, frozen=True):
     sources: tuple[Device, ...]
     shared: tuple[Device, ...]
     """Those that may hold a shared stage."""
-    n_shared_left_out: int
     links: dict[tuple[str, str], Link]
+    left_out: tuple[Device, ...] = ()
+    """Those that might, but are not searched."""
+    floor: Floor | None = None
+    """Of all plans, with those left out; None where nothing is left out, or nothing is known."""
 
     @property
     def notes(self) -> list[str]:
@@ -65,8 +79,8 @@ class Pool(Struct, frozen=True):
             for device in sorted(self.snapshot.devices, key=lambda device: device.peer)
             if device.is_source and device not in self.sources
         ]
-        if self.n_shared_left_out:
-            n_all = len(self.shared) + self.n_shared_left_out
+        if self.left_out:
+            n_all = len(self.shared) + len(self.left_out)
             notes.append(f"shared stages planned over {len(self.shared)} of {n_all} devices")
         return notes
 
@@ -75,14 +89,56 @@ def pool_of(snapshot: Snapshot, devices: list[Device], sources: list[Device]) ->
     free = [device for device in devices if len(sources) > 1 or device not in sources]
     able = [device for device in free if _holds_some_unit(snapshot, device, device in sources)]
     links = {(link.a, link.b): link for link in snapshot.links}
-    pool = Pool(snapshot, tuple(sources), tuple(able), 0, links)
+    everyone = Pool(snapshot, tuple(sources), tuple(able), links)
     if (
         len(able) <= CANDIDATES_MAX
-        or n_states(kinds_of(chain_of(pool), fit_of(pool, 1))) <= STATES_MAX
+        or n_states(kinds_of(chain_of(everyone), fit_of(everyone, 1))) <= STATES_MAX
     ):
-        return pool
-    shared = reduced(snapshot, able, sources)
-    return Pool(snapshot, tuple(sources), tuple(shared), len(able) - len(shared), links)
+        return everyone
+    bounds = _bounds(everyone)
+    visits = bounds[1].visits if bounds else (0,) * len(able)
+    ranks = {
+        device: (-n, sum(device.unit_us), device.peer)
+        for device, n in zip(able, visits, strict=True)
+    }
+    shared = _reduced(everyone, sorted(able, key=ranks.__getitem__))
+    left_out = tuple(device for device in able if device not in shared)
+    floor = Floor(bounds[0], bounds[1].cost) if bounds else None
+    return replace(everyone, shared=tuple(shared), left_out=left_out, floor=floor)
+
+
+def _bounds(everyone: Pool) -> tuple[int, Bound] | None:
+    """(batch, bound) for the wished batch, or where that cannot be for one sequence; none for
+    ``throughput``, whose plans are not those of least cost."""
+    if everyone.snapshot.goal.objective != "latency":
+        return None
+    chain = chain_of(everyone)
+    for batch in sorted({everyone.snapshot.workload.batch, 1}, reverse=True):
+        if (bound := lower_bound(chain, fit_of(everyone, batch))) is not None:
+            return batch, bound
+    return None
+
+
+def floor_us(pool: Pool, batch: int) -> int | None:
+    """What no plan for ``batch`` sequences takes less than, microseconds for one token (or, with an
+    expected prompt and answer, for one token with its part of the prefill).
+
+    The bound is on time and loading together; the most that loading could be is taken off.
+    """
+    floor = pool.floor
+    if floor is not None and floor.batch > batch:
+        everyone = replace(pool, shared=(*pool.shared, *pool.left_out))
+        found = lower_bound(chain_of(everyone), fit_of(everyone, batch))
+        floor = Floor(batch, found.cost) if found else None
+    if floor is None:
+        return None
+    n_sources, n_tokens = len(pool.sources), _expected(pool.snapshot.goal)[0]
+    devices, entry_end = (*pool.sources, *pool.shared, *pool.left_out), entry_of(pool.snapshot).end
+    loads = [_loads(pool, device) for device in devices]
+    dearest = [max(of_unit) for of_unit in zip(*loads, strict=True)]
+    at_most = n_sources * sum(dearest[:entry_end]) + sum(dearest[entry_end:])
+    steps: int = floor.cost // _RANKS - 1 - at_most
+    return max(0, steps // (_STEPS_PER_US * n_sources * n_tokens))
 
 
 def _holds_some_unit(snapshot: Snapshot, device: Device, is_source: bool) -> bool:
@@ -90,26 +146,37 @@ def _holds_some_unit(snapshot: Snapshot, device: Device, is_source: bool) -> boo
     return spare_bytes(snapshot, device, is_source, 1) >= smallest
 
 
-def reduced(snapshot: Snapshot, able: list[Device], sources: list[Device]) -> list[Device]:
-    """At most CANDIDATES_MAX of ``able``: the fastest, of which the smallest are exchanged for the
-    largest others, one by one, until together they surely hold the shared units at the wished
-    batch.  Surely: a run leaves less than its largest unit unused, taken off for each.
+def _reduced(everyone: Pool, ranked: list[Device]) -> list[Device]:
+    """The first CANDIDATES_MAX of ``ranked``, of which the smallest are exchanged for the largest
+    others, one by one, until together they surely hold the shared units at the wished batch; where
+    that does not do, of CANDIDATES_AT_NEED.  Surely: a run leaves less than its largest unit
+    unused, taken off for each.
     """
+    snapshot, sources = everyone.snapshot, everyone.sources
     batch = snapshot.workload.batch
     sizes = unit_bytes(snapshot, False, batch)[entry_of(snapshot).end :]
-    wanted = sum(sizes) + CANDIDATES_MAX * max(sizes)
     spare = {
-        device.peer: spare_bytes(snapshot, device, device in sources, batch) for device in able
+        device.peer: spare_bytes(snapshot, device, device in sources, batch) for device in ranked
     }
-    ranked = sorted(able, key=lambda device: (sum(device.unit_us), device.peer))
-    kept, others = ranked[:CANDIDATES_MAX], ranked[CANDIDATES_MAX:]
+    kept: list[Device] = []
+    for n_kept in (CANDIDATES_MAX, min(CANDIDATES_AT_NEED, len(ranked))):
+        wanted = sum(sizes) + n_kept * max(sizes)
+        kept = _exchanged(ranked[:n_kept], ranked[n_kept:], spare, wanted)
+        if sum(spare[device.peer] for device in kept) >= wanted:
+            break
+    return sorted(kept, key=lambda device: device.peer)
+
+
+def _exchanged(
+    kept: list[Device], others: list[Device], spare: dict[PeerId, int], wanted: int
+) -> list[Device]:
     for larger in sorted(others, key=lambda device: (-spare[device.peer], device.peer)):
         smallest = min(kept, key=lambda device: (spare[device.peer], device.peer))
         enough = sum(spare[device.peer] for device in kept) >= wanted
         if enough or spare[larger.peer] <= spare[smallest.peer]:
             break
         kept[kept.index(smallest)] = larger
-    return sorted(kept, key=lambda device: device.peer)
+    return kept
 
 
 def entry_of(snapshot: Snapshot) -> UnitRange:
@@ -164,18 +231,28 @@ def _steps(hops_us: list[int], ranks: list[int]) -> tuple[int, ...]:
 
 def _unit_costs(pool: Pool, device: Device, share: int, rows: int) -> list[int]:
     """Cost of each unit: its time for ``share`` of the sources, and its loading."""
-    model, dtype = pool.snapshot.model, pool.snapshot.workload.dtype
     n_tokens, prompt = _expected(pool.snapshot.goal)
     prefill_us = device.prefill_us(prompt)
-    n_loads = len(pool.sources) * n_tokens
-    costs = []
-    for unit, decode_us in enumerate(device.decode_us(rows)):
+    times_us = [
+        share * (n_tokens * decode + prefill)
+        for decode, prefill in zip(device.decode_us(rows), prefill_us, strict=True)
+    ]
+    return [
+        (us * _STEPS_PER_US + load) * _RANKS
+        for us, load in zip(times_us, _loads(pool, device), strict=True)
+    ]
+
+
+def _loads(pool: Pool, device: Device) -> list[int]:
+    """Price of loading each unit, in steps, for all tokens of all sources that a cost is of."""
+    model, dtype = pool.snapshot.model, pool.snapshot.workload.dtype
+    n_loads = len(pool.sources) * _expected(pool.snapshot.goal)[0]
+    prices = []
+    for unit in range(model.n_units):
         is_held = any(unit in units for units in device.held)
         size = weight_bytes(model, UnitRange(unit, unit + 1), dtype, device in pool.sources)
-        load = 0 if is_held else -(-size * _STEPS_PER_US // LOAD_BYTES_PER_US) * n_loads
-        us = share * (n_tokens * decode_us + prefill_us[unit])
-        costs.append((us * _STEPS_PER_US + load) * _RANKS)
-    return costs
+        prices.append(0 if is_held else -(-size * _STEPS_PER_US // LOAD_BYTES_PER_US) * n_loads)
+    return prices
 
 
 def _hop_us(pool: Pool, a: Device, b: Device, rows: int) -> int:
