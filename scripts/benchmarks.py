@@ -359,7 +359,36 @@ def plan(seeds: int) -> None:
                 "max": round(max(times), 3),
             }
             print(f"plan: {key}: {result[f'{key}_s']}", file=sys.stderr)
+    for n_devices in (16, 24, 32):
+        result[f"{n_devices}_different"] = told = _large_pools(n_devices, seeds)
+        print(f"plan: {n_devices} different: {told}", file=sys.stderr)
     print(json.dumps(result))
+
+
+def _large_pools(n_devices: int, seeds: int) -> dict[str, Any]:
+    """Latency plans of pools too large to search, against their bounds."""
+    from edgeshard_p2p.core.plan import Goal
+    from edgeshard_p2p.core.planner import answer
+    from edgeshard_p2p.sim.pools import different_devices
+    from edgeshard_p2p.specs import shipped_spec
+
+    model = shipped_spec("llama2-70b")
+    assert model is not None
+    times, gaps = [], []
+    for seed in range(seeds):
+        pool = different_devices(n_devices, seed, model, Goal())
+        begun = time.perf_counter()
+        found = answer(pool)
+        times.append(time.perf_counter() - begun)
+        if found.prediction is not None and found.bound_us:
+            gaps.append(found.prediction.latency_us / found.bound_us - 1)
+    return {
+        "pools": seeds,
+        "no_plan": seeds - len(gaps),
+        "gap_median": round(statistics.median(gaps), 4) if gaps else None,
+        "gap_max": round(max(gaps), 4) if gaps else None,
+        "max_s": round(max(times), 3),
+    }
 
 
 # ---- wire
