@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeshard_p2p.cli.common import FAILED, USAGE, fail
-from edgeshard_p2p.cli.planning import ALGORITHMS, DTYPES, PlanOptions, plan_of, read_scenario
+from edgeshard_p2p.cli.planning import PlanOptions, plan_of, plan_options, read_scenario
+from edgeshard_p2p.core.plan import ALGORITHMS
 
 if TYPE_CHECKING:
     from edgeshard_p2p.core.planner import Answer
@@ -28,19 +29,6 @@ if TYPE_CHECKING:
     "--model", metavar="NAME|PATH|SPEC.toml", help="A shipped spec, a model, a spec file."
 )
 @click.option(
-    "--objective",
-    type=click.Choice(["latency", "throughput"]),
-    default="latency",
-    show_default=True,
-)
-@click.option("--algorithm", type=click.Choice(ALGORITHMS), default="exact", show_default=True)
-@click.option(
-    "--context",
-    type=click.IntRange(1, 2**24),
-    metavar="N",
-    help="Tokens of a sequence, at most.  [default: 2048, or what the model allows]",
-)
-@click.option(
     "--prompt",
     type=click.IntRange(0, 2**24),
     default=0,
@@ -50,19 +38,6 @@ if TYPE_CHECKING:
 @click.option(
     "--generate", type=click.IntRange(0, 2**16), default=0, metavar="G", help="Expected answer."
 )
-@click.option(
-    "--batch",
-    type=click.IntRange(1, 4096),
-    metavar="B",
-    help="Sequences in flight.  [default: 1; for throughput 8]",
-)
-@click.option(
-    "--micro-batch",
-    type=click.IntRange(1, 4096),
-    metavar="b",
-    help="Sequences of a micro-batch.  [default: the best]",
-)
-@click.option("--dtype", type=click.Choice(DTYPES), help="[default: fp32]")
 @click.option(
     "--what-if",
     "changes",
@@ -81,7 +56,7 @@ if TYPE_CHECKING:
     metavar="A B",
     help="Two plans saved with --json: the bytes that would move.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@plan_options
 def plan(
     topology: Path | None,
     model: str | None,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from edgeshard_p2p.cli.common import USAGE, fail
+import click
+
+from edgeshard_p2p.cli.common import USAGE, Decorator, fail
+from edgeshard_p2p.core.model_spec import PLANNED_BITS
+from edgeshard_p2p.core.plan import ALGORITHMS, OBJECTIVES
 
 if TYPE_CHECKING:
     from edgeshard_p2p.core.model_spec import ModelSpec
     from edgeshard_p2p.core.planner import Answer
     from edgeshard_p2p.core.scenario import Scenario
 
-ALGORITHMS = ("exact", "paper", "edge-solo", "cloud-edge-even", "cloud-edge-opt", "even")
-DTYPES = ("fp32", "bf16", "fp16", "int8", "int4")
-DEFAULT_CONTEXT = 2048
 DEFAULT_BATCH = {"latency": 1, "throughput": 8}
 
 
@@ -33,9 +35,31 @@ class PlanOptions:
     as_json: bool = False
 
 
+def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options by which ``plan`` and ``simulate`` find a plan."""
+    options: list[Decorator] = [
+        click.option("--objective", type=click.Choice(OBJECTIVES), default="latency",
+                     show_default=True, help="What the plan is to be good at."),
+        click.option("--algorithm", type=click.Choice(ALGORITHMS), default="exact",
+                     show_default=True, help="How the plan is found."),
+        click.option("--context", type=click.IntRange(1, 2**24), metavar="N",
+                     help="Tokens of a sequence, at most.  [default: up to 2048]"),
+        click.option("--batch", type=click.IntRange(1, 4096), metavar="B",
+                     help="Sequences in flight.  [default: 1; for throughput 8]"),
+        click.option("--micro-batch", type=click.IntRange(1, 4096), metavar="b",
+                     help="Sequences of a micro-batch.  [default: the best]"),
+        click.option("--dtype", type=click.Choice(tuple(PLANNED_BITS)), help="[default: fp32]"),
+        click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def read_scenario(topology: Path, options: PlanOptions) -> Scenario:
     """Ends the command where the file, the model or an option cannot be."""
     from edgeshard_p2p.core.plan import Goal
+    from edgeshard_p2p.core.view import DEFAULT_CONTEXT
     from edgeshard_p2p.topology import TopologyError, read_topology
 
     goal = Goal(options.objective, options.prompt, options.generate, options.micro_batch or 0)

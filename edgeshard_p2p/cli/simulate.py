@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from edgeshard_p2p.cli.common import FAILED, USAGE, fail
-from edgeshard_p2p.cli.planning import ALGORITHMS, DTYPES, PlanOptions, plan_of, read_scenario
+from edgeshard_p2p.cli.planning import PlanOptions, plan_of, plan_options, read_scenario
 
 if TYPE_CHECKING:
     from edgeshard_p2p.core.layout import Layout
@@ -120,24 +120,6 @@ def _count(most: int) -> click.IntRange:
     help="Whose prompts come first, where there are several sources.",
 )
 @click.option(
-    "--objective",
-    type=click.Choice(["latency", "throughput"]),
-    default="latency",
-    show_default=True,
-    help="What the plan is to be good at.",
-)
-@click.option("--batch", type=_count(4096), metavar="B", help="Sequences in flight.")
-@click.option("--micro-batch", type=_count(4096), metavar="b", help="Sequences of a micro-batch.")
-@click.option(
-    "--algorithm",
-    type=click.Choice(ALGORITHMS),
-    default="exact",
-    show_default=True,
-    help="How the plan is found.",
-)
-@click.option("--context", type=_count(2**24), metavar="N", help="Tokens of a sequence, at most.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="What weights and KV are held in.")
-@click.option(
     "--gantt",
     "wants_gantt",
     is_flag=True,
@@ -150,7 +132,7 @@ def _count(most: int) -> click.IntRange:
     metavar="FILE",
     help="Draw them to a .png or .svg.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@plan_options
 def simulate(
     topology: Path,
     requests: int,
@@ -161,16 +143,16 @@ def simulate(
     wants_gantt: bool,
     plot_file: Path | None,
     as_json: bool,
-    **plan_options: Any,
+    **options: Any,
 ) -> None:
     """Put requests through the plan of a topology file, without any device."""
     from edgeshard_p2p.sim.gantt import full_from, gantt
 
     if plot_file is not None:
         _check_plot(plot_file, as_json)
-    options = PlanOptions(prompt=prompt, generate=generate, as_json=as_json, **plan_options)
-    scenario = read_scenario(topology, options)
-    answer = plan_of(scenario, options)
+    wanted = PlanOptions(prompt=prompt, generate=generate, as_json=as_json, **options)
+    scenario = read_scenario(topology, wanted)
+    answer = plan_of(scenario, wanted)
     if answer.layout is None or answer.prediction is None:
         fail(f"infeasible: {answer.reason}", FAILED, as_json)
     result = simulated(

@@ -18,8 +18,6 @@ from edgeshard_p2p.core.planner import Answer, answer, in_units, iteration_us, m
 from edgeshard_p2p.core.pool import entry_of, row_bytes, unit_bytes
 from edgeshard_p2p.core.scenario import Scenario
 
-ALGORITHMS = ("exact", "paper", "edge-solo", "cloud-edge-even", "cloud-edge-opt", "even")
-
 
 class NoCloud(Exception):
     """The algorithm needs a cloud, and the scenario names none."""

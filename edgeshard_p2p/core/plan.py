@@ -30,6 +30,9 @@ work on one prompt at the same time."""
 KV_POSITIONS = 64
 """KV is reserved in whole runs of so many positions, which is how attention reads it."""
 
+OBJECTIVES = ("latency", "throughput")
+ALGORITHMS = ("exact", "paper", "edge-solo", "cloud-edge-even", "cloud-edge-opt", "even")
+
 Objective = Annotated[str, Meta(pattern=r"^(latency|throughput)\Z")]
 Numerics = Annotated[str, Meta(pattern=r"^(exact|fast)\Z")]
 

@@ -22,11 +22,12 @@ from edgeshard_p2p.core.pool import (
     busy_of,
     chain_of,
     entry_of,
+    everyone_of,
     fit_of,
     floor_us,
     needed_bytes,
     offered_bytes,
-    pool_of,
+    searched,
     spare_bytes,
 )
 
@@ -68,8 +69,9 @@ def answer(snapshot: Snapshot) -> Answer:
 
     The batch is the largest up to the wish that some plan can hold.  Among the plans for it the
     order is total.  ``latency``: cost, devices, stages, entry, then (peer, units) of the stages.
-    ``throughput``: tokens per second with the batch in flight, then the busiest resource, then the
-    smaller micro-batch, then as for latency.  So the answer depends on nothing but the snapshot.
+    ``throughput``: the least busy bottleneck, then as for latency, for each size of micro-batch;
+    of these the most tokens per second with the batch in flight, then the smaller micro-batch.
+    So the answer depends on nothing but the snapshot.
 
     It is optimal over up to CANDIDATES_MAX different devices that could hold a shared stage.
     Beyond, only so many take part (see ``pool``): deterministic, said in ``reason``, and for
@@ -85,7 +87,11 @@ def answer(snapshot: Snapshot) -> Answer:
     sources = [device for device in willing if spare_bytes(snapshot, device, True, 1) >= 0]
     if not sources:
         return _no_entry(snapshot, willing)
-    pool = pool_of(snapshot, devices, sources)
+    everyone = everyone_of(snapshot, devices, sources)
+    most_rows = workload.batch if snapshot.goal.objective == "throughput" else 1
+    if chain_of(everyone, most_rows).largest_sum() >= UNREACHABLE:
+        return _refused("the times or links are too slow to be planned with")
+    pool = searched(everyone)
     chain = chain_of(pool)
     batch = _largest_batch(pool, chain)
     if not batch:
@@ -215,9 +221,10 @@ def _obstacle(pool: Pool, chain: Chain) -> tuple[str, int]:
         lack = f"{in_units(need - have)} more memory than {offer}"
         return f"the model needs {lack} {figures}", need - have
     if not is_feasible(chain.fully_linked(), fit_of(pool, 1)):
-        reason = f"no cut into one run per device fits the {n_devices} devices' memory {figures}"
-        # NOTE: with devices left out it may be they who are missing, not memory.
-        return reason, 0 if pool.left_out else 1
+        if pool.left_out:
+            # NOTE: it may be those left out who are missing, not memory.
+            return f"found no cut into one run per device that fits {figures}", 0
+        return f"no cut into one run per device fits the {n_devices} devices' memory {figures}", 1
     return _link_obstacle(pool, chain), 0
 
 

@@ -85,11 +85,17 @@ class Pool(Struct, frozen=True):
         return notes
 
 
-def pool_of(snapshot: Snapshot, devices: list[Device], sources: list[Device]) -> Pool:
+def everyone_of(snapshot: Snapshot, devices: list[Device], sources: list[Device]) -> Pool:
+    """All that could take part."""
     free = [device for device in devices if len(sources) > 1 or device not in sources]
     able = [device for device in free if _holds_some_unit(snapshot, device, device in sources)]
     links = {(link.a, link.b): link for link in snapshot.links}
-    everyone = Pool(snapshot, tuple(sources), tuple(able), links)
+    return Pool(snapshot, tuple(sources), tuple(able), links)
+
+
+def searched(everyone: Pool) -> Pool:
+    """All of them where an exact search can be afforded, else those that matter most."""
+    able = everyone.shared
     if (
         len(able) <= CANDIDATES_MAX
         or n_states(kinds_of(chain_of(everyone), fit_of(everyone, 1))) <= STATES_MAX
@@ -132,13 +138,13 @@ def floor_us(pool: Pool, batch: int) -> int | None:
         floor = Floor(batch, found.cost) if found else None
     if floor is None:
         return None
-    n_sources, n_tokens = len(pool.sources), _expected(pool.snapshot.goal)[0]
+    n_sources = len(pool.sources)
     devices, entry_end = (*pool.sources, *pool.shared, *pool.left_out), entry_of(pool.snapshot).end
     loads = [_loads(pool, device) for device in devices]
     dearest = [max(of_unit) for of_unit in zip(*loads, strict=True)]
     at_most = n_sources * sum(dearest[:entry_end]) + sum(dearest[entry_end:])
     steps: int = floor.cost // _RANKS - 1 - at_most
-    return max(0, steps // (_STEPS_PER_US * n_sources * n_tokens))
+    return max(0, steps // (_STEPS_PER_US * n_sources))
 
 
 def _holds_some_unit(snapshot: Snapshot, device: Device, is_source: bool) -> bool:
@@ -210,81 +216,81 @@ def chain_of(pool: Pool, rows: int = 1) -> Chain:
     n_sources = len(pool.sources)
     rank = [_STAGE_RANK + _DEVICE_RANK * (d not in pool.sources) for d in pool.shared]
     entries = [_unit_costs(pool, source, 1, rows) for source in pool.sources]
-    enter = [sum(_hop_us(pool, source, d, rows) for source in pool.sources) for d in pool.shared]
-    leave = [sum(_return_us(pool, d, source, rows) for source in pool.sources) for d in pool.shared]
-    hops = [[n_sources * _hop_us(pool, a, b, rows) for b in pool.shared] for a in pool.shared]
+    enter = [_sum(_hop(pool, source, d, rows) for source in pool.sources) for d in pool.shared]
+    leave = [_sum(_return(pool, d, source, rows) for source in pool.sources) for d in pool.shared]
+    hops = [[_sum([_hop(pool, a, b, rows)] * n_sources) for b in pool.shared] for a in pool.shared]
     return Chain(
         entry=_prefix_sums(map(sum, zip(*entries, strict=True))),
         units=tuple(_prefix_sums(_unit_costs(pool, d, n_sources, rows)) for d in pool.shared),
-        enter=_steps(enter, rank),
-        hop=tuple(_steps(hop, rank) for hop in hops),
-        leave=_steps(leave, [0] * len(leave)),
+        enter=_ranked(enter, rank),
+        hop=tuple(_ranked(hop, rank) for hop in hops),
+        leave=_ranked(leave, [0] * len(leave)),
     )
 
 
-def _steps(hops_us: list[int], ranks: list[int]) -> tuple[int, ...]:
-    return tuple(
-        us * _STEPS_PER_US * _RANKS + rank if us < UNREACHABLE else UNREACHABLE
-        for us, rank in zip(hops_us, ranks, strict=True)
-    )
+def _sum(steps: Iterable[int]) -> int:
+    return min(UNREACHABLE, sum(steps))
+
+
+def _ranked(steps: list[int], ranks: list[int]) -> tuple[int, ...]:
+    pairs = zip(steps, ranks, strict=True)
+    return tuple(min(UNREACHABLE, step * _RANKS + rank) for step, rank in pairs)
 
 
 def _unit_costs(pool: Pool, device: Device, share: int, rows: int) -> list[int]:
     """Cost of each unit: its time for ``share`` of the sources, and its loading."""
-    n_tokens, prompt = _expected(pool.snapshot.goal)
-    prefill_us = device.prefill_us(prompt)
-    times_us = [
-        share * (n_tokens * decode + prefill)
-        for decode, prefill in zip(device.decode_us(rows), prefill_us, strict=True)
-    ]
+    goal, prefill_us = pool.snapshot.goal, device.prefill_us(_prompt(pool.snapshot.goal))
+    times = zip(device.decode_us(rows), prefill_us, _loads(pool, device), strict=True)
     return [
-        (us * _STEPS_PER_US + load) * _RANKS
-        for us, load in zip(times_us, _loads(pool, device), strict=True)
+        (share * _steps(goal, decode, prefill) + load) * _RANKS for decode, prefill, load in times
     ]
 
 
 def _loads(pool: Pool, device: Device) -> list[int]:
-    """Price of loading each unit, in steps, for all tokens of all sources that a cost is of."""
+    """Price of loading each unit, in steps, for a token of each source."""
     model, dtype = pool.snapshot.model, pool.snapshot.workload.dtype
-    n_loads = len(pool.sources) * _expected(pool.snapshot.goal)[0]
     prices = []
     for unit in range(model.n_units):
         is_held = any(unit in units for units in device.held)
         size = weight_bytes(model, UnitRange(unit, unit + 1), dtype, device in pool.sources)
-        prices.append(0 if is_held else -(-size * _STEPS_PER_US // LOAD_BYTES_PER_US) * n_loads)
+        price = 0 if is_held else -(-size * _STEPS_PER_US // LOAD_BYTES_PER_US)
+        prices.append(price * len(pool.sources))
     return prices
 
 
-def _hop_us(pool: Pool, a: Device, b: Device, rows: int) -> int:
-    """Of hidden states: of each generated token, and of the prompt."""
+def _hop(pool: Pool, a: Device, b: Device, rows: int) -> int:
+    """Of hidden states: of a decoded token, and its part of the prompt's."""
     if a.peer == b.peer:
         return 0
     link, snapshot = pool.links.get((a.peer.name, b.peer.name)), pool.snapshot
     if link is None:
         return UNREACHABLE
-    row, (n_tokens, prompt) = row_bytes(snapshot), _expected(snapshot.goal)
-    chunks = sum(link.occupancy_us(n * row) for n in chunks_of(prompt))
-    return n_tokens * link.cost_us(rows * row) + chunks + (link.delay_us if prompt else 0)
+    row, prompt = row_bytes(snapshot), _prompt(snapshot.goal)
+    prefill_us = sum(link.occupancy_us(n * row) for n in chunks_of(prompt))
+    prefill_us += link.delay_us if prompt else 0
+    return _steps(snapshot.goal, link.cost_us(rows * row), prefill_us)
 
 
-def _return_us(pool: Pool, a: Device, b: Device, rows: int) -> int:
-    """Of token ids: the generated ones, and the one that the prompt gives."""
+def _return(pool: Pool, a: Device, b: Device, rows: int) -> int:
+    """Of token ids: of a decoded one, and its part of the one that the prompt gives."""
     if a.peer == b.peer:
         return 0
-    link = pool.links.get((a.peer.name, b.peer.name))
-    n_tokens, prompt = _expected(pool.snapshot.goal)
+    link, goal = pool.links.get((a.peer.name, b.peer.name)), pool.snapshot.goal
     if link is None:
         return UNREACHABLE
     token_bytes = pool.snapshot.framing.token_bytes
-    first = link.cost_us(token_bytes) if prompt else 0
-    return n_tokens * link.cost_us(rows * token_bytes) + first
+    first_us = link.cost_us(token_bytes) if _prompt(goal) else 0
+    return _steps(goal, link.cost_us(rows * token_bytes), first_us)
 
 
-def _expected(goal: Goal) -> tuple[int, int]:
-    """How many decoded tokens and tokens of the prompt a plan is measured by: one decoded token,
-    or the whole request where its lengths are known (the cost is then that of all its tokens)."""
-    is_whole = goal.objective == "latency" and goal.generate and goal.prompt
-    return (goal.generate, goal.prompt) if is_whole else (1, 0)
+def _prompt(goal: Goal) -> int:
+    """Tokens of the prompt that count: those of the expected one, where its answer is known too."""
+    return goal.prompt if goal.objective == "latency" and goal.generate else 0
+
+
+def _steps(goal: Goal, decode_us: int, prefill_us: int) -> int:
+    """Of one decoded token with its part of the prefill, which is rounded up to a whole step."""
+    return decode_us * _STEPS_PER_US - (-prefill_us * _STEPS_PER_US // max(1, goal.generate))
 
 
 def row_bytes(snapshot: Snapshot) -> int:

@@ -15,6 +15,8 @@ from msgspec import Struct
 from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Fit
 
 STEPS = 240
+PRICE_MAX = UNREACHABLE >> 8
+"""So that no walk under these prices outgrows 64 bits."""
 _SHORTER_AFTER = 12
 """Steps without a better bound until the steps are made shorter."""
 
@@ -47,7 +49,7 @@ def lower_bound(chain: Chain, fit: Fit) -> Bound | None:
         if stuck >= _SHORTER_AFTER:
             stuck, scale = 0, scale * 2
         step = max(1, abs(best) // (scale * max(1, int(((visits - 1) ** 2).sum()))))
-        prices = np.maximum(0, prices + step * (visits - 1))
+        prices = np.clip(prices + step * (visits - 1), 0, PRICE_MAX)
     return Bound(best, tuple(int(n) for n in total))
 
 

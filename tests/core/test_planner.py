@@ -437,3 +437,22 @@ def test_exact_is_never_slower_than_the_paper_where_that_revisits_no_device() ->
     assert n_compared > 30
     assert n_better > 0
     assert n_back > 0
+
+
+def test_figures_beyond_what_can_be_added_up_are_refused_and_no_error() -> None:
+    made = swarm([device("a", 2, is_source=True), device("b", 9, 2**47)])
+    assert answer(made).reason == "the times or links are too slow to be planned with"
+
+
+def test_a_long_answer_of_a_slow_device_can_be_planned() -> None:
+    made = swarm([device("a", 2, 10**9, True), device("b", 9, 10**9)])
+    assert shape(replace(made, goal=Goal(prompt=1024, generate=2**16))) == "0-1 a | 2-5 b"
+
+
+def test_where_devices_were_left_out_memory_is_not_blamed_for_sure() -> None:
+    source, n_others = device("source", 2, is_source=True), CANDIDATES_MAX + 4
+    others = [device(f"p{i:02}", 1, 100 + i) for i in range(n_others)]
+    choice = choose(with_blocks(swarm([source, *others]), n_others))
+    assert choice.plan is None
+    assert choice.reason.startswith("found no cut into one run per device that fits")
+    assert choice.missing_bytes == 0

@@ -23,7 +23,7 @@ def test_no_plan_of_small_swarms_is_below_the_bound() -> None:
         if best is None or not best.stages:
             continue
         sources = [device for device in made.devices if device.peer in best.sources]
-        everyone = pool.pool_of(made, list(made.devices), sources)
+        everyone = pool.everyone_of(made, list(made.devices), sources)
         fit = pool.fit_of(everyone, best.workload.batch)
         bound = lower_bound(pool.chain_of(everyone), fit)
         assert bound is not None
