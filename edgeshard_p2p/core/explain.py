@@ -3,6 +3,8 @@ or better links.  Every statement is the difference of two answers of the same p
 
 from __future__ import annotations
 
+from itertools import count
+
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -73,7 +75,9 @@ def _with_twin(scenario: Scenario, name: str) -> Scenario:
     """NOTE: between twins no link is known; they get the quickest that the device has."""
     old = scenario.snapshot
     device = next(device for device in old.devices if device.peer.name == name)
-    twin = PeerId(f"{name}.twin", device.peer.generation)
+    taken = {device.peer.name for device in old.devices}
+    twin_name = next(free for n in count(1) if (free := f"{name}.twin-{n}") not in taken)
+    twin = PeerId(twin_name, device.peer.generation)
     own = [link for link in old.links if link.a == name]
     links = [*old.links, *(replace(link, a=twin.name) for link in own)]
     links += [replace(link, b=twin.name) for link in old.links if link.b == name]

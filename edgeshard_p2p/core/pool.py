@@ -45,17 +45,13 @@ STATES_MAX = CANDIDATES_MAX << CANDIDATES_MAX
 
 _STEPS_PER_US = 64
 """Costs are counted in steps of 1/64 us; the loading of a unit is rounded up to a whole one."""
-_DEVICE_RANK, _STAGE_RANK, _RANKS = 64, 1, 4096
-"""Of plans that cost the same the one with fewer devices wins, then the one with fewer stages:
-each run on a device that is no source adds both ranks, on a source the second.  All ranks of a
-plan stay below one step of the cost, which is counted in units of ``_RANKS``."""
 
 
 class Floor(Struct, frozen=True):
     """What no plan for ``batch`` sequences, or for more, can cost less than."""
 
     batch: int
-    cost: int
+    steps: int
 
 
 class Pool(Struct, frozen=True):
@@ -70,6 +66,17 @@ class Pool(Struct, frozen=True):
     """Those that might, but are not searched."""
     floor: Floor | None = None
     """Of all plans, with those left out; None where nothing is left out, or nothing is known."""
+
+    @property
+    def device_rank(self) -> int:
+        """Of plans that cost the same the one with fewer devices wins, then the one with fewer
+        stages: each run adds 1, and this as well on a device that is no source."""
+        return len(self.shared) + 1
+
+    @property
+    def ranks(self) -> int:
+        """Costs are counted in units of this, so that all ranks of a plan stay below one step."""
+        return self.device_rank * (self.device_rank + 1)
 
     @property
     def notes(self) -> list[str]:
@@ -101,28 +108,33 @@ def searched(everyone: Pool) -> Pool:
         or n_states(kinds_of(chain_of(everyone), fit_of(everyone, 1))) <= STATES_MAX
     ):
         return everyone
-    bounds = _bounds(everyone)
-    visits = bounds[1].visits if bounds else (0,) * len(able)
+    found = _bounded(everyone)
+    visits = found[1].visits if found else (0,) * len(able)
     ranks = {
         device: (-n, sum(device.unit_us), device.peer)
         for device, n in zip(able, visits, strict=True)
     }
     shared = _reduced(everyone, sorted(able, key=ranks.__getitem__))
     left_out = tuple(device for device in able if device not in shared)
-    floor = Floor(bounds[0], bounds[1].cost) if bounds else None
+    floor = found[0] if found else None
     return replace(everyone, shared=tuple(shared), left_out=left_out, floor=floor)
 
 
-def _bounds(everyone: Pool) -> tuple[int, Bound] | None:
-    """(batch, bound) for the wished batch, or where that cannot be for one sequence; none for
-    ``throughput``, whose plans are not those of least cost."""
+def _bounded(everyone: Pool) -> tuple[Floor, Bound] | None:
+    """For the wished batch, or where that cannot be for one sequence; none for ``throughput``,
+    whose plans are not those of least cost."""
     if everyone.snapshot.goal.objective != "latency":
         return None
-    chain = chain_of(everyone)
     for batch in sorted({everyone.snapshot.workload.batch, 1}, reverse=True):
-        if (bound := lower_bound(chain, fit_of(everyone, batch))) is not None:
-            return batch, bound
+        if (found := _bounded_at(everyone, batch)) is not None:
+            return found
     return None
+
+
+def _bounded_at(everyone: Pool, batch: int) -> tuple[Floor, Bound] | None:
+    bound = lower_bound(chain_of(everyone), fit_of(everyone, batch))
+    # A cost is less than one step above its steps, by its ranks.
+    return (Floor(batch, bound.cost // everyone.ranks - 1), bound) if bound else None
 
 
 def floor_us(pool: Pool, batch: int) -> int | None:
@@ -134,8 +146,8 @@ def floor_us(pool: Pool, batch: int) -> int | None:
     floor = pool.floor
     if floor is not None and floor.batch > batch:
         everyone = replace(pool, shared=(*pool.shared, *pool.left_out))
-        found = lower_bound(chain_of(everyone), fit_of(everyone, batch))
-        floor = Floor(batch, found.cost) if found else None
+        found = _bounded_at(everyone, batch)
+        floor = found[0] if found else None
     if floor is None:
         return None
     n_sources = len(pool.sources)
@@ -143,8 +155,8 @@ def floor_us(pool: Pool, batch: int) -> int | None:
     loads = [_loads(pool, device) for device in devices]
     dearest = [max(of_unit) for of_unit in zip(*loads, strict=True)]
     at_most = n_sources * sum(dearest[:entry_end]) + sum(dearest[entry_end:])
-    steps: int = floor.cost // _RANKS - 1 - at_most
-    return max(0, steps // (_STEPS_PER_US * n_sources))
+    least: int = floor.steps - at_most
+    return max(0, least // (_STEPS_PER_US * n_sources))
 
 
 def _holds_some_unit(snapshot: Snapshot, device: Device, is_source: bool) -> bool:
@@ -209,12 +221,12 @@ def spare_bytes(snapshot: Snapshot, device: Device, is_source: bool, batch: int)
 
 
 def chain_of(pool: Pool, rows: int = 1) -> Chain:
-    """Costs of a micro-batch of ``rows`` rows, in 1 / (_STEPS_PER_US * _RANKS) us, summed over
-    the sources instead of averaged: what every source's token passes counts once for each,
-    bytes to load likewise.
+    """Costs of a micro-batch of ``rows`` rows, in steps times ``ranks``, summed over the sources
+    instead of averaged: what every source's token passes counts once for each, bytes to load
+    likewise.
     """
     n_sources = len(pool.sources)
-    rank = [_STAGE_RANK + _DEVICE_RANK * (d not in pool.sources) for d in pool.shared]
+    rank = [1 + pool.device_rank * (d not in pool.sources) for d in pool.shared]
     entries = [_unit_costs(pool, source, 1, rows) for source in pool.sources]
     enter = [_sum(_hop(pool, source, d, rows) for source in pool.sources) for d in pool.shared]
     leave = [_sum(_return(pool, d, source, rows) for source in pool.sources) for d in pool.shared]
@@ -222,9 +234,9 @@ def chain_of(pool: Pool, rows: int = 1) -> Chain:
     return Chain(
         entry=_prefix_sums(map(sum, zip(*entries, strict=True))),
         units=tuple(_prefix_sums(_unit_costs(pool, d, n_sources, rows)) for d in pool.shared),
-        enter=_ranked(enter, rank),
-        hop=tuple(_ranked(hop, rank) for hop in hops),
-        leave=_ranked(leave, [0] * len(leave)),
+        enter=_ranked(pool, enter, rank),
+        hop=tuple(_ranked(pool, hop, rank) for hop in hops),
+        leave=_ranked(pool, leave, [0] * len(leave)),
     )
 
 
@@ -232,9 +244,9 @@ def _sum(steps: Iterable[int]) -> int:
     return min(UNREACHABLE, sum(steps))
 
 
-def _ranked(steps: list[int], ranks: list[int]) -> tuple[int, ...]:
+def _ranked(pool: Pool, steps: list[int], ranks: list[int]) -> tuple[int, ...]:
     pairs = zip(steps, ranks, strict=True)
-    return tuple(min(UNREACHABLE, step * _RANKS + rank) for step, rank in pairs)
+    return tuple(min(UNREACHABLE, step * pool.ranks + rank) for step, rank in pairs)
 
 
 def _unit_costs(pool: Pool, device: Device, share: int, rows: int) -> list[int]:
@@ -242,7 +254,8 @@ def _unit_costs(pool: Pool, device: Device, share: int, rows: int) -> list[int]:
     goal, prefill_us = pool.snapshot.goal, device.prefill_us(_prompt(pool.snapshot.goal))
     times = zip(device.decode_us(rows), prefill_us, _loads(pool, device), strict=True)
     return [
-        (share * _steps(goal, decode, prefill) + load) * _RANKS for decode, prefill, load in times
+        (share * _steps(goal, decode, prefill) + load) * pool.ranks
+        for decode, prefill, load in times
     ]
 
 

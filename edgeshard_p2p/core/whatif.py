@@ -80,6 +80,8 @@ def _with_another(scenario: Scenario, kind: str) -> Scenario:
     if own is not None:
         pairs = [pair for twin in twins for pair in ((twin, name), (name, twin))]
         links += [replace(own, a=a, b=b) for a, b in pairs]
+    # A device of the file may be called like one that was added; then it has its link already.
+    links = list({(link.a, link.b): link for link in links}.values())
     devices = [*scenario.snapshot.devices, replace(spare, peer=PeerId(name, 1))]
     return replace(
         scenario, snapshot=_with(scenario, devices, links), order=(*scenario.order, name)

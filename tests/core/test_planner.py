@@ -440,7 +440,7 @@ def test_exact_is_never_slower_than_the_paper_where_that_revisits_no_device() ->
 
 
 def test_figures_beyond_what_can_be_added_up_are_refused_and_no_error() -> None:
-    made = swarm([device("a", 2, is_source=True), device("b", 9, 2**47)])
+    made = swarm([device("a", 2, is_source=True), device("b", 9, 2**48)])
     assert answer(made).reason == "the times or links are too slow to be planned with"
 
 

@@ -29,8 +29,8 @@ def test_no_plan_of_small_swarms_is_below_the_bound() -> None:
         assert bound is not None
         steps = oracle.cost(made, best) * 64 * len(best.sources)
         assert steps.denominator == 1
-        assert bound.cost < (steps + 1) * 4096, f"seed {seed}"
-        near.append(bound.cost / (int(steps) * 4096 or 1))
+        assert bound.cost < (steps + 1) * everyone.ranks, f"seed {seed}"
+        near.append(bound.cost / (int(steps) * everyone.ranks or 1))
     assert len(near) > 50
     assert statistics.median(near) > 0.98
 

@@ -120,6 +120,34 @@ def test_more_can_only_help(change: str) -> None:
     assert told["after"]["predicted"]["ms_per_token"] < told["before"]["predicted"]["ms_per_token"]
 
 
+def test_adding_twice_adds_two() -> None:
+    changes = ["--what-if", "add=orin-nx-16gb"] * 2
+    told = plan("--what-if", "drop=agx-1", *changes, "--algorithm", "even")
+    assert not told["after"]["feasible"]  # The source is gone, whatever is added.
+    told = plan(*changes, "--algorithm", "even")["after"]
+    added = {stage["peer"] for stage in told["stages"]} & {
+        "orin-nx-16gb.new-1",
+        "orin-nx-16gb.new-2",
+    }
+    assert len(added) == 2
+
+
+def test_names_like_those_we_make_are_no_trouble(tmp_path: Path) -> None:
+    file = tmp_path / "twins.toml"
+    file.write_text(
+        'sources = ["a"]\n'
+        '[[device]]\nname = "a"\nclass = "c"\n'
+        '[[device]]\nname = "a.twin-1"\nclass = "c"\n'
+        '[[device]]\nname = "c.new-1"\nclass = "c"\n'
+        "[class.c]\nmemory_gib = 20\n"
+        '[class.c.times."llama2-7b"]\ndecode_ms = 5\n'
+        "[link]\ndefault_mbps = 100\n"
+    )
+    for option in (["--explain"], ["--what-if", "add=c"]):
+        result = edgeshard("plan", "--topology", file, "--model", "llama2-7b", *option)
+        assert result.exit_code == 0, result.output
+
+
 def test_losses_and_explanations_agree_with_what_if() -> None:
     without = plan("--what-if", "drop=rtx3090")["after"]["predicted"]["ms_per_token"]
     assert plan("--survives")["losses"]["rtx3090"]["predicted"]["ms_per_token"] == without
