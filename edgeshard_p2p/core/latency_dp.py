@@ -1,20 +1,19 @@
 """The cheapest chain of runs: which device runs which units, at most one run per device.
 
     sources --enter--> run --hop--> run --hop--> ... run --leave--> sources
-    [0, e0)            [e0, e1)     [e1, e2)         [.., n)
+    [0, e0)            [e0, e1)     [e1, e2)         [.., h)        [h, n)
 
 Exact, after EdgeShard (arXiv 2405.14371, section IV) with the used devices in the state, so that
-no device is visited twice and memory is exact.  Devices that could change places form a kind, and
-the state counts how many of each kind are used: fifteen devices of three kinds have 78 such
-states instead of 2^15.  Costs are integers that only add up, and ``UNREACHABLE`` stands for what
-cannot be.  Knows nothing of models, bytes or microseconds: the planner turns those into costs and
-ends.
+no device is visited twice and memory is exact (see ``kinds`` for how few states that takes where
+devices are alike).  ``h`` is ``n`` unless the sources keep the last units as well (private head).
+Costs are integers that only add up, and ``UNREACHABLE`` stands for what cannot be.  Knows nothing
+of models, bytes or microseconds: the planner turns those into costs and ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,14 +21,15 @@ import numpy.typing as npt
 from msgspec import Struct
 from msgspec.structs import replace
 
+from edgeshard_p2p.core.kinds import Places, States, kinds_of
+
 UNREACHABLE = 1 << 60
 """More than any real cost.  Three of them still fit into 64 bits, so sums cannot wrap."""
 
 Placement = tuple[int, list[tuple[int, int]]]
-"""The end of the entry, then (device, end of its run) in order."""
+"""The end of the entry, then (device, end of its run) in order; the tail starts at the last end."""
 
 Costs = npt.NDArray[np.int64]
-Places = npt.NDArray[np.intp]
 
 
 class Chain(Struct, frozen=True):
@@ -42,6 +42,9 @@ class Chain(Struct, frozen=True):
     enter: tuple[int, ...]
     hop: tuple[tuple[int, ...], ...]
     leave: tuple[int, ...]
+    finish: tuple[int, ...]
+    """By end of the last run: what the sources' running of the rest costs; UNREACHABLE where no
+    run may be the last."""
 
     @property
     def n_units(self) -> int:
@@ -57,119 +60,115 @@ class Chain(Struct, frozen=True):
         devices = range(len(self.units))
         hops = (self.enter, self.leave, *self.hop)
         dearest = max((cost for row in hops for cost in row if cost < UNREACHABLE), default=0)
-        slowest = max([self.entry[-1], *(self.units[device][-1] for device in devices)])
+        tail = max((cost for cost in self.finish if cost < UNREACHABLE), default=0)
+        slowest = max([self.entry[-1] + tail, *(self.units[device][-1] for device in devices)])
         return (len(devices) + 1) * (slowest + dearest)
 
 
 class Fit(Struct, frozen=True):
     """What the memory of sources and devices allows."""
 
-    entry_ends: range
+    shortest: int
+    """The end of the shortest entry."""
+    longest: tuple[int, ...]
+    """By end of the last run: the end of the longest entry that has room beside the tail, below
+    ``shortest`` where none has; it grows with a shorter tail."""
     ends: tuple[tuple[int, ...], ...]
     """By device, by start: the farthest end of a run; not past the start where none fits."""
 
 
-def kinds_of(chain: Chain, fit: Fit) -> list[list[int]]:
-    """The devices, those together that could change places without changing any cost or end."""
-    kinds: dict[tuple[Any, ...], list[list[int]]] = {}
-    for device in range(len(chain.units)):
-        own = chain.units[device], fit.ends[device], chain.enter[device], chain.leave[device]
-        alike = kinds.setdefault(own, [])
-        kind = next((kind for kind in alike if _change_places(chain, kind[0], device)), None)
-        if kind is None:
-            alike.append([device])
-        else:
-            kind.append(device)
-    return sorted(kind for alike in kinds.values() for kind in alike)
+@dataclass(frozen=True)
+class Problem:
+    """A chain and what fits, as arrays by kind of device."""
+
+    states: States
+    entry: Costs
+    finish: Costs
+    units: Costs
+    enter: Costs
+    hop: Costs
+    leave: Costs
+    shortest: int
+    longest: Places
+    ends: Places
+
+    @classmethod
+    def of(cls, chain: Chain, fit: Fit, states: States) -> Problem:
+        assert chain.largest_sum() < UNREACHABLE, "costs beyond what can be added up"
+        firsts, width = [kind[0] for kind in states.kinds], chain.n_units + 1
+        return cls(
+            states,
+            entry=np.array(chain.entry, np.int64),
+            finish=np.array(chain.finish, np.int64),
+            units=np.array([chain.units[kind] for kind in firsts], np.int64).reshape(-1, width),
+            enter=np.array([chain.enter[kind] for kind in firsts], np.int64),
+            hop=by_kind(chain.hop, states),
+            leave=np.array([chain.leave[kind] for kind in firsts], np.int64),
+            shortest=fit.shortest,
+            longest=np.array(fit.longest, np.intp),
+            ends=np.array([fit.ends[kind] for kind in firsts], np.intp).reshape(-1, width),
+        )
+
+    @property
+    def n_units(self) -> int:
+        return len(self.entry) - 1
+
+    @property
+    def may_be_alone(self) -> bool:
+        """Whether the sources may run everything by themselves."""
+        return bool(self.longest[-1] == self.n_units)
 
 
-def _change_places(chain: Chain, a: int, b: int) -> bool:
-    hop, others = chain.hop, [c for c in range(len(chain.units)) if c not in (a, b)]
-    return hop[a][b] == hop[b][a] and all(
-        hop[a][c] == hop[b][c] and hop[c][a] == hop[c][b] for c in others
-    )
+def by_kind(pairs: Sequence[Sequence[int]], states: States) -> Costs:
+    """Of two devices of the same kind the first and the second one's."""
+    kinds = states.kinds
+    rows = [[pairs[a[0]][b[a is b and len(a) > 1]] for b in kinds] for a in kinds]
+    return np.array(rows, dtype=np.int64).reshape(len(kinds), len(kinds))
 
 
-def n_states(kinds: Sequence[Sequence[int]]) -> int:
-    """Rows of the table for devices of these kinds: (used of each kind, kind of the last)."""
-    return prod(len(kind) + 1 for kind in kinds) * len(kinds)
+def alike(chain: Chain, fit: Fit) -> list[list[int]]:
+    """The devices by kind."""
+    owns = zip(chain.units, fit.ends, chain.enter, chain.leave, strict=True)
+    return kinds_of(list(owns), [chain.hop])
 
 
-class _States:
-    """Numbers the states: how many devices of each kind are used, in mixed radix."""
+def is_feasible(problem: Problem) -> bool:
+    """Whether any chain comes to an end.
 
-    def __init__(self, chain: Chain, fit: Fit) -> None:
-        self.kinds = kinds_of(chain, fit)
-        sizes = [len(kind) for kind in self.kinds]
-        self.strides = [prod(size + 1 for size in sizes[:k]) for k in range(len(sizes))]
-        states = np.arange(prod(size + 1 for size in sizes), dtype=np.intp)
-        pairs = zip(self.strides, sizes, strict=True)
-        self.used = [states // stride % (size + 1) for stride, size in pairs]
-        n_used = sum(self.used, start=np.zeros(len(states), dtype=np.intp))
-        self.levels = [np.flatnonzero(n_used == level) for level in range(sum(sizes) + 1)]
-        """The states by the number of devices used."""
-        firsts = [kind[0] for kind in self.kinds]
-        self.units = [np.array(chain.units[first], dtype=np.int64) for first in firsts]
-        self.ends = [np.array(fit.ends[first], dtype=np.intp) for first in firsts]
-        self.enter = [chain.enter[first] for first in firsts]
-        self.leave = [chain.leave[first] for first in firsts]
-        self.hop = [[chain.hop[a[0]][b[a is b and len(a) > 1]] for b in self.kinds]
-                    for a in self.kinds]  # fmt: skip
-
-    def free(self, level: Places, kind: int) -> Places:
-        """Where in ``level`` a device of ``kind`` is left."""
-        return np.flatnonzero(self.used[kind][level] < len(self.kinds[kind]))
-
-    def inside(self, level: Places, kind: int) -> Places:
-        """Where in ``level`` a device of ``kind`` may have been the last."""
-        return np.flatnonzero(self.used[kind][level] > 0)
-
-
-def is_feasible(chain: Chain, fit: Fit) -> bool:
-    """Whether any chain reaches the last unit and comes back.
-
-    Forward over the same states as ``cheapest``, but with a truth value per number of units done
-    instead of a cost, and it stops at the first chain.
+    Forward over the same states as ``cheapest``, but instead of a cost with the end of the
+    shortest entry from which so many units get done: the shorter the entry, the longer the tail
+    that has room beside it.  Stops at the first chain.
     """
-    if chain.n_units in fit.entry_ends:
+    if problem.may_be_alone:
         return True
-    states = _States(chain, fit)
-    width = chain.n_units + 1
-    reached = np.zeros((len(states.kinds), prod(len(k) + 1 for k in states.kinds), width), bool)
-    begin = np.zeros(width, dtype=bool)
-    begin[fit.entry_ends.start : fit.entry_ends.stop] = True
-    starts = [_first_starts(ends) for ends in states.ends]
-    for level in states.levels[:-1]:
-        for kind, stride in enumerate(states.strides):
-            at = level[states.free(level, kind)]
-            arriving = np.zeros((len(at), width), dtype=bool)
-            if level[0] == 0 and states.enter[kind] < UNREACHABLE:
-                arriving |= begin
-            for last, hops in enumerate(states.hop):
-                if hops[kind] < UNREACHABLE:
-                    arriving |= reached[last, at]
-            done = _extended(arriving, starts[kind])
-            reached[kind, at + stride] = done
-            if states.leave[kind] < UNREACHABLE and done[:, -1].any():
-                return True
+    states, width = problem.states, problem.n_units + 1
+    ends_here = problem.finish < UNREACHABLE
+    may_end = np.where(ends_here, problem.longest, -1)
+    farthest = (problem.ends - np.arange(width)).max(axis=1, initial=0)
+    most = sum(len(kind) * int(n) for kind, n in zip(states.kinds, farthest, strict=True))
+    if (np.arange(width) - may_end)[ends_here].min(initial=width) > most:
+        return False  # Not even the longest run of every device would get there.
+    begin = np.full(width, width, dtype=np.int16)
+    entry_ends = np.arange(problem.shortest, max(may_end, default=-1) + 1)
+    begin[entry_ends] = entry_ends
+    windows = _Windows.ending(problem.ends)
+    reached = np.full((states.count, len(states.kinds), width), width, dtype=np.int16)
+    joined, may_leave = problem.hop < UNREACHABLE, problem.leave < UNREACHABLE
+    entered = np.where(problem.enter[:, None] < UNREACHABLE, begin[None, :], np.int16(width))
+    for level, moves in enumerate(states.moves):
+        before = reached[states.levels[level]]
+        arriving = before.min(axis=1, initial=width)[moves.place] if level else entered
+        for kind in np.flatnonzero(~joined.all(axis=0)) if level else ():
+            own = moves.of[kind]
+            arriving[own] = before[moves.place[own]][:, joined[:, kind]].min(axis=1, initial=width)
+        done = windows.least(arriving, moves.kind)
+        if (done[may_leave[moves.kind]] <= may_end).any():
+            return True
+        reached[moves.after, moves.kind] = done
     return False
 
 
-def _first_starts(ends: Places) -> Places:
-    """By end, the smallest start from which a run gets there; the end itself where none does."""
-    places = np.arange(len(ends))
-    return np.minimum(np.searchsorted(np.maximum(ends, places), places, side="left"), places)
-
-
-def _extended(starts: npt.NDArray[np.bool_], first: Places) -> npt.NDArray[np.bool_]:
-    """Ends that runs reach from any of ``starts``: is there one in ``[first[end], end)``?"""
-    n_before = np.zeros((starts.shape[0], starts.shape[1] + 1), dtype=np.int32)
-    np.cumsum(starts, axis=1, out=n_before[:, 1:])
-    extended: npt.NDArray[np.bool_] = n_before[:, :-1] > n_before[:, first]
-    return extended
-
-
-def cheapest(chain: Chain, fit: Fit) -> Placement | None:
+def cheapest(problem: Problem) -> Placement | None:
     """The placement of least cost; among equals the smallest end of the entry, then the smallest
     sequence of (device, end).
 
@@ -177,105 +176,168 @@ def cheapest(chain: Chain, fit: Fit) -> Placement | None:
     forward, always taking the first move that keeps the least cost.  That makes the tie rule
     hold without comparing paths: of devices of one kind the first that is left comes first.
     O(S K^2 N) for S states, K kinds and N units.
+
+    Entry and tail share the sources' memory.  That is ignored at first; where what is found does
+    not fit, it either has to keep a tail as long and a shorter entry, or a shorter tail: these are
+    the two problems that are left.
     """
-    assert chain.largest_sum() < UNREACHABLE, "costs beyond what can be added up"
-    states = _States(chain, fit)
-    rest = _rest_costs(chain, states)
-    options = [(chain.entry[end] + int(rest[1][end]), end) for end in fit.entry_ends]
+    found: list[tuple[int, int, list[tuple[int, int]]]] = []
+    if problem.may_be_alone:
+        found.append((int(problem.entry[-1]), problem.n_units, []))
+    open_ends = np.flatnonzero(problem.finish < UNREACHABLE)
+    pending = [(int(open_ends[0]), int(open_ends[-1]))] if len(open_ends) else []
+    while pending:
+        first, last = pending.pop()
+        best = _cheapest_between(problem, first, last)
+        if best is None or (found and best[0] > min(found)[0]):
+            continue
+        end = best[2][-1][1]
+        if best[1] <= problem.longest[end]:
+            found.append(best)
+        else:
+            pending += [(first, end), (end + 1, last)]
+    if not found:
+        return None
+    _, entry_end, runs = min(found)
+    return entry_end, runs
+
+
+def _cheapest_between(
+    problem: Problem, first: int, last: int
+) -> tuple[int, int, list[tuple[int, int]]] | None:
+    """(cost, end of the entry, runs) with the last run's end in ``[first, last]``, and an entry
+    that has room beside the shortest of these tails."""
+    if first > last:
+        return None
+    finish = problem.finish.copy()
+    finish[:first] = finish[last + 1 :] = UNREACHABLE
+    rest, start = _rest_costs(problem, finish)
+    entry_ends = range(problem.shortest, int(problem.longest[last]) + 1)
+    options = [(int(problem.entry[end]) + int(start[end]), end) for end in entry_ends]
     cost, entry_end = min(options, default=(UNREACHABLE, 0))
     if cost >= UNREACHABLE:
         return None
-    return entry_end, _followed(states, rest, entry_end, cost - chain.entry[entry_end])
+    left = cost - int(problem.entry[entry_end])
+    return cost, entry_end, _followed(problem, rest, finish, entry_end, left)
 
 
-Rest = tuple[Costs, Costs]
-"""By (kind of the last device, state, units done), the least cost of what follows; and, by units
-done at the sources, that of all shared runs."""
-
-
-def _rest_costs(chain: Chain, states: _States) -> Rest:
-    """Full states first: what comes after a run uses only devices that are still free."""
-    width, n_kinds = chain.n_units + 1, len(states.kinds)
-    rest = np.full((n_kinds, prod(len(k) + 1 for k in states.kinds), width), UNREACHABLE, np.int64)
-    first = np.full(width, UNREACHABLE, dtype=np.int64)
-    first[-1] = 0
-    windows = [_Windows(ends) for ends in states.ends]
-    for level in reversed(states.levels):
-        best = np.full((n_kinds, len(level), width), UNREACHABLE, dtype=np.int64)
-        for last in range(n_kinds):
-            best[last, :, -1] = states.leave[last]
-        for kind, stride in enumerate(states.strides):
-            at = states.free(level, kind)
-            if not len(at):
-                continue
-            costs = windows[kind].run_costs(states.units[kind], rest[kind, level[at] + stride])
-            for last in range(n_kinds):
-                if (hop := states.hop[last][kind]) < UNREACHABLE:
-                    best[last, at] = np.minimum(best[last, at], costs + hop)
-            if level[0] == 0:
-                first = np.minimum(first, costs[0] + states.enter[kind])
-        for last in range(n_kinds):
-            at = states.inside(level, last)
-            rest[last, level[at]] = np.minimum(best[last, at], UNREACHABLE)
-    return rest, np.minimum(first, UNREACHABLE)
+def _rest_costs(problem: Problem, finish: Costs) -> tuple[Costs, Costs]:
+    """By (kind of the last device, state, units done) the least cost of what follows, and by end
+    of the entry that of all runs.  Full states first: what comes after a run uses only devices
+    that are still free."""
+    states, width, n_kinds = problem.states, problem.n_units + 1, len(problem.states.kinds)
+    rest = np.full((n_kinds, states.count, width), UNREACHABLE, np.int64)
+    start = np.full(width, UNREACHABLE, dtype=np.int64)
+    windows = _Windows.starting(problem.ends)
+    leaving = np.minimum(problem.leave[:, None] + finish[None, :], UNREACHABLE)
+    for level in range(len(states.levels) - 1, -1, -1):
+        places, moves = states.levels[level], states.moves[level]
+        best = np.repeat(leaving[:, None, :], len(places), axis=1)
+        units = problem.units[moves.kind]
+        costs = windows.least(units + rest[moves.kind, moves.after], moves.kind) - units
+        for kind, own in enumerate(moves.of):
+            at, hops = moves.place[own], problem.hop[:, kind]
+            for before in np.flatnonzero(hops < UNREACHABLE):
+                best[before, at] = np.minimum(best[before, at], costs[own] + hops[before])
+        if level == 0:
+            start = (costs + problem.enter[:, None]).min(axis=0, initial=UNREACHABLE)
+        for last, at in enumerate(states.inside[level]):
+            rest[last, places[at]] = np.minimum(best[last, at], UNREACHABLE)
+    return rest, start
 
 
 class _Windows:
-    """The least of a sliding window whose width differs from start to start.
+    """The least of a sliding window whose width differs from place to place and kind to kind.
 
-    A run from ``start`` may end anywhere in ``(start, ends[start]]``.  The least of that window is
-    the least of two overlapping ones of a power of two, of which there are only as many as there
-    are powers.
+    The least of a window is the least of two overlapping ones of a power of two, of which there
+    are only as many as there are powers.
     """
 
-    def __init__(self, ends: Places) -> None:
-        widths = ends - np.arange(len(ends))
-        self._starts = [
-            (power, np.flatnonzero((widths >> power) == 1))
-            for power in range(max(1, int(widths.max())).bit_length())
-        ]
-        self._ends = ends
+    def __init__(self, begins: Places, ends: Places) -> None:
+        """By kind and place, the window ``[begin, end)``."""
+        widths = np.maximum(ends - begins, 0)
+        self._n_powers = max(1, int(widths.max(initial=0)).bit_length())
+        powers = sum(
+            (widths >> power > 0 for power in range(1, self._n_powers)), start=np.zeros_like(widths)
+        )
+        n_places = begins.shape[1]
+        nothing = self._n_powers * n_places
+        self._left = np.where(widths, powers * n_places + begins, nothing)
+        self._right = np.where(widths, powers * n_places + ends - (1 << powers), nothing)
 
-    def run_costs(self, units: Costs, rest: Costs) -> Costs:
-        """By start, the least cost of a run from there and of all that follows it."""
-        least = units + rest
-        costs = np.full(least.shape, UNREACHABLE, dtype=np.int64)
-        for power, starts in self._starts:
-            if power:
-                half = 1 << (power - 1)
-                least = np.minimum(least[:, :-half], least[:, half:])
-            if len(starts):
-                ends = self._ends[starts] - (1 << power) + 1
-                costs[:, starts] = np.minimum(least[:, starts + 1], least[:, ends]) - units[starts]
-        return costs
+    @classmethod
+    def starting(cls, ends: Places) -> _Windows:
+        """By start, the ends of runs from there."""
+        starts = np.arange(ends.shape[1])
+        return cls(np.broadcast_to(starts + 1, ends.shape), ends + 1)
+
+    @classmethod
+    def ending(cls, ends: Places) -> _Windows:
+        """By end, the starts of runs that get there."""
+        places = np.arange(ends.shape[1])
+        first = [np.searchsorted(np.maximum(of_kind, places), places) for of_kind in ends]
+        begins = np.array(first, dtype=np.intp).reshape(ends.shape)
+        return cls(begins, np.broadcast_to(places, ends.shape))
+
+    def least(self, values: npt.NDArray[Any], kinds: Places) -> npt.NDArray[Any]:
+        """By row, which is of its kind, and place, the least of its window; more than any number
+        where that is empty."""
+        result = np.empty_like(values)
+        for row in range(0, len(values), _ROWS_AT_ONCE):
+            part = slice(row, row + _ROWS_AT_ONCE)
+            self._fill(result[part], values[part], kinds[part])
+        return result
+
+    def _fill(self, result: npt.NDArray[Any], values: npt.NDArray[Any], kinds: Places) -> None:
+        n_rows, n_places = values.shape
+        table = np.full((n_rows, self._n_powers * n_places + 1), _NONE[values.dtype], values.dtype)
+        table[:, :n_places] = values
+        for power in range(1, self._n_powers):
+            half, begin = 1 << (power - 1), power * n_places
+            halves = table[:, begin - n_places : begin]
+            wholes = table[:, begin : begin + n_places - half]
+            np.minimum(halves[:, :-half], halves[:, half:], out=wholes)
+        rows = np.arange(0, table.size, table.shape[1])[:, None]
+        np.minimum(
+            table.take(self._left[kinds] + rows), table.take(self._right[kinds] + rows), out=result
+        )
 
 
-def _followed(states: _States, rest: Rest, done: int, cost: int) -> list[tuple[int, int]]:
+_NONE = {np.dtype(np.int64): 2 * UNREACHABLE, np.dtype(np.int16): np.iinfo(np.int16).max}
+_ROWS_AT_ONCE = 256
+"""So that a table of windows stays in the processor's cache."""
+
+
+def _followed(
+    problem: Problem, rest: Costs, finish: Costs, done: int, cost: int
+) -> list[tuple[int, int]]:
     """The runs from ``done`` on whose cost is exactly ``cost``, the smallest sequence of them."""
     runs: list[tuple[int, int]] = []
+    states = problem.states
     left = [list(kind) for kind in states.kinds]
-    state, hops, n_units = 0, states.enter, len(states.units[0]) - 1 if left else done
-    while done < n_units:
-        kind, done, cost = _next_run(states, rest[0], state, left, hops, done, cost)
-        runs.append((left[kind].pop(0), done))
-        state, hops = state + states.strides[kind], states.hop[kind]
+    state, hops, last = 0, problem.enter, -1
+    while last < 0 or int(problem.leave[last]) + int(finish[done]) != cost:
+        last, done, cost = _next_run(problem, rest, state, left, hops, done, cost)
+        runs.append((left[last].pop(0), done))
+        state, hops = state + states.strides[last], problem.hop[last]
     return runs
 
 
 def _next_run(
-    states: _States,
+    problem: Problem,
     rest: Costs,
     state: int,
     left: list[list[int]],
-    hops: Sequence[int],
+    hops: Costs,
     done: int,
     cost: int,
 ) -> tuple[int, int, int]:
     """(kind, end, cost of the rest) of the first run that keeps ``cost``."""
     for kind in sorted((kind for kind, free in enumerate(left) if free), key=left.__getitem__):
-        units, after = states.units[kind], rest[kind, state + states.strides[kind]]
-        spent = hops[kind] - int(units[done])
-        for end in range(done + 1, int(states.ends[kind][done]) + 1):
-            if spent + int(units[end]) + int(after[end]) == cost:
-                return kind, end, int(after[end])
+        units = problem.units[kind].tolist()
+        after = rest[kind, state + problem.states.strides[kind]].tolist()
+        spent = int(hops[kind]) - units[done]
+        for end in range(done + 1, int(problem.ends[kind][done]) + 1):
+            if spent + units[end] + after[end] == cost:
+                return kind, end, after[end]
     raise AssertionError("the table holds a cost that no run has")

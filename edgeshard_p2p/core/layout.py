@@ -165,15 +165,16 @@ def loads(snapshot: Snapshot, layout: Layout, rows: int) -> dict[str, Fraction]:
     """How long each device and link is occupied by one micro-batch of ``rows`` rows, which comes
     from each source equally often.  What all sources pass counts once, the rest by its share.
 
-    NOTE: tokens on their way back count apart from hidden states on the same direction.  The two
+    NOTE: what comes back to a source counts apart from what enters on the same direction.  The two
     meet only where the first and the last stage are both sources, and stand then under two names.
     """
     busy: dict[str, Fraction] = {}
     for source in layout.sources:
         legs = decode_legs(snapshot, layout, source, rows)
-        for place, leg in enumerate(legs):
-            is_return = place > 0 and place == len(legs) - 1 and not leg.units
-            name = f"{leg.resource} (tokens)" if is_return else leg.resource
+        last_hop = legs[-1 if layout.tail_start == snapshot.model.n_units else -2]
+        for leg in legs:
+            is_return = leg is last_hop and not leg.units
+            name = f"{leg.resource} (back)" if is_return else leg.resource
             busy[name] = busy.get(name, Fraction(0)) + Fraction(leg.busy_us, len(layout.sources))
     return busy
 

@@ -2,21 +2,27 @@
 
 EdgeShard's second problem (arXiv 2405.14371, section IV, algorithm 2) with links, the way back and
 memory counted: a limit on the busiest resource only shortens runs and cuts hops, so whether a limit
-can be kept is the question whether any chain is left; halving finds the smallest.  Exact.
+can be kept is the question whether any chain is left.  Only what some device or link can be busy
+for is a limit worth trying; halving finds the smallest.  Exact.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 
+import numpy as np
 from msgspec import Struct
-from msgspec.structs import replace
 
+from edgeshard_p2p.core.kinds import States, kinds_of
 from edgeshard_p2p.core.latency_dp import (
     UNREACHABLE,
     Chain,
+    Costs,
     Fit,
     Placement,
+    Problem,
+    by_kind,
     cheapest,
     is_feasible,
 )
@@ -28,57 +34,85 @@ class Busy(Struct, frozen=True):
 
     entry: tuple[int, ...]
     """By end of the entry, of the busiest source."""
+    tail: tuple[int, ...]
+    """By end of the last run, of what a source runs after it, besides its entry."""
     units: tuple[tuple[int, ...], ...]
     """By device, prefix sums."""
     own: tuple[int, ...]
-    """By device, of its own entry where it is a source beside its stage."""
+    """By device, of its own entry and tail where it is a source beside its stage."""
     enter: tuple[int, ...]
     hop: tuple[tuple[int, ...], ...]
     leave: tuple[int, ...]
 
-    def of(self, placement: Placement) -> int:
-        """The busiest resource of a placement."""
-        entry_end, runs = placement
-        busiest, start, last = self.entry[entry_end], entry_end, -1
-        for device, end in runs:
-            hop = self.enter[device] if last < 0 else self.hop[last][device]
-            run = self.units[device][end] - self.units[device][start] + self.own[device]
-            busiest, start, last = max(busiest, hop, run), end, device
-        return max(busiest, self.leave[last]) if runs else busiest
 
+@dataclass(frozen=True)
+class Pipeline:
+    """The problem of one size of micro-batch: costs, what fits, and how busy everything gets."""
 
-def narrowest(chain: Chain, busy: Busy, fit: Fit) -> Placement | None:
-    """Least in (busiest resource, cost, then as ``cheapest`` orders)."""
-    widest = cheapest(chain, fit)
-    if widest is None:
-        return None
-    limits = range(busy.of(widest))
-    limit = bisect_left(
-        limits, True, key=lambda limit: is_feasible(*_within(chain, busy, fit, limit))
-    )
-    return cheapest(*_within(chain, busy, fit, limit))
+    problem: Problem
+    entry: Costs
+    tail: Costs
+    units: Costs
+    own: Costs
+    enter: Costs
+    hop: Costs
+    leave: Costs
 
-
-def _within(chain: Chain, busy: Busy, fit: Fit, limit: int) -> tuple[Chain, Fit]:
-    """What is left of the problem when nothing may be occupied for longer than ``limit``."""
-    longest = bisect_right(busy.entry, limit) - 1
-    entry_ends = range(fit.entry_ends.start, min(fit.entry_ends.stop, longest + 1))
-    ends = tuple(
-        tuple(
-            min(end, bisect_right(done, done[start] + limit - own) - 1)
-            for start, end in enumerate(fit_ends)
+    @classmethod
+    def of(cls, chain: Chain, busy: Busy, fit: Fit) -> Pipeline:
+        owns = zip(
+            chain.units, fit.ends, chain.enter, chain.leave,
+            busy.units, busy.own, busy.enter, busy.leave, strict=True,
+        )  # fmt: skip
+        states = States(kinds_of(list(owns), [chain.hop, busy.hop]))
+        firsts, width = [kind[0] for kind in states.kinds], chain.n_units + 1
+        return cls(
+            Problem.of(chain, fit, states),
+            entry=np.array(busy.entry, np.int64),
+            tail=np.array(busy.tail, np.int64),
+            units=np.array([busy.units[kind] for kind in firsts], np.int64).reshape(-1, width),
+            own=np.array([busy.own[kind] for kind in firsts], np.int64),
+            enter=np.array([busy.enter[kind] for kind in firsts], np.int64),
+            hop=by_kind(busy.hop, states),
+            leave=np.array([busy.leave[kind] for kind in firsts], np.int64),
         )
-        for fit_ends, done, own in zip(fit.ends, busy.units, busy.own, strict=True)
-    )
-    kept = replace(
-        chain,
-        enter=_cut(chain.enter, busy.enter, limit),
-        hop=tuple(_cut(*row, limit) for row in zip(chain.hop, busy.hop, strict=True)),
-        leave=_cut(chain.leave, busy.leave, limit),
-    )
-    return kept, Fit(entry_ends, ends)
+
+    def within(self, limit: int) -> Problem:
+        """What is left when nothing may be occupied for longer than ``limit``."""
+        given = self.problem
+        longest = np.searchsorted(self.entry, limit - self.tail, side="right") - 1
+        latest = [
+            np.searchsorted(units, units + (limit - own), side="right") - 1
+            for units, own in zip(self.units, self.own.tolist(), strict=True)
+        ]
+        return replace(
+            given,
+            longest=np.minimum(given.longest, longest),
+            ends=np.minimum(given.ends, np.array(latest, np.intp).reshape(given.ends.shape)),
+            enter=np.where(self.enter <= limit, given.enter, UNREACHABLE),
+            hop=np.where(self.hop <= limit, given.hop, UNREACHABLE),
+            leave=np.where(self.leave <= limit, given.leave, UNREACHABLE),
+        )
+
+    def limits(self) -> Costs:
+        """All that anything could be occupied for, in order."""
+        width = len(self.entry)
+        start, end = np.triu_indices(width, 1)
+        runs = self.units[:, end] - self.units[:, start] + self.own[:, None]
+        ends_here = self.problem.finish < UNREACHABLE
+        sources = self.entry[:, None] + self.tail[None, ends_here]
+        parts = (runs, self.entry, sources, self.enter, self.hop, self.leave)
+        return np.unique(np.concatenate([part.ravel() for part in parts]))
 
 
-def _cut(costs: tuple[int, ...], busy: tuple[int, ...], limit: int) -> tuple[int, ...]:
-    pairs = zip(costs, busy, strict=True)
-    return tuple(cost if occupied <= limit else UNREACHABLE for cost, occupied in pairs)
+def narrowest(pipeline: Pipeline, below: int | None = None) -> Placement | None:
+    """Least in (busiest resource, cost, then as ``cheapest`` orders); None where no chain keeps
+    its busiest resource below ``below``."""
+    found = pipeline.limits()
+    limits = (found if below is None else found[found < below]).tolist()
+    if not limits or not is_feasible(pipeline.within(limits[-1])):
+        return None
+    at = bisect_left(
+        limits, True, hi=len(limits) - 1, key=lambda limit: is_feasible(pipeline.within(limit))
+    )
+    return cheapest(pipeline.within(limits[at]))

@@ -12,24 +12,23 @@ from bisect import bisect_left
 from msgspec import Struct
 from msgspec.structs import replace
 
+from edgeshard_p2p.core.footprint import entry_of, needed_bytes, offered_bytes, own_bytes
 from edgeshard_p2p.core.ids import UnitRange
-from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Placement, cheapest, is_feasible
-from edgeshard_p2p.core.layout import Layout, Prediction, predict
-from edgeshard_p2p.core.narrowest import narrowest
-from edgeshard_p2p.core.plan import Choice, Device, Snapshot, Stage
-from edgeshard_p2p.core.pool import (
-    Pool,
-    busy_of,
-    chain_of,
-    entry_of,
-    everyone_of,
-    fit_of,
-    floor_us,
-    needed_bytes,
-    offered_bytes,
-    searched,
-    spare_bytes,
+from edgeshard_p2p.core.kinds import States
+from edgeshard_p2p.core.large import floor_us, searched
+from edgeshard_p2p.core.latency_dp import (
+    UNREACHABLE,
+    Chain,
+    Placement,
+    Problem,
+    alike,
+    cheapest,
+    is_feasible,
 )
+from edgeshard_p2p.core.layout import Layout, Prediction, predict
+from edgeshard_p2p.core.narrowest import Pipeline, narrowest
+from edgeshard_p2p.core.plan import Choice, Device, Snapshot, Stage
+from edgeshard_p2p.core.pool import Pool, busy_of, chain_of, everyone_of, fit_of
 
 
 class Answer(Struct, frozen=True):
@@ -84,7 +83,8 @@ def answer(snapshot: Snapshot) -> Answer:
     willing = [device for device in devices if device.is_source]
     if not willing:
         return _refused("no source: no device of the swarm takes prompts")
-    sources = [device for device in willing if spare_bytes(snapshot, device, True, 1) >= 0]
+    least = own_bytes(snapshot, 1)
+    sources = [device for device in willing if device.budget_bytes >= least]
     if not sources:
         return _no_entry(snapshot, willing)
     everyone = everyone_of(snapshot, devices, sources)
@@ -98,7 +98,7 @@ def answer(snapshot: Snapshot) -> Answer:
         reason, missing_bytes = _obstacle(pool, chain)
         return _refused("; ".join([reason, *pool.notes]), missing_bytes)
     if snapshot.goal.objective == "latency":
-        placement = cheapest(chain, fit_of(pool, batch))
+        placement = cheapest(_problem(pool, chain, batch))
         assert placement is not None, "feasible, but no placement"
         found = _answered(pool, placement, batch, 1)
         return replace(found, bound_us=_least_latency_us(pool, found))
@@ -108,26 +108,32 @@ def answer(snapshot: Snapshot) -> Answer:
 def _most_tokens(pool: Pool, batch: int) -> Answer:
     """For each size of micro-batch the plan of the least busy bottleneck; where the batch cannot
     fill that pipeline, the one of least latency too; of these the best."""
-    goal, fit = pool.snapshot.goal, fit_of(pool, batch)
+    goal, fit, n_sources = pool.snapshot.goal, fit_of(pool, batch), len(pool.sources)
     sizes = [min(batch, goal.micro_batch)] if goal.micro_batch else micro_batches(batch)
-    found: list[Answer] = []
+    best: Answer | None = None
     for rows in sizes:
-        chain = chain_of(pool, rows)
-        placement = narrowest(chain, busy_of(pool, rows), fit)
-        assert placement is not None, "feasible, but no placement"
+        pipeline = Pipeline.of(chain_of(pool, rows), busy_of(pool, rows), fit)
+        # What is as busy as this, so many micro-batches long, gives no more tokens.
+        below = None if best is None else -(-iteration_us(best) * n_sources // -(-batch // rows))
+        placement = narrowest(pipeline, below)
+        if placement is None:
+            continue
         narrow = _answered(pool, placement, batch, rows)
         prediction = narrow.prediction
         assert prediction is not None
         bound_us = None if pool.left_out else prediction.bottleneck_us
-        found.append(replace(narrow, bound_us=bound_us))
+        found = [narrow]
         if prediction.pipeline_us >= prediction.iteration_us:
-            quickest = cheapest(chain, fit)
+            quickest = cheapest(pipeline.problem)
             assert quickest is not None
             note = (
                 f"{batch} sequences do not fill the pipeline: the plan of least latency is better"
             )
-            found.append(replace(_answered(pool, quickest, batch, rows, note), bound_us=bound_us))
-    return min(found, key=iteration_us)
+            found.append(_answered(pool, quickest, batch, rows, note))
+        others = [best] if best is not None else []
+        best = min([*others, *(replace(one, bound_us=bound_us) for one in found)], key=iteration_us)
+    assert best is not None, "feasible, but no placement"
+    return best
 
 
 def micro_batches(batch: int) -> list[int]:
@@ -178,7 +184,12 @@ def _largest_batch(pool: Pool, chain: Chain) -> int:
 
 def _has_plan(pool: Pool, chain: Chain, batch: int) -> bool:
     need = needed_bytes(pool.snapshot, len(pool.sources), batch)
-    return need <= offered_bytes(pool.snapshot) and is_feasible(chain, fit_of(pool, batch))
+    return need <= offered_bytes(pool.snapshot) and is_feasible(_problem(pool, chain, batch))
+
+
+def _problem(pool: Pool, chain: Chain, batch: int) -> Problem:
+    fit = fit_of(pool, batch)
+    return Problem.of(chain, fit, States(alike(chain, fit)))
 
 
 def _layout(pool: Pool, placement: Placement) -> Layout:
@@ -190,7 +201,7 @@ def _layout(pool: Pool, placement: Placement) -> Layout:
         sources=tuple(source.peer for source in pool.sources),
         entry_end=placement[0],
         stages=tuple(stages),
-        tail_start=pool.snapshot.model.n_units,
+        tail_start=start if stages else pool.snapshot.model.n_units,
     )
 
 
@@ -200,7 +211,7 @@ def _refused(reason: str, missing_bytes: int = 0) -> Answer:
 
 def _no_entry(snapshot: Snapshot, willing: list[Device]) -> Answer:
     context, entry = snapshot.workload.context, entry_of(snapshot)
-    short = min(-spare_bytes(snapshot, device, True, 1) for device in willing)
+    short = own_bytes(snapshot, 1) - max(device.budget_bytes for device in willing)
     lack = needed_bytes(snapshot, 1, 1) - offered_bytes(snapshot)
     return _refused(
         f"no source can hold units {entry}, which a source keeps for its own prompts: the largest"
@@ -220,7 +231,7 @@ def _obstacle(pool: Pool, chain: Chain) -> tuple[str, int]:
         offer = "the only device offers" if n_devices == 1 else f"the {n_devices} devices offer"
         lack = f"{in_units(need - have)} more memory than {offer}"
         return f"the model needs {lack} {figures}", need - have
-    if not is_feasible(chain.fully_linked(), fit_of(pool, 1)):
+    if not is_feasible(_problem(pool, chain.fully_linked(), 1)):
         if pool.left_out:
             # NOTE: it may be those left out who are missing, not memory.
             return f"found no cut into one run per device that fits {figures}", 0

@@ -20,6 +20,8 @@ PRICE_MAX = UNREACHABLE >> 8
 _SHORTER_AFTER = 12
 """Steps without a better bound until the steps are made shorter."""
 
+_NOBODY = -1
+
 Costs = npt.NDArray[np.int64]
 
 
@@ -58,46 +60,48 @@ class _Walks:
 
     def __init__(self, chain: Chain, fit: Fit) -> None:
         n_devices, width = len(chain.units), chain.n_units + 1
-        self._chain, self._fit = chain, fit
+        ends = [end for end, cost in enumerate(chain.finish) if cost < UNREACHABLE]
+        # NOTE: that entry and tail share the sources' memory is left out, as one more relaxation.
+        self._entry, longest = chain.entry, max((fit.longest[end] for end in ends), default=-1)
+        self._entry_ends = range(fit.shortest, min(longest, chain.n_units - 1) + 1)
+        may_be_alone = fit.longest[-1] == chain.n_units
+        self._alone = chain.entry[-1] if may_be_alone else UNREACHABLE
         self._units = np.array(chain.units, dtype=np.int64)
         self._hop = np.array(chain.hop, dtype=np.int64)
         np.fill_diagonal(self._hop, UNREACHABLE)
         self._enter = np.array(chain.enter, dtype=np.int64)
-        ends, places = np.array(fit.ends), np.arange(width)
-        self._beyond = [places[None, :] > ends[:, start : start + 1] for start in range(width)]
-        self._run = np.zeros((n_devices, width), dtype=np.int64)
+        leave = np.array(chain.leave, dtype=np.int64)[:, None]
+        self._stop = np.minimum(leave + np.array(chain.finish, dtype=np.int64), UNREACHABLE)
+        last, places = np.array(fit.ends), np.arange(width)
+        self._beyond = [places[None, :] > last[:, start : start + 1] for start in range(width)]
+        self._run = np.full((n_devices, width), UNREACHABLE, dtype=np.int64)
         self._end = np.zeros((n_devices, width), dtype=np.intp)
-        self._next = np.zeros((n_devices, width), dtype=np.intp)
+        self._next = np.full((n_devices, width), _NOBODY, dtype=np.intp)
 
     def cheapest(self, prices: Costs) -> tuple[int, Costs]:
         """(cost, visits by device) of the cheapest walk."""
         self._fill(prices)
+        firsts = self._enter[:, None] + self._run
         options = [
-            (self._chain.entry[end] + cost, end, device)
-            for end in self._fit.entry_ends
-            for cost, device in [self._first(end)]
+            (self._entry[end] + int(firsts[device, end]), end, device)
+            for end in self._entry_ends
+            for device in [int(firsts[:, end].argmin())]
         ]
-        cost, at, device = min(options, default=(UNREACHABLE, 0, 0))
+        cost, at, device = min(options, default=(UNREACHABLE, 0, _NOBODY))
+        if cost >= self._alone:
+            cost, device = self._alone, _NOBODY
         visits = np.zeros(len(prices), dtype=np.int64)
-        while cost < UNREACHABLE and at < self._chain.n_units:
+        while device != _NOBODY:
             visits[device] += 1
             at = int(self._end[device, at])
             device = int(self._next[device, at])
         return cost, visits
 
-    def _first(self, end: int) -> tuple[int, int]:
-        if end == self._chain.n_units:
-            return 0, 0
-        costs = self._enter + self._run[:, end]
-        device = int(costs.argmin())
-        return int(costs[device]), device
-
     def _fill(self, prices: Costs) -> None:
         """By (device, start), the cheapest run from there with all that follows, backward."""
-        n_units, devices = self._chain.n_units, np.arange(len(prices))
-        after = np.full((len(prices), n_units + 1), UNREACHABLE, dtype=np.int64)
-        after[:, -1] = self._chain.leave
-        totals = self._units + after
+        devices, n_units = np.arange(len(prices)), self._units.shape[1] - 1
+        totals = self._units + self._stop
+        self._next.fill(_NOBODY)
         for start in range(n_units - 1, -1, -1):
             open_totals = totals[:, start + 1 :]
             ends = np.where(self._beyond[start][:, start + 1 :], UNREACHABLE, open_totals)
@@ -106,7 +110,8 @@ class _Walks:
             run = np.where(cost < UNREACHABLE, cost - self._units[:, start] + prices, UNREACHABLE)
             self._run[:, start] = run
             hops = self._hop + run[None, :]
-            self._next[:, start] = following = hops.argmin(axis=1)
-            totals[:, start] = np.minimum(
-                self._units[:, start] + hops[devices, following], UNREACHABLE
-            )
+            following = hops.argmin(axis=1)
+            goes_on = hops[devices, following] < self._stop[:, start]
+            self._next[goes_on, start] = following[goes_on]
+            rest = np.where(goes_on, hops[devices, following], self._stop[:, start])
+            totals[:, start] = np.minimum(self._units[:, start] + rest, UNREACHABLE)

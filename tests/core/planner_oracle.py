@@ -17,12 +17,12 @@ from typing import Any
 from msgspec.structs import replace
 
 from edgeshard_p2p.core.ids import PeerId, UnitRange, unit_ranges
+from edgeshard_p2p.core.layout import Layout
 from edgeshard_p2p.core.model_spec import DTYPE_BYTES, ModelSpec
 from edgeshard_p2p.core.plan import (
     FRAME_OVERHEAD_BYTES,
     Device,
     Link,
-    Plan,
     Snapshot,
     Stage,
     Workload,
@@ -31,37 +31,43 @@ from edgeshard_p2p.core.plan import (
 from edgeshard_p2p.core.pool import LOAD_BYTES_PER_US
 
 
-def best_plan(swarm: Snapshot) -> Plan | None:
-    """The plan that must be chosen: largest batch, then least in the order of ``rank``."""
-    sources = [
-        device
-        for device in swarm.devices
-        if device.is_source and bytes_used(swarm, set(entry(swarm)), 1) <= device.budget_bytes
-    ]
-    if not sources:
-        return None
-    plans = [plan for plan in all_plans(swarm, sources) if is_linked(swarm, plan)]
-    for batch in range(swarm.workload.batch, 0, -1):
-        fitting = [plan for plan in plans if fits(swarm, plan, batch)]
+def best_layout(swarm: Snapshot) -> tuple[Layout, int] | None:
+    """What must be chosen, with its batch: the largest one, then least in the order of ``rank``."""
+    for batch, fitting in by_batch(swarm):
         if fitting:
-            plan = min(fitting, key=lambda plan: rank(swarm, plan))
-            return replace(plan, workload=replace(swarm.workload, batch=batch))
+            return min(fitting, key=lambda layout: rank(swarm, layout)), batch
     return None
 
 
-def all_plans(swarm: Snapshot, sources: list[Device]) -> Iterator[Plan]:
-    """Every plan that the rules on runs allow, whatever memory and links say."""
+def by_batch(swarm: Snapshot) -> Iterator[tuple[int, list[Layout]]]:
+    """The batches up to the wish, largest first, with all layouts that hold them."""
+    sources = [
+        device
+        for device in swarm.devices
+        if device.is_source and bytes_used(swarm, own(swarm), 1) <= device.budget_bytes
+    ]
+    layouts = [layout for layout in all_layouts(swarm, sources) if is_linked(swarm, layout)]
+    for batch in range(swarm.workload.batch, 0, -1):
+        yield batch, [layout for layout in layouts if fits(swarm, layout, batch)]
+
+
+def all_layouts(swarm: Snapshot, sources: list[Device]) -> Iterator[Layout]:
+    """Every one that the rules on runs allow, whatever memory and links say."""
     n_units, default_end = len(swarm.model.block_params) + 2, len(entry(swarm))
     source_ids = tuple(sorted(source.peer for source in sources))
     if len(sources) > 1:
         free = [device.peer for device in swarm.devices]
-        entry_ends = [default_end]
+        ends = [(default_end, n_units - 1 if swarm.goal.private_head else n_units)]
     else:
         free = [device.peer for device in swarm.devices if device.peer not in source_ids]
-        entry_ends = list(range(default_end, n_units + 1))
-    for entry_end in entry_ends:
-        for stages in all_stages(free, entry_end, n_units):
-            yield Plan(swarm.model.digest, swarm.workload, source_ids, entry_end, stages)
+        tails = range(default_end + 1, n_units) if swarm.goal.private_head else [n_units]
+        ends = [(end, tail) for end in range(default_end, n_units) for tail in tails if end < tail]
+        if sources:
+            yield Layout(source_ids, n_units, (), n_units)
+    for entry_end, tail_start in ends if sources else []:
+        for stages in all_stages(free, entry_end, tail_start):
+            if stages:
+                yield Layout(source_ids, entry_end, stages, tail_start)
 
 
 def all_stages(free: list[PeerId], start: int, end: int) -> Iterator[tuple[Stage, ...]]:
@@ -81,8 +87,17 @@ def entry(swarm: Snapshot) -> list[int]:
     return [0] if swarm.workload.first_layer == "embedding" else [0, 1]
 
 
-def units_held(plan: Plan, peer: PeerId) -> set[int]:
-    units = set(range(plan.entry_end)) if peer in plan.sources else set()
+def own(swarm: Snapshot) -> set[int]:
+    """What a source holds at least."""
+    head = len(swarm.model.block_params) + 1
+    return {*entry(swarm), head} if swarm.goal.private_head else set(entry(swarm))
+
+
+def units_held(swarm: Snapshot, plan: Layout, peer: PeerId) -> set[int]:
+    units = set()
+    if peer in plan.sources:
+        tail = range(plan.tail_start, len(swarm.model.block_params) + 2)
+        units = {*range(plan.entry_end), *tail}
     for stage in plan.stages:
         if stage.peer == peer:
             units |= set(range(stage.units.start, stage.units.end))
@@ -105,47 +120,62 @@ def bytes_used(swarm: Snapshot, units: set[int], batch: int) -> int:
     return sum(unit_weights(model, units, element_bytes).values()) + len(blocks) * per_block
 
 
-def fits(swarm: Snapshot, plan: Plan, batch: int) -> bool:
+def fits(swarm: Snapshot, plan: Layout, batch: int) -> bool:
     return all(
-        bytes_used(swarm, units_held(plan, device.peer), batch) <= device.budget_bytes
+        bytes_used(swarm, units_held(swarm, plan, device.peer), batch) <= device.budget_bytes
         for device in swarm.devices
     )
 
 
-def hops(plan: Plan, source: PeerId) -> list[tuple[str, str, bool]]:
-    """(from, to, whether a row of hidden states travels) along one source's token."""
+def hops(swarm: Snapshot, plan: Layout, source: PeerId) -> list[tuple[str, str, str]]:
+    """(from, to, what travels: a ``row`` of hidden states, a ``last row`` or a ``token``) along
+    one source's token."""
     route = [source, *(stage.peer for stage in plan.stages), source]
-    pairs = [(a.name, b.name, i < len(plan.stages)) for i, (a, b) in enumerate(pairwise(route))]
-    return [(a, b, is_row) for a, b, is_row in pairs if a != b]
+    back = "last row" if plan.tail_start < len(swarm.model.block_params) + 2 else "token"
+    pairs = [
+        (a.name, b.name, "row" if i < len(plan.stages) else back)
+        for i, (a, b) in enumerate(pairwise(route))
+    ]
+    return [(a, b, what) for a, b, what in pairs if a != b]
 
 
-def is_linked(swarm: Snapshot, plan: Plan) -> bool:
+def hop_bytes(swarm: Snapshot, what: str) -> int:
+    row = swarm.model.hidden_size * DTYPE_BYTES[swarm.workload.dtype] + FRAME_OVERHEAD_BYTES
+    return FRAME_OVERHEAD_BYTES if what == "token" else row
+
+
+def computed(swarm: Snapshot, plan: Layout, source: PeerId) -> list[tuple[PeerId, range]]:
+    """What one source's token passes, in order."""
+    tail = range(plan.tail_start, len(swarm.model.block_params) + 2)
+    shared = [(stage.peer, range(stage.units.start, stage.units.end)) for stage in plan.stages]
+    return [(source, range(plan.entry_end)), *shared, (source, tail)]
+
+
+def is_linked(swarm: Snapshot, plan: Layout) -> bool:
     known = {(link.a, link.b) for link in swarm.links}
-    return all((a, b) in known for source in plan.sources for a, b, _ in hops(plan, source))
+    return all((a, b) in known for source in plan.sources for a, b, _ in hops(swarm, plan, source))
 
 
-def latency(swarm: Snapshot, plan: Plan) -> Fraction:
-    """Mean over the sources of the time of one decode token, in microseconds."""
-    element_bytes = DTYPE_BYTES[swarm.workload.dtype]
-    row = swarm.model.hidden_size * element_bytes + FRAME_OVERHEAD_BYTES
+def latency(swarm: Snapshot, plan: Layout, rows: int = 1) -> Fraction:
+    """Mean over the sources of the time of one micro-batch of ``rows`` tokens, in microseconds."""
     links = {(link.a, link.b): link for link in swarm.links}
     unit_us = {device.peer: device.unit_us for device in swarm.devices}
     total = 0
     for source in plan.sources:
-        total += sum(unit_us[source][unit] for unit in range(plan.entry_end))
-        total += sum(unit_us[stage.peer][unit] for stage in plan.stages for unit in stage.units)
-        for a, b, is_row in hops(plan, source):
-            n_bytes, link = row if is_row else FRAME_OVERHEAD_BYTES, links[a, b]
-            transfer_us = ceil(Fraction(n_bytes * 10**6, link.bytes_per_s))
+        for peer, units in computed(swarm, plan, source):
+            total += rows * sum(unit_us[peer][unit] for unit in units)
+        for a, b, what in hops(swarm, plan, source):
+            link = links[a, b]
+            transfer_us = ceil(Fraction(rows * hop_bytes(swarm, what) * 10**6, link.bytes_per_s))
             total += transfer_us + link.per_message_us + link.delay_us
     return Fraction(total, len(plan.sources))
 
 
-def loading(swarm: Snapshot, plan: Plan) -> Fraction:
+def loading(swarm: Snapshot, plan: Layout) -> Fraction:
     """Its price in microseconds, each unit's rounded up to 1/64 us."""
     total = Fraction(0)
     for device in swarm.devices:
-        units = units_held(plan, device.peer)
+        units = units_held(swarm, plan, device.peer)
         weights = unit_weights(swarm.model, units, DTYPE_BYTES[swarm.workload.dtype])
         held = {unit for units in device.held for unit in range(units.start, units.end)}
         for unit in units - held:
@@ -153,20 +183,21 @@ def loading(swarm: Snapshot, plan: Plan) -> Fraction:
     return total
 
 
-def cost(swarm: Snapshot, plan: Plan) -> Fraction:
-    return latency(swarm, plan) + loading(swarm, plan)
+def cost(swarm: Snapshot, plan: Layout, rows: int = 1) -> Fraction:
+    return latency(swarm, plan, rows) + loading(swarm, plan)
 
 
-def rank(swarm: Snapshot, plan: Plan) -> tuple[Any, ...]:
+def rank(swarm: Snapshot, plan: Layout, rows: int = 1) -> tuple[Any, ...]:
     peers = {*plan.sources, *(stage.peer for stage in plan.stages)}
     stages = [(stage.peer, stage.units.start, stage.units.end) for stage in plan.stages]
-    return cost(swarm, plan), len(peers), len(stages), plan.entry_end, stages
+    return cost(swarm, plan, rows), len(peers), len(stages), plan.entry_end, stages
 
 
-def with_loaded(swarm: Snapshot, plan: Plan) -> Snapshot:
+def with_loaded(swarm: Snapshot, plan: Layout) -> Snapshot:
     """The swarm once every device holds its part of ``plan`` and nothing else."""
     devices = [
-        replace(device, held=unit_ranges(units_held(plan, device.peer))) for device in swarm.devices
+        replace(device, held=unit_ranges(units_held(swarm, plan, device.peer)))
+        for device in swarm.devices
     ]
     return replace(swarm, devices=tuple(devices))
 
@@ -250,50 +281,40 @@ def random_link(rng: random.Random, a: str, b: str) -> Link:
     return Link(a, b, rng.randint(0, 20), rng.randint(0, 5), rng.randint(10**7, 10**9))
 
 
-def busiest(swarm: Snapshot, plan: Plan, rows: int) -> Fraction:
+def busiest(swarm: Snapshot, plan: Layout, rows: int) -> Fraction:
     """How long one micro-batch of ``rows`` rows, a source's as often as another's, occupies the
     busiest device or direction of a link, on which the way back counts apart."""
-    row = (
-        swarm.model.hidden_size * DTYPE_BYTES[swarm.workload.dtype] + FRAME_OVERHEAD_BYTES
-    ) * rows
     links = {(link.a, link.b): link for link in swarm.links}
-    unit_us = {device.peer.name: device.unit_us for device in swarm.devices}
+    unit_us = {device.peer: device.unit_us for device in swarm.devices}
     busy: dict[Any, Fraction] = {}
     share = Fraction(1, len(plan.sources))
     for source in plan.sources:
-        passed = [(source.name, range(plan.entry_end))]
-        passed += [
-            (stage.peer.name, range(stage.units.start, stage.units.end)) for stage in plan.stages
-        ]
-        for name, units in passed:
-            spent = share * rows * sum(unit_us[name][unit] for unit in units)
-            busy[name] = busy.get(name, Fraction(0)) + spent
-        for a, b, is_row in hops(plan, source):
-            n_bytes, link = row if is_row else FRAME_OVERHEAD_BYTES * rows, links[a, b]
+        for peer, units in computed(swarm, plan, source):
+            spent = share * rows * sum(unit_us[peer][unit] for unit in units)
+            busy[peer] = busy.get(peer, Fraction(0)) + spent
+        for a, b, what in hops(swarm, plan, source):
+            n_bytes, link = rows * hop_bytes(swarm, what), links[a, b]
             occupied = ceil(Fraction(n_bytes * 10**6, link.bytes_per_s)) + link.per_message_us
-            busy[a, b, is_row] = busy.get((a, b, is_row), Fraction(0)) + share * occupied
+            key = a, b, what == "row"
+            busy[key] = busy.get(key, Fraction(0)) + share * occupied
     return max(busy.values())
 
 
-def best_pipeline(swarm: Snapshot) -> tuple[Plan, int] | None:
-    """For one row per micro-batch: the plan of the least busy bottleneck, or the one of least
+def best_pipeline(swarm: Snapshot, rows: int) -> tuple[Layout, int] | None:
+    """For ``rows`` rows per micro-batch: the plan of the least busy bottleneck, or the one of least
     latency where the batch does not fill the first and the second is quicker; and its time between
     two tokens, microseconds, rounded up."""
-    quickest = best_plan(swarm)
-    if quickest is None:
+    batch, fitting = next(((n, some) for n, some in by_batch(swarm) if some), (0, []))
+    if not fitting:
         return None
-    batch = quickest.workload.batch
-    sources = [device for device in swarm.devices if device.peer in quickest.sources]
-    fitting = [
-        replace(plan, workload=quickest.workload)
-        for plan in all_plans(swarm, sources)
-        if is_linked(swarm, plan) and fits(swarm, plan, batch)
-    ]
-    narrow = min(fitting, key=lambda plan: (busiest(swarm, plan, 1), rank(swarm, plan)))
+    rows = min(rows, batch)
+    quickest = min(fitting, key=lambda plan: rank(swarm, plan, rows))
+    narrow = min(fitting, key=lambda plan: (busiest(swarm, plan, rows), rank(swarm, plan, rows)))
 
-    def iteration(plan: Plan) -> int:
-        return max(int(latency(swarm, plan)), ceil(batch * busiest(swarm, plan, 1)))
+    def iteration(plan: Layout) -> int:
+        in_flight = ceil(Fraction(batch, rows))
+        return max(int(latency(swarm, plan, rows)), ceil(in_flight * busiest(swarm, plan, rows)))
 
-    is_filled = iteration(narrow) > int(latency(swarm, narrow))
+    is_filled = iteration(narrow) > int(latency(swarm, narrow, rows))
     best = narrow if is_filled or iteration(narrow) <= iteration(quickest) else quickest
     return best, iteration(best)

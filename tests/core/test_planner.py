@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from edgeshard_p2p.core.baselines import plan_by
 from edgeshard_p2p.core.ids import PeerId, UnitRange
+from edgeshard_p2p.core.large import CANDIDATES_MAX
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.plan import (
     FRAME_OVERHEAD_BYTES,
@@ -25,7 +26,7 @@ from edgeshard_p2p.core.plan import (
     snapshot,
 )
 from edgeshard_p2p.core.planner import answer, choose
-from edgeshard_p2p.core.pool import CANDIDATES_MAX, LOAD_BYTES_PER_US
+from edgeshard_p2p.core.pool import LOAD_BYTES_PER_US
 from edgeshard_p2p.core.scenario import Scenario
 from tests.core import planner_oracle as oracle
 
@@ -80,29 +81,41 @@ def shape(made: Snapshot) -> str:
     return str(plan).split(": ")[1].replace("@1", "") if plan else "none"
 
 
-@pytest.mark.parametrize("block", range(N_BLOCKS_OF_SEEDS))
-def test_equals_the_exhaustive_search(block: int, request: pytest.FixtureRequest) -> None:
+def seeds_of(block: int, request: pytest.FixtureRequest) -> range:
+    """A share of the campaign's seeds."""
     is_campaign = request.config.getoption("--campaign", default=False)
     n_seeds = (5_000 if is_campaign else 400) // N_BLOCKS_OF_SEEDS
-    for seed in range(block * n_seeds, (block + 1) * n_seeds):
-        made = oracle.random_swarm(seed)
-        choice, best = choose(made), oracle.best_plan(made)
-        assert choice.plan == best, f"seed {seed}"
-        if best is not None:
-            assert choice.latency_us == oracle.latency(made, best) // 1, f"seed {seed}"
-            assert choose(oracle.with_loaded(made, best)).plan == best, f"seed {seed}: not sticky"
+    return range(block * n_seeds, (block + 1) * n_seeds)
 
 
+@pytest.mark.parametrize("private_head", [False, True])
 @pytest.mark.parametrize("block", range(N_BLOCKS_OF_SEEDS))
-def test_pipelines_equal_the_exhaustive_search(block: int, request: pytest.FixtureRequest) -> None:
-    is_campaign = request.config.getoption("--campaign", default=False)
-    n_seeds = (5_000 if is_campaign else 400) // N_BLOCKS_OF_SEEDS
-    for seed in range(block * n_seeds, (block + 1) * n_seeds):
-        made = replace(oracle.random_swarm(seed), goal=Goal("throughput", micro_batch=1))
-        found, best = answer(made), oracle.best_pipeline(made)
+def test_equals_the_exhaustive_search(
+    block: int, private_head: bool, request: pytest.FixtureRequest
+) -> None:
+    for seed in seeds_of(block, request):
+        made = replace(oracle.random_swarm(seed), goal=Goal(private_head=private_head))
+        found, best = answer(made), oracle.best_layout(made)
+        assert (found.layout, found.batch) == (best or (None, 0)), f"seed {seed}"
+        if best is not None and found.prediction is not None:
+            layout = best[0]
+            assert found.prediction.latency_us == oracle.latency(made, layout) // 1, f"seed {seed}"
+            loaded = oracle.with_loaded(made, layout)
+            assert answer(loaded).layout == layout, f"seed {seed}: not sticky"
+
+
+@pytest.mark.parametrize("private_head", [False, True])
+@pytest.mark.parametrize("block", range(N_BLOCKS_OF_SEEDS))
+def test_pipelines_equal_the_exhaustive_search(
+    block: int, private_head: bool, request: pytest.FixtureRequest
+) -> None:
+    for seed in seeds_of(block, request):
+        goal = Goal("throughput", micro_batch=1 + seed % 3, private_head=private_head)
+        made = replace(oracle.random_swarm(seed), goal=goal)
+        found, best = answer(made), oracle.best_pipeline(made, goal.micro_batch)
         assert (found.layout is None) == (best is None), f"seed {seed}"
         if best is not None:
-            assert choose(made).plan == best[0], f"seed {seed}"
+            assert found.layout == best[0], f"seed {seed}"
             assert found.prediction is not None
             assert found.prediction.iteration_us == best[1], f"seed {seed}"
 
@@ -116,6 +129,19 @@ def test_random_swarms_cover_what_matters() -> None:
     assert sum(1 for made, plan in chosen if plan.workload.batch < made.workload.batch) > 20
     assert sum(1 for _, plan in chosen if len(plan.sources) == 1 and plan.entry_end > 2) > 20
     assert sum(1 for _, plan in chosen if {s.peer for s in plan.stages} & {*plan.sources}) > 20
+
+
+def test_random_swarms_cover_private_heads() -> None:
+    goal = Goal(private_head=True)
+    swarms = [replace(oracle.random_swarm(seed), goal=goal) for seed in range(400)]
+    layouts = [(made, answer(made).layout) for made in swarms]
+    tails = [
+        (made.model.n_units - layout.tail_start, len(layout.sources))
+        for made, layout in layouts
+        if layout is not None and layout.stages
+    ]
+    assert sum(1 for n_units, n_sources in tails if n_sources > 1) > 30
+    assert sum(1 for n_units, n_sources in tails if n_units > 1) > 15
 
 
 def test_missing_bytes_is_a_lower_bound() -> None:

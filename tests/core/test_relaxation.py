@@ -5,8 +5,9 @@ from __future__ import annotations
 import statistics
 
 import pytest
+from msgspec.structs import replace
 
-from edgeshard_p2p.core import pool
+from edgeshard_p2p.core import large, pool
 from edgeshard_p2p.core.plan import Goal
 from edgeshard_p2p.core.planner import answer, choose
 from edgeshard_p2p.core.relaxation import lower_bound
@@ -18,13 +19,14 @@ from tests.core import planner_oracle as oracle
 def test_no_plan_of_small_swarms_is_below_the_bound() -> None:
     near = []
     for seed in range(200):
-        made = oracle.random_swarm(seed)
-        best = oracle.best_plan(made)
-        if best is None or not best.stages:
+        made = replace(oracle.random_swarm(seed), goal=Goal(private_head=seed % 2 == 1))
+        found = oracle.best_layout(made)
+        if found is None or not found[0].stages:
             continue
+        best, batch = found
         sources = [device for device in made.devices if device.peer in best.sources]
         everyone = pool.everyone_of(made, list(made.devices), sources)
-        fit = pool.fit_of(everyone, best.workload.batch)
+        fit = pool.fit_of(everyone, batch)
         bound = lower_bound(pool.chain_of(everyone), fit)
         assert bound is not None
         steps = oracle.cost(made, best) * 64 * len(best.sources)
@@ -52,8 +54,8 @@ def test_the_bound_holds_for_the_best_of_all_devices(monkeypatch: pytest.MonkeyP
     model = shipped_spec("llama2-7b")
     assert model is not None
     made = different_devices(13, 0, model, Goal())
-    monkeypatch.setattr(pool, "CANDIDATES_MAX", 6)
-    monkeypatch.setattr(pool, "STATES_MAX", 0)
+    monkeypatch.setattr(large, "CANDIDATES_MAX", 6)
+    monkeypatch.setattr(large, "STATES_MAX", 0)
     bound_us = answer(made).bound_us
     monkeypatch.undo()
     best = answer(made)
