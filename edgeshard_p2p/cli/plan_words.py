@@ -6,9 +6,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from edgeshard_p2p.core.footprint import unit_bytes
 from edgeshard_p2p.core.ids import PeerId, UnitRange
-from edgeshard_p2p.core.layout import Layout, bytes_on, decode_legs
-from edgeshard_p2p.core.plan import Snapshot, Stage, kv_bytes, weight_bytes
+from edgeshard_p2p.core.layout import bytes_on, decode_legs
+from edgeshard_p2p.core.plan import Device, Snapshot, Stage, kv_bytes, weight_bytes
 from edgeshard_p2p.core.planner import Answer, in_units
 from edgeshard_p2p.core.scenario import Scenario
 
@@ -30,7 +31,7 @@ def in_json(scenario: Scenario, found: Answer, algorithm: str) -> dict[str, Any]
         "batch": found.batch,
         "predicted": predicted(found, algorithm),
         "stages": _stages(snapshot, found) if layout else [],
-        "excluded": _excluded(snapshot, layout),
+        "excluded": _excluded(snapshot, found, algorithm),
         "unit_weight_bytes": [
             weight_bytes(model, UnitRange(unit, unit + 1), snapshot.workload.dtype, False)
             for unit in range(model.n_units)
@@ -61,21 +62,24 @@ def predicted(found: Answer, algorithm: str) -> dict[str, Any] | None:
 
 
 def _stages(snapshot: Snapshot, found: Answer) -> list[dict[str, Any]]:
-    layout = found.layout
+    layout, prediction = found.layout, found.prediction
     assert layout is not None
-    assert found.prediction is not None
-    entries = [Stage(source, layout.runs(snapshot.model.n_units, source)[0].units)
-               for source in layout.sources]  # fmt: skip
+    assert prediction is not None
     legs = {
-        source: decode_legs(snapshot, layout, source, found.prediction.micro_batch)
+        source: decode_legs(snapshot, layout, source, prediction.micro_batch)
         for source in layout.sources
     }
-    result = [
-        _stage(snapshot, found, stage, [legs[stage.peer]], layout.sources) for stage in entries
+    routes = {source: layout.runs(snapshot.model.n_units, source) for source in layout.sources}
+    entries = [(runs[0], [legs[source]]) for source, runs in routes.items()]
+    shared = [(stage, list(legs.values())) for stage in layout.stages]
+    tails = [
+        (runs[-1], [legs[source]])
+        for source, runs in routes.items()
+        if layout.tail_start < snapshot.model.n_units
     ]
-    return result + [
-        _stage(snapshot, found, stage, list(legs.values()), layout.sources)
-        for stage in layout.stages
+    return [
+        _stage(snapshot, found, stage, passed, layout.sources)
+        for stage, passed in [*entries, *shared, *tails]
     ]
 
 
@@ -106,23 +110,34 @@ def _stage(
     }
 
 
-def _excluded(snapshot: Snapshot, layout: Layout | None) -> list[dict[str, str]]:
+def _excluded(snapshot: Snapshot, found: Answer, algorithm: str) -> list[dict[str, str]]:
+    layout = found.layout
     if layout is None:
         return []
-    smallest = min(
-        weight_bytes(snapshot.model, UnitRange(unit, unit + 1), snapshot.workload.dtype, False)
-        for unit in range(1, snapshot.model.n_units)
-    )
+    used = layout.peers()
     return [
-        {
-            "peer": device.peer.name,
-            "reason": "it cannot hold a single block"
-            if device.budget_bytes < smallest
-            else "the plan is no better with it",
-        }
+        {"peer": device.peer.name, "reason": _reason(snapshot, found, algorithm, device)}
         for device in snapshot.devices
-        if device.peer not in layout.peers()
+        if device.peer not in used
     ]
+
+
+def _reason(snapshot: Snapshot, found: Answer, algorithm: str, device: Device) -> str:
+    """Why a device has no part: memory, links, or (NOTE: ``--explain`` has what would change that)
+    because it gains nothing."""
+    name = device.peer.name
+    smallest = min(unit_bytes(snapshot, False, found.batch)[1:])
+    if device.budget_bytes < smallest:
+        return f"memory: it holds {in_units(device.budget_bytes)}, not a single block"
+    if not any(link.b == name for link in snapshot.links):
+        return "link: no device has one to it"
+    if not any(link.a == name for link in snapshot.links):
+        return "link: it has none to any device"
+    if algorithm != "exact":
+        return f"{algorithm} has no use for it"
+    if found.is_best:
+        return "time: the plan is no better with it"
+    return "time: no better plan with it was found"
 
 
 def in_words(scenario: Scenario, found: Answer, algorithm: str) -> str:

@@ -32,6 +32,7 @@ class PlanOptions:
     batch: int | None = None
     micro_batch: int | None = None
     dtype: str | None = None
+    private_head: bool = False
     as_json: bool = False
 
 
@@ -49,6 +50,8 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--micro-batch", type=click.IntRange(1, 4096), metavar="b",
                      help="Sequences of a micro-batch.  [default: the best]"),
         click.option("--dtype", type=click.Choice(tuple(PLANNED_BITS)), help="[default: fp32]"),
+        click.option("--private-head", is_flag=True,
+                     help="The sources also hold the last units; nobody else sees a token."),
         click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout."),
     ]  # fmt: skip
     for option in reversed(options):
@@ -62,7 +65,13 @@ def read_scenario(topology: Path, options: PlanOptions) -> Scenario:
     from edgeshard_p2p.core.view import DEFAULT_CONTEXT
     from edgeshard_p2p.topology import TopologyError, read_topology
 
-    goal = Goal(options.objective, options.prompt, options.generate, options.micro_batch or 0)
+    goal = Goal(
+        options.objective,
+        options.prompt,
+        options.generate,
+        options.micro_batch or 0,
+        options.private_head,
+    )
     try:
         file = read_topology(topology)
         model = _model(options)

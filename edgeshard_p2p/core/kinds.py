@@ -15,14 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 Places = npt.NDArray[np.intp]
-Pairs = Sequence[Sequence[int]]
-"""A number for each ordered pair of devices."""
+Kinds = list[list[int]]
+"""The devices of each kind, in order; kinds by their first device."""
+Pairs = Sequence[Sequence[object]]
+"""Something for each ordered pair of devices."""
 
 
-def kinds_of(owns: Sequence[Hashable], pairs: Sequence[Pairs]) -> list[list[int]]:
-    """The devices, those together that could change places without changing what each owns or any
-    number of a pair; by their first device."""
-    kinds: dict[Hashable, list[list[int]]] = {}
+def kinds_of(owns: Sequence[Hashable], pairs: Pairs) -> Kinds:
+    """The devices, those together that could change places without changing what each owns or
+    anything of a pair."""
+    kinds: dict[Hashable, Kinds] = {}
     for device, own in enumerate(owns):
         alike = kinds.setdefault(own, [])
         kind = next((kind for kind in alike if _change_places(pairs, kind[0], device)), None)
@@ -33,17 +35,14 @@ def kinds_of(owns: Sequence[Hashable], pairs: Sequence[Pairs]) -> list[list[int]
     return sorted(kind for alike in kinds.values() for kind in alike)
 
 
-def _change_places(pairs: Sequence[Pairs], a: int, b: int) -> bool:
-    return all(
-        of[a][b] == of[b][a]
-        and all(
-            of[a][c] == of[b][c] and of[c][a] == of[c][b] for c in range(len(of)) if c not in (a, b)
-        )
-        for of in pairs
+def _change_places(pairs: Pairs, a: int, b: int) -> bool:
+    others = [c for c in range(len(pairs)) if c not in (a, b)]
+    return pairs[a][b] == pairs[b][a] and all(
+        pairs[a][c] == pairs[b][c] and pairs[c][a] == pairs[c][b] for c in others
     )
 
 
-def n_states(kinds: Sequence[Sequence[int]]) -> int:
+def n_states(kinds: Kinds) -> int:
     """Rows of a table by (used of each kind, kind of the last)."""
     return prod(len(kind) + 1 for kind in kinds) * len(kinds)
 
@@ -64,7 +63,7 @@ class Moves:
 class States:
     """Numbers the states, in mixed radix."""
 
-    def __init__(self, kinds: list[list[int]]) -> None:
+    def __init__(self, kinds: Kinds) -> None:
         self.kinds = kinds
         sizes = [len(kind) for kind in kinds]
         self.count = prod(size + 1 for size in sizes)

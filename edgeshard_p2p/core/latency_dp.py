@@ -14,22 +14,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 from msgspec.structs import replace
 
-from edgeshard_p2p.core.kinds import Places, States, kinds_of
+from edgeshard_p2p.core.kinds import Kinds, Places, States
 
 UNREACHABLE = 1 << 60
 """More than any real cost.  Three of them still fit into 64 bits, so sums cannot wrap."""
 
-Placement = tuple[int, list[tuple[int, int]]]
-"""The end of the entry, then (device, end of its run) in order; the tail starts at the last end."""
-
+Runs = list[tuple[int, int]]
+"""(device, end of its run) in order."""
 Costs = npt.NDArray[np.int64]
+
+
+class Placement(NamedTuple):
+    """Of two the better one is the smaller."""
+
+    cost: int
+    entry_end: int
+    runs: Runs
+    """The tail starts at the last end."""
 
 
 class Chain(Struct, frozen=True):
@@ -81,7 +89,6 @@ class Fit(Struct, frozen=True):
 class Problem:
     """A chain and what fits, as arrays by kind of device."""
 
-    states: States
     entry: Costs
     finish: Costs
     units: Costs
@@ -93,16 +100,15 @@ class Problem:
     ends: Places
 
     @classmethod
-    def of(cls, chain: Chain, fit: Fit, states: States) -> Problem:
+    def of(cls, chain: Chain, fit: Fit, kinds: Kinds) -> Problem:
         assert chain.largest_sum() < UNREACHABLE, "costs beyond what can be added up"
-        firsts, width = [kind[0] for kind in states.kinds], chain.n_units + 1
+        firsts, width = [kind[0] for kind in kinds], chain.n_units + 1
         return cls(
-            states,
             entry=np.array(chain.entry, np.int64),
             finish=np.array(chain.finish, np.int64),
             units=np.array([chain.units[kind] for kind in firsts], np.int64).reshape(-1, width),
             enter=np.array([chain.enter[kind] for kind in firsts], np.int64),
-            hop=by_kind(chain.hop, states),
+            hop=by_kind(chain.hop, kinds),
             leave=np.array([chain.leave[kind] for kind in firsts], np.int64),
             shortest=fit.shortest,
             longest=np.array(fit.longest, np.intp),
@@ -118,21 +124,23 @@ class Problem:
         """Whether the sources may run everything by themselves."""
         return bool(self.longest[-1] == self.n_units)
 
+    def placed(self, entry_end: int, runs: Runs) -> Placement:
+        """With its cost, where every device is a kind of its own."""
+        cost, hops, end = self.entry[entry_end], self.enter, entry_end
+        for device, run_end in runs:
+            cost += hops[device] + self.units[device, run_end] - self.units[device, end]
+            hops, end = self.hop[device], run_end
+        cost += self.leave[runs[-1][0]] + self.finish[end] if runs else 0
+        return Placement(int(cost), entry_end, runs)
 
-def by_kind(pairs: Sequence[Sequence[int]], states: States) -> Costs:
+
+def by_kind(pairs: Sequence[Sequence[int]], kinds: Kinds) -> Costs:
     """Of two devices of the same kind the first and the second one's."""
-    kinds = states.kinds
     rows = [[pairs[a[0]][b[a is b and len(a) > 1]] for b in kinds] for a in kinds]
     return np.array(rows, dtype=np.int64).reshape(len(kinds), len(kinds))
 
 
-def alike(chain: Chain, fit: Fit) -> list[list[int]]:
-    """The devices by kind."""
-    owns = zip(chain.units, fit.ends, chain.enter, chain.leave, strict=True)
-    return kinds_of(list(owns), [chain.hop])
-
-
-def is_feasible(problem: Problem) -> bool:
+def is_feasible(problem: Problem, states: States) -> bool:
     """Whether any chain comes to an end.
 
     Forward over the same states as ``cheapest``, but instead of a cost with the end of the
@@ -141,13 +149,11 @@ def is_feasible(problem: Problem) -> bool:
     """
     if problem.may_be_alone:
         return True
-    states, width = problem.states, problem.n_units + 1
+    if not is_within_reach(problem, [len(kind) for kind in states.kinds]):
+        return False
+    width = problem.n_units + 1
     ends_here = problem.finish < UNREACHABLE
     may_end = np.where(ends_here, problem.longest, -1)
-    farthest = (problem.ends - np.arange(width)).max(axis=1, initial=0)
-    most = sum(len(kind) * int(n) for kind, n in zip(states.kinds, farthest, strict=True))
-    if (np.arange(width) - may_end)[ends_here].min(initial=width) > most:
-        return False  # Not even the longest run of every device would get there.
     begin = np.full(width, width, dtype=np.int16)
     entry_ends = np.arange(problem.shortest, max(may_end, default=-1) + 1)
     begin[entry_ends] = entry_ends
@@ -168,7 +174,19 @@ def is_feasible(problem: Problem) -> bool:
     return False
 
 
-def cheapest(problem: Problem) -> Placement | None:
+def is_within_reach(problem: Problem, sizes: Sequence[int]) -> bool:
+    """Whether the longest runs of all devices together, so many of each kind, would do, whatever
+    is linked.  Quick, and where it is false there is no chain."""
+    if problem.may_be_alone:
+        return True
+    places = np.arange(problem.n_units + 1)
+    longest_runs = (problem.ends - places).max(axis=1, initial=0)
+    may_end = (problem.finish < UNREACHABLE) & (problem.longest >= problem.shortest)
+    wanted = (places - problem.longest)[may_end].min(initial=UNREACHABLE)
+    return bool(wanted <= (longest_runs * np.array(sizes, dtype=np.intp)).sum())
+
+
+def cheapest(problem: Problem, states: States) -> Placement | None:
     """The placement of least cost; among equals the smallest end of the entry, then the smallest
     sequence of (device, end).
 
@@ -181,51 +199,47 @@ def cheapest(problem: Problem) -> Placement | None:
     not fit, it either has to keep a tail as long and a shorter entry, or a shorter tail: these are
     the two problems that are left.
     """
-    found: list[tuple[int, int, list[tuple[int, int]]]] = []
+    found: list[Placement] = []
     if problem.may_be_alone:
-        found.append((int(problem.entry[-1]), problem.n_units, []))
+        found.append(Placement(int(problem.entry[-1]), problem.n_units, []))
     open_ends = np.flatnonzero(problem.finish < UNREACHABLE)
     pending = [(int(open_ends[0]), int(open_ends[-1]))] if len(open_ends) else []
     while pending:
         first, last = pending.pop()
-        best = _cheapest_between(problem, first, last)
-        if best is None or (found and best[0] > min(found)[0]):
+        best = _cheapest_between(problem, states, first, last)
+        if best is None or (found and best.cost > min(found).cost):
             continue
-        end = best[2][-1][1]
-        if best[1] <= problem.longest[end]:
+        end = best.runs[-1][1]
+        if best.entry_end <= problem.longest[end]:
             found.append(best)
         else:
             pending += [(first, end), (end + 1, last)]
-    if not found:
-        return None
-    _, entry_end, runs = min(found)
-    return entry_end, runs
+    return min(found, default=None)
 
 
-def _cheapest_between(
-    problem: Problem, first: int, last: int
-) -> tuple[int, int, list[tuple[int, int]]] | None:
-    """(cost, end of the entry, runs) with the last run's end in ``[first, last]``, and an entry
-    that has room beside the shortest of these tails."""
+def _cheapest_between(problem: Problem, states: States, first: int, last: int) -> Placement | None:
+    """With the last run's end in ``[first, last]``, and an entry that has room beside the shortest
+    of these tails."""
     if first > last:
         return None
     finish = problem.finish.copy()
     finish[:first] = finish[last + 1 :] = UNREACHABLE
-    rest, start = _rest_costs(problem, finish)
+    rest, start = _rest_costs(problem, states, finish)
     entry_ends = range(problem.shortest, int(problem.longest[last]) + 1)
     options = [(int(problem.entry[end]) + int(start[end]), end) for end in entry_ends]
     cost, entry_end = min(options, default=(UNREACHABLE, 0))
     if cost >= UNREACHABLE:
         return None
     left = cost - int(problem.entry[entry_end])
-    return cost, entry_end, _followed(problem, rest, finish, entry_end, left)
+    runs = _followed(problem, states, rest, finish, entry_end, left)
+    return Placement(cost, entry_end, runs)
 
 
-def _rest_costs(problem: Problem, finish: Costs) -> tuple[Costs, Costs]:
+def _rest_costs(problem: Problem, states: States, finish: Costs) -> tuple[Costs, Costs]:
     """By (kind of the last device, state, units done) the least cost of what follows, and by end
     of the entry that of all runs.  Full states first: what comes after a run uses only devices
     that are still free."""
-    states, width, n_kinds = problem.states, problem.n_units + 1, len(problem.states.kinds)
+    width, n_kinds = problem.n_units + 1, len(states.kinds)
     rest = np.full((n_kinds, states.count, width), UNREACHABLE, np.int64)
     start = np.full(width, UNREACHABLE, dtype=np.int64)
     windows = _Windows.starting(problem.ends)
@@ -309,15 +323,14 @@ _ROWS_AT_ONCE = 256
 
 
 def _followed(
-    problem: Problem, rest: Costs, finish: Costs, done: int, cost: int
-) -> list[tuple[int, int]]:
+    problem: Problem, states: States, rest: Costs, finish: Costs, done: int, cost: int
+) -> Runs:
     """The runs from ``done`` on whose cost is exactly ``cost``, the smallest sequence of them."""
-    runs: list[tuple[int, int]] = []
-    states = problem.states
+    runs: Runs = []
     left = [list(kind) for kind in states.kinds]
     state, hops, last = 0, problem.enter, -1
     while last < 0 or int(problem.leave[last]) + int(finish[done]) != cost:
-        last, done, cost = _next_run(problem, rest, state, left, hops, done, cost)
+        last, done, cost = _next_run(problem, states, rest, state, left, hops, done, cost)
         runs.append((left[last].pop(0), done))
         state, hops = state + states.strides[last], problem.hop[last]
     return runs
@@ -325,6 +338,7 @@ def _followed(
 
 def _next_run(
     problem: Problem,
+    states: States,
     rest: Costs,
     state: int,
     left: list[list[int]],
@@ -335,7 +349,7 @@ def _next_run(
     """(kind, end, cost of the rest) of the first run that keeps ``cost``."""
     for kind in sorted((kind for kind, free in enumerate(left) if free), key=left.__getitem__):
         units = problem.units[kind].tolist()
-        after = rest[kind, state + problem.states.strides[kind]].tolist()
+        after = rest[kind, state + states.strides[kind]].tolist()
         spent = int(hops[kind]) - units[done]
         for end in range(done + 1, int(problem.ends[kind][done]) + 1):
             if spent + units[end] + after[end] == cost:

@@ -9,12 +9,14 @@ for is a limit worth trying; halving finds the smallest.  Exact.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from msgspec import Struct
 
-from edgeshard_p2p.core.kinds import States, kinds_of
+from edgeshard_p2p.core.kinds import Kinds
 from edgeshard_p2p.core.latency_dp import (
     UNREACHABLE,
     Chain,
@@ -23,8 +25,7 @@ from edgeshard_p2p.core.latency_dp import (
     Placement,
     Problem,
     by_kind,
-    cheapest,
-    is_feasible,
+    is_within_reach,
 )
 
 
@@ -59,21 +60,16 @@ class Pipeline:
     leave: Costs
 
     @classmethod
-    def of(cls, chain: Chain, busy: Busy, fit: Fit) -> Pipeline:
-        owns = zip(
-            chain.units, fit.ends, chain.enter, chain.leave,
-            busy.units, busy.own, busy.enter, busy.leave, strict=True,
-        )  # fmt: skip
-        states = States(kinds_of(list(owns), [chain.hop, busy.hop]))
-        firsts, width = [kind[0] for kind in states.kinds], chain.n_units + 1
+    def of(cls, chain: Chain, busy: Busy, fit: Fit, kinds: Kinds) -> Pipeline:
+        firsts, width = [kind[0] for kind in kinds], chain.n_units + 1
         return cls(
-            Problem.of(chain, fit, states),
+            Problem.of(chain, fit, kinds),
             entry=np.array(busy.entry, np.int64),
             tail=np.array(busy.tail, np.int64),
             units=np.array([busy.units[kind] for kind in firsts], np.int64).reshape(-1, width),
             own=np.array([busy.own[kind] for kind in firsts], np.int64),
             enter=np.array([busy.enter[kind] for kind in firsts], np.int64),
-            hop=by_kind(busy.hop, states),
+            hop=by_kind(busy.hop, kinds),
             leave=np.array([busy.leave[kind] for kind in firsts], np.int64),
         )
 
@@ -105,14 +101,30 @@ class Pipeline:
         return np.unique(np.concatenate([part.ravel() for part in parts]))
 
 
-def narrowest(pipeline: Pipeline, below: int | None = None) -> Placement | None:
-    """Least in (busiest resource, cost, then as ``cheapest`` orders); None where no chain keeps
-    its busiest resource below ``below``."""
+class Search(Protocol):
+    """A way to find chains: the exact one, or one for more devices than that can take."""
+
+    def is_feasible(self, problem: Problem) -> bool: ...
+    def cheapest(self, problem: Problem) -> Placement | None: ...
+
+
+def narrowest(pipeline: Pipeline, search: Search, below: int | None = None) -> Placement | None:
+    """Least in (busiest resource, cost, then as ``search`` orders); None where no chain keeps its
+    busiest resource below ``below``.  As good as the search is."""
     found = pipeline.limits()
     limits = (found if below is None else found[found < below]).tolist()
-    if not limits or not is_feasible(pipeline.within(limits[-1])):
+
+    def can_be_kept(limit: int) -> bool:
+        return search.is_feasible(pipeline.within(limit))
+
+    if not limits or not can_be_kept(limits[-1]):
         return None
-    at = bisect_left(
-        limits, True, hi=len(limits) - 1, key=lambda limit: is_feasible(pipeline.within(limit))
-    )
-    return cheapest(pipeline.within(limits[at]))
+    at = bisect_left(limits, True, hi=len(limits) - 1, key=can_be_kept)
+    return search.cheapest(pipeline.within(limits[at]))
+
+
+def least_busy(pipeline: Pipeline, sizes: Sequence[int]) -> int:
+    """Proved: the busiest resource of no chain is less busy, with so many devices of each kind."""
+    limits = pipeline.limits().tolist()
+    at = bisect_left(limits, True, key=lambda limit: is_within_reach(pipeline.within(limit), sizes))
+    return int(limits[min(at, len(limits) - 1)])

@@ -14,21 +14,20 @@ from msgspec.structs import replace
 
 from edgeshard_p2p.core.footprint import entry_of, needed_bytes, offered_bytes, own_bytes
 from edgeshard_p2p.core.ids import UnitRange
-from edgeshard_p2p.core.kinds import States
-from edgeshard_p2p.core.large import floor_us, searched
-from edgeshard_p2p.core.latency_dp import (
-    UNREACHABLE,
-    Chain,
-    Placement,
-    Problem,
-    alike,
-    cheapest,
-    is_feasible,
-)
+from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Placement, Problem
 from edgeshard_p2p.core.layout import Layout, Prediction, predict
-from edgeshard_p2p.core.narrowest import Pipeline, narrowest
+from edgeshard_p2p.core.narrowest import Pipeline, least_busy, narrowest
 from edgeshard_p2p.core.plan import Choice, Device, Snapshot, Stage
-from edgeshard_p2p.core.pool import Pool, busy_of, chain_of, everyone_of, fit_of
+from edgeshard_p2p.core.pool import (
+    Pool,
+    busy_of,
+    chain_of,
+    dearest_load,
+    everyone_of,
+    fit_of,
+    in_us,
+)
+from edgeshard_p2p.core.solvers import Solver, solver_for
 
 
 class Answer(Struct, frozen=True):
@@ -45,6 +44,8 @@ class Answer(Struct, frozen=True):
     """Proved: no plan of this set is below it, in latency of one token (with its part of the
     prefill where that counts) or, for ``throughput``, in its busiest resource at this
     micro-batch."""
+    is_best: bool = False
+    """Of all plans, and not only of those that were searched."""
 
 
 def choose(snapshot: Snapshot) -> Choice:
@@ -72,9 +73,9 @@ def answer(snapshot: Snapshot) -> Answer:
     of these the most tokens per second with the batch in flight, then the smaller micro-batch.
     So the answer depends on nothing but the snapshot.
 
-    It is optimal over up to CANDIDATES_MAX different devices that could hold a shared stage.
-    Beyond, only so many take part (see ``pool``): deterministic, said in ``reason``, and for
-    ``latency`` with a proved bound on what that can cost.
+    It is the best as long as no more than CANDIDATES_MAX different devices could hold a shared
+    stage (see ``solvers``).  Beyond, the search is a local one: still nothing but the snapshot
+    decides, ``reason`` says so, and ``bound_us`` how much better a plan could be at most.
     """
     devices = _devices(snapshot)
     model, workload = snapshot.model, snapshot.workload
@@ -87,53 +88,59 @@ def answer(snapshot: Snapshot) -> Answer:
     sources = [device for device in willing if device.budget_bytes >= least]
     if not sources:
         return _no_entry(snapshot, willing)
-    everyone = everyone_of(snapshot, devices, sources)
+    pool = everyone_of(snapshot, devices, sources)
     most_rows = workload.batch if snapshot.goal.objective == "throughput" else 1
-    if chain_of(everyone, most_rows).largest_sum() >= UNREACHABLE:
+    if chain_of(pool, most_rows).largest_sum() >= UNREACHABLE:
         return _refused("the times or links are too slow to be planned with")
-    pool = searched(everyone)
-    chain = chain_of(pool)
-    batch = _largest_batch(pool, chain)
+    solver, chain = solver_for(pool.kinds), chain_of(pool)
+    batch = _largest_batch(pool, solver, chain)
     if not batch:
-        reason, missing_bytes = _obstacle(pool, chain)
+        reason, missing_bytes = _obstacle(pool, solver, chain)
         return _refused("; ".join([reason, *pool.notes]), missing_bytes)
-    if snapshot.goal.objective == "latency":
-        placement = cheapest(_problem(pool, chain, batch))
-        assert placement is not None, "feasible, but no placement"
-        found = _answered(pool, placement, batch, 1)
-        return replace(found, bound_us=_least_latency_us(pool, found))
-    return _most_tokens(pool, batch)
+    if snapshot.goal.objective == "throughput":
+        return _most_tokens(pool, solver, batch)
+    problem = Problem.of(chain, fit_of(pool, batch), solver.kinds)
+    placement = _found(solver.cheapest(problem))
+    least = solver.least_cost(problem, placement)
+    # NOTE: the least cost is of time and loading together; any other plan may load less.
+    bound_us = max(0, in_us(pool, least - dearest_load(pool)))
+    return replace(_answered(pool, solver, placement, batch, 1), bound_us=bound_us)
 
 
-def _most_tokens(pool: Pool, batch: int) -> Answer:
+def _most_tokens(pool: Pool, solver: Solver, batch: int) -> Answer:
     """For each size of micro-batch the plan of the least busy bottleneck; where the batch cannot
     fill that pipeline, the one of least latency too; of these the best."""
     goal, fit, n_sources = pool.snapshot.goal, fit_of(pool, batch), len(pool.sources)
     sizes = [min(batch, goal.micro_batch)] if goal.micro_batch else micro_batches(batch)
     best: Answer | None = None
     for rows in sizes:
-        pipeline = Pipeline.of(chain_of(pool, rows), busy_of(pool, rows), fit)
+        pipeline = Pipeline.of(chain_of(pool, rows), busy_of(pool, rows), fit, solver.kinds)
         # What is as busy as this, so many micro-batches long, gives no more tokens.
         below = None if best is None else -(-iteration_us(best) * n_sources // -(-batch // rows))
-        placement = narrowest(pipeline, below)
+        placement = narrowest(pipeline, solver, below)
         if placement is None:
             continue
-        narrow = _answered(pool, placement, batch, rows)
-        prediction = narrow.prediction
+        found = [_answered(pool, solver, placement, batch, rows)]
+        prediction = found[0].prediction
         assert prediction is not None
-        bound_us = None if pool.left_out else prediction.bottleneck_us
-        found = [narrow]
         if prediction.pipeline_us >= prediction.iteration_us:
-            quickest = cheapest(pipeline.problem)
-            assert quickest is not None
-            note = (
-                f"{batch} sequences do not fill the pipeline: the plan of least latency is better"
-            )
-            found.append(_answered(pool, quickest, batch, rows, note))
+            quickest = _found(solver.cheapest(pipeline.problem))
+            found.append(_answered(pool, solver, quickest, batch, rows, _UNFILLED.format(batch)))
+        least = prediction.bottleneck_us
+        if not solver.is_exact:
+            least = -(-least_busy(pipeline, list(map(len, solver.kinds))) // n_sources)
         others = [best] if best is not None else []
-        best = min([*others, *(replace(one, bound_us=bound_us) for one in found)], key=iteration_us)
+        best = min([*others, *(replace(one, bound_us=least) for one in found)], key=iteration_us)
     assert best is not None, "feasible, but no placement"
     return best
+
+
+_UNFILLED = "{} sequences do not fill the pipeline: the plan of least latency is better"
+
+
+def _found(placement: Placement | None) -> Placement:
+    assert placement is not None, "feasible, but no placement"
+    return placement
 
 
 def micro_batches(batch: int) -> list[int]:
@@ -146,21 +153,14 @@ def iteration_us(found: Answer) -> int:
     return found.prediction.iteration_us
 
 
-def _answered(pool: Pool, placement: Placement, batch: int, rows: int, note: str = "") -> Answer:
+def _answered(
+    pool: Pool, solver: Solver, placement: Placement, batch: int, rows: int, note: str = ""
+) -> Answer:
     layout = _layout(pool, placement)
-    reason = "; ".join([*([note] if note else []), *pool.notes])
+    in_part = f"{len(pool.shared)} devices are too many different ones to search all plans"
+    notes = [*([note] if note else []), *([] if solver.is_exact else [in_part]), *pool.notes]
     prediction = predict(pool.snapshot, layout, batch, rows)
-    return Answer(layout, batch, prediction, reason)
-
-
-def _least_latency_us(pool: Pool, found: Answer) -> int | None:
-    """The plan's own where all plans were searched."""
-    if pool.left_out:
-        return floor_us(pool, found.batch)
-    assert found.prediction is not None
-    goal, said = pool.snapshot.goal, found.prediction
-    is_whole = goal.prompt and goal.generate
-    return said.latency_us + (said.ttft_us // goal.generate if is_whole else 0)
+    return Answer(layout, batch, prediction, "; ".join(notes), is_best=solver.is_exact)
 
 
 def _devices(snapshot: Snapshot) -> list[Device]:
@@ -175,31 +175,27 @@ def _devices(snapshot: Snapshot) -> list[Device]:
     return devices
 
 
-def _largest_batch(pool: Pool, chain: Chain) -> int:
+def _largest_batch(pool: Pool, solver: Solver, chain: Chain) -> int:
     """The largest batch that some plan holds, 0 where none does.  A plan that holds a batch holds
     every smaller one, and the sources are those of batch 1: so halving finds it."""
     batches = range(1, pool.snapshot.workload.batch + 1)
-    return bisect_left(batches, True, key=lambda batch: not _has_plan(pool, chain, batch))
+    return bisect_left(batches, True, key=lambda batch: not _has_plan(pool, solver, chain, batch))
 
 
-def _has_plan(pool: Pool, chain: Chain, batch: int) -> bool:
-    need = needed_bytes(pool.snapshot, len(pool.sources), batch)
-    return need <= offered_bytes(pool.snapshot) and is_feasible(_problem(pool, chain, batch))
-
-
-def _problem(pool: Pool, chain: Chain, batch: int) -> Problem:
-    fit = fit_of(pool, batch)
-    return Problem.of(chain, fit, States(alike(chain, fit)))
+def _has_plan(pool: Pool, solver: Solver, chain: Chain, batch: int) -> bool:
+    if needed_bytes(pool.snapshot, len(pool.sources), batch) > offered_bytes(pool.snapshot):
+        return False
+    return solver.is_feasible(Problem.of(chain, fit_of(pool, batch), solver.kinds))
 
 
 def _layout(pool: Pool, placement: Placement) -> Layout:
-    start, stages = placement[0], []
-    for device, end in placement[1]:
+    start, stages = placement.entry_end, []
+    for device, end in placement.runs:
         stages.append(Stage(pool.shared[device].peer, UnitRange(start, end)))
         start = end
     return Layout(
         sources=tuple(source.peer for source in pool.sources),
-        entry_end=placement[0],
+        entry_end=placement.entry_end,
         stages=tuple(stages),
         tail_start=start if stages else pool.snapshot.model.n_units,
     )
@@ -220,7 +216,7 @@ def _no_entry(snapshot: Snapshot, willing: list[Device]) -> Answer:
     )
 
 
-def _obstacle(pool: Pool, chain: Chain) -> tuple[str, int]:
+def _obstacle(pool: Pool, solver: Solver, chain: Chain) -> tuple[str, int]:
     """What stands in the way at batch 1 (memory, its shape or links), and the bytes missing."""
     snapshot, n_devices = pool.snapshot, len(pool.snapshot.devices)
     need, have = needed_bytes(snapshot, len(pool.sources), 1), offered_bytes(snapshot)
@@ -231,10 +227,10 @@ def _obstacle(pool: Pool, chain: Chain) -> tuple[str, int]:
         offer = "the only device offers" if n_devices == 1 else f"the {n_devices} devices offer"
         lack = f"{in_units(need - have)} more memory than {offer}"
         return f"the model needs {lack} {figures}", need - have
-    if not is_feasible(_problem(pool, chain.fully_linked(), 1)):
-        if pool.left_out:
-            # NOTE: it may be those left out who are missing, not memory.
-            return f"found no cut into one run per device that fits {figures}", 0
+    if not solver.is_exact:
+        # NOTE: there may be a cut all the same, and what is missing may be a link.
+        return f"found no cut into one run per device that fits {figures}", 0
+    if not solver.is_feasible(Problem.of(chain.fully_linked(), fit_of(pool, 1), solver.kinds)):
         return f"no cut into one run per device fits the {n_devices} devices' memory {figures}", 1
     return _link_obstacle(pool, chain), 0
 

@@ -21,6 +21,7 @@ from edgeshard_p2p.core.footprint import (
     unit_bytes,
     unit_weights,
 )
+from edgeshard_p2p.core.kinds import Kinds, kinds_of
 from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Fit
 from edgeshard_p2p.core.narrowest import Busy
 from edgeshard_p2p.core.plan import Device, Goal, Link, Snapshot, chunks_of
@@ -37,13 +38,6 @@ STEPS_PER_US = 64
 """Costs are counted in steps of 1/64 us; the loading of a unit is rounded up to a whole one."""
 
 
-class Floor(Struct, frozen=True):
-    """What no plan for ``batch`` sequences, or for more, can cost less than."""
-
-    batch: int
-    steps: int
-
-
 class Pool(Struct, frozen=True, dict=True):
     """Who takes part: the devices by role, in the order that decides ties, and their links."""
 
@@ -52,10 +46,6 @@ class Pool(Struct, frozen=True, dict=True):
     shared: tuple[Device, ...]
     """Those that may hold a shared stage."""
     links: dict[tuple[str, str], Link]
-    left_out: tuple[Device, ...] = ()
-    """Those that might, but are not searched."""
-    floor: Floor | None = None
-    """Of all plans, with those left out; None where nothing is left out, or nothing is known."""
 
     @property
     def device_rank(self) -> int:
@@ -67,6 +57,26 @@ class Pool(Struct, frozen=True, dict=True):
     def ranks(self) -> int:
         """Costs are counted in units of this, so that all ranks of a plan stay below one step."""
         return self.device_rank * (self.device_rank + 1)
+
+    @cached_property
+    def kinds(self) -> Kinds:
+        """The shared devices, those together that could change places in any plan."""
+        owns = [
+            (
+                _own_of(self, device),
+                device.budget_bytes,
+                tuple(sorted(self._both_ways(device, source) for source in self.sources)),
+            )
+            for device in self.shared
+        ]
+        return kinds_of(owns, [[self._one_way(a, b) for b in self.shared] for a in self.shared])
+
+    def _one_way(self, a: Device, b: Device) -> tuple[int, ...]:
+        link = self.links.get((a.peer.name, b.peer.name))
+        return () if link is None else (link.delay_us, link.per_message_us, link.bytes_per_s)
+
+    def _both_ways(self, a: Device, b: Device) -> tuple[tuple[int, ...], ...]:
+        return (self._one_way(a, b), self._one_way(b, a)) if a != b else ()
 
     @cached_property
     def prices(self) -> dict[bool, list[int]]:
@@ -83,15 +93,11 @@ class Pool(Struct, frozen=True, dict=True):
     @property
     def notes(self) -> list[str]:
         """What the operator should know about who takes part."""
-        notes = [
+        return [
             f"{device.peer} cannot hold a source's part and is no source"
             for device in sorted(self.snapshot.devices, key=lambda device: device.peer)
             if device.is_source and device not in self.sources
         ]
-        if self.left_out:
-            n_all = len(self.shared) + len(self.left_out)
-            notes.append(f"shared stages planned over {len(self.shared)} of {n_all} devices")
-        return notes
 
 
 def everyone_of(snapshot: Snapshot, devices: list[Device], sources: list[Device]) -> Pool:
@@ -165,6 +171,20 @@ def loads_of(pool: Pool, device: Device) -> list[int]:
     for unit in (unit for units in device.held for unit in units if unit < len(prices)):
         prices[unit] = 0
     return prices
+
+
+def dearest_load(pool: Pool) -> int:
+    """The most that the loading of any plan costs."""
+    devices = (*pool.sources, *pool.shared)
+    loads = [loads_of(pool, device) for device in devices]
+    dearest: list[int] = [max(of_unit) for of_unit in zip(*loads, strict=True)]
+    own = sum(dearest[unit] for unit in own_units(pool.snapshot))
+    return (sum(dearest) + (len(pool.sources) - 1) * own) * pool.ranks
+
+
+def in_us(pool: Pool, cost: int) -> int:
+    """Microseconds for a token, mean over the sources; ranks fall away."""
+    return cost // (pool.ranks * STEPS_PER_US * len(pool.sources))
 
 
 def _hop(pool: Pool, a: Device, b: Device, rows: int) -> int:

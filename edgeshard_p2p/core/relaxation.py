@@ -1,4 +1,4 @@
-"""What no plan can cost less than, for more devices than can be searched; and which of them matter.
+"""What no plan can cost less than, for more devices than can be searched.
 
 The rule of one run per device is given up and paid for instead (Lagrangian relaxation): each visit
 of a device costs its price, each device gives its price back once.  Whatever the prices, no plan
@@ -9,10 +9,8 @@ it stays away, for a fixed count of steps, in integers: every machine finds the 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
-from msgspec import Struct
 
-from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Fit
+from edgeshard_p2p.core.latency_dp import UNREACHABLE, Costs, Problem
 
 STEPS = 240
 PRICE_MAX = UNREACHABLE >> 8
@@ -22,58 +20,45 @@ _SHORTER_AFTER = 12
 
 _NOBODY = -1
 
-Costs = npt.NDArray[np.int64]
 
-
-class Bound(Struct, frozen=True):
-    cost: int
-    """No plan costs less."""
-    visits: tuple[int, ...]
-    """By device, how often the walks came by: those that matter most."""
-
-
-def lower_bound(chain: Chain, fit: Fit) -> Bound | None:
-    """None where not even a walk that may come back reaches the last unit."""
-    walks = _Walks(chain, fit)
-    prices = np.zeros(len(chain.units), dtype=np.int64)
-    total = np.zeros(len(chain.units), dtype=np.int64)
-    best, stuck, scale = -UNREACHABLE, 0, 16
+def lower_bound(problem: Problem, known: int) -> int:
+    """What no chain costs less than, from the cost of a ``known`` one; the nearer that is to the
+    least, the sooner."""
+    walks = _Walks(problem)
+    prices = np.zeros(len(problem.units), dtype=np.int64)
+    best, in_vain, scale = -UNREACHABLE, 0, 1
     for _ in range(STEPS):
         cost, visits = walks.cheapest(prices)
-        if cost >= UNREACHABLE:
-            return None
-        total += visits
         bound = cost - int(prices.sum())
-        stuck = 0 if bound > best else stuck + 1
+        in_vain = 0 if bound > best else in_vain + 1
         best = max(best, bound)
         if (visits <= 1).all() and not prices[visits == 0].any():
             break  # The walk is a plan, and pays for all that it is given back.
-        if stuck >= _SHORTER_AFTER:
-            stuck, scale = 0, scale * 2
-        step = max(1, abs(best) // (scale * max(1, int(((visits - 1) ** 2).sum()))))
+        if in_vain >= _SHORTER_AFTER:
+            in_vain, scale = 0, scale * 2
+        length = scale * max(1, int(((visits - 1) ** 2).sum()))
+        step = max(1, (known - bound) // length)
         prices = np.clip(prices + step * (visits - 1), 0, PRICE_MAX)
-    return Bound(best, tuple(int(n) for n in total))
+    return min(best, known)
 
 
 class _Walks:
     """The cheapest walks of one problem, for one set of prices after another."""
 
-    def __init__(self, chain: Chain, fit: Fit) -> None:
-        n_devices, width = len(chain.units), chain.n_units + 1
-        ends = [end for end, cost in enumerate(chain.finish) if cost < UNREACHABLE]
+    def __init__(self, problem: Problem) -> None:
+        n_devices, width = problem.units.shape
+        may_end = problem.finish < UNREACHABLE
         # NOTE: that entry and tail share the sources' memory is left out, as one more relaxation.
-        self._entry, longest = chain.entry, max((fit.longest[end] for end in ends), default=-1)
-        self._entry_ends = range(fit.shortest, min(longest, chain.n_units - 1) + 1)
-        may_be_alone = fit.longest[-1] == chain.n_units
-        self._alone = chain.entry[-1] if may_be_alone else UNREACHABLE
-        self._units = np.array(chain.units, dtype=np.int64)
-        self._hop = np.array(chain.hop, dtype=np.int64)
+        longest = int(problem.longest[may_end].max(initial=-1))
+        self._entry = problem.entry.tolist()
+        self._entry_ends = range(problem.shortest, min(longest, problem.n_units - 1) + 1)
+        self._alone = self._entry[-1] if problem.may_be_alone else UNREACHABLE
+        self._units, self._enter = problem.units, problem.enter
+        self._hop = problem.hop.copy()
         np.fill_diagonal(self._hop, UNREACHABLE)
-        self._enter = np.array(chain.enter, dtype=np.int64)
-        leave = np.array(chain.leave, dtype=np.int64)[:, None]
-        self._stop = np.minimum(leave + np.array(chain.finish, dtype=np.int64), UNREACHABLE)
-        last, places = np.array(fit.ends), np.arange(width)
-        self._beyond = [places[None, :] > last[:, start : start + 1] for start in range(width)]
+        self._stop = np.minimum(problem.leave[:, None] + problem.finish, UNREACHABLE)
+        places = np.arange(width)
+        self._beyond = [places > problem.ends[:, start : start + 1] for start in range(width)]
         self._run = np.full((n_devices, width), UNREACHABLE, dtype=np.int64)
         self._end = np.zeros((n_devices, width), dtype=np.intp)
         self._next = np.full((n_devices, width), _NOBODY, dtype=np.intp)

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 from edgeshard_p2p.core.baselines import plan_by
 from edgeshard_p2p.core.ids import PeerId, UnitRange
-from edgeshard_p2p.core.large import CANDIDATES_MAX
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.plan import (
     FRAME_OVERHEAD_BYTES,
@@ -28,10 +27,11 @@ from edgeshard_p2p.core.plan import (
 from edgeshard_p2p.core.planner import answer, choose
 from edgeshard_p2p.core.pool import LOAD_BYTES_PER_US
 from edgeshard_p2p.core.scenario import Scenario
+from edgeshard_p2p.core.solvers import CANDIDATES_MAX
 from tests.core import planner_oracle as oracle
 
 ROOT = Path(__file__).parents[2]
-N_BLOCKS_OF_SEEDS = 10
+N_BLOCKS_OF_SEEDS = 5
 MIB = 2**20
 
 
@@ -84,7 +84,7 @@ def shape(made: Snapshot) -> str:
 def seeds_of(block: int, request: pytest.FixtureRequest) -> range:
     """A share of the campaign's seeds."""
     is_campaign = request.config.getoption("--campaign", default=False)
-    n_seeds = (5_000 if is_campaign else 400) // N_BLOCKS_OF_SEEDS
+    n_seeds = (5_000 if is_campaign else 200) // N_BLOCKS_OF_SEEDS
     return range(block * n_seeds, (block + 1) * n_seeds)
 
 
@@ -369,32 +369,22 @@ def test_says_why_there_is_no_plan(made: Snapshot, reason: str, missing_bytes: i
     assert (choice.reason, choice.missing_bytes) == (reason, missing_bytes)
 
 
-def test_large_swarms_are_reduced_and_say_so() -> None:
+def test_large_swarms_are_searched_in_part_and_say_so() -> None:
     source, n_others = device("source", 2, is_source=True), CANDIDATES_MAX + 4
     others = [device(f"p{i:02}", 4, 100 + i) for i in range(n_others)]
     choice = choose(swarm([source, *others]))
-    assert choice.reason == f"shared stages planned over {CANDIDATES_MAX} of {n_others} devices"
+    assert choice.reason == f"{n_others} devices are too many different ones to search all plans"
     assert shape(swarm([source, *others])) == "0-1 source | 2-5 p00"
 
 
-def test_reduction_prefers_speed_where_memory_suffices() -> None:
-    source = device("source", 2, is_source=True)
-    fast = [device(f"p{i:02}", 4, 100 + i) for i in range(CANDIDATES_MAX)]
-    slow = [device(f"slow{i}", 99, 900) for i in range(3)]
-    assert shape(swarm([source, *fast, *slow])) == "0-1 source | 2-5 p00"
-
-
-def test_reduction_takes_in_the_largest_where_memory_is_needed() -> None:
+def test_large_swarms_take_in_the_largest_where_memory_is_needed() -> None:
     source = device("source", 2, is_source=True)
     fast = [device(f"p{i:02}", 1, 100 + i) for i in range(CANDIDATES_MAX)]
     slow = [device("large", 99, 900), device("medium", 20, 900)]
     plan = choose(with_blocks(swarm([source, *fast, *slow]), 24)).plan
     assert plan is not None
-    assert {peer.name for peer in plan.peers()} == {
-        "source",
-        "large",
-        *(one.peer.name for one in fast[1:]),
-    }
+    names = {peer.name for peer in plan.peers()}
+    assert names == {"source", "large", *(one.peer.name for one in fast)}
 
 
 def with_blocks(made: Snapshot, n_blocks: int) -> Snapshot:
@@ -475,10 +465,10 @@ def test_a_long_answer_of_a_slow_device_can_be_planned() -> None:
     assert shape(replace(made, goal=Goal(prompt=1024, generate=2**16))) == "0-1 a | 2-5 b"
 
 
-def test_where_devices_were_left_out_memory_is_not_blamed_for_sure() -> None:
+def test_where_not_all_was_searched_memory_is_not_blamed_for_sure() -> None:
     source, n_others = device("source", 2, is_source=True), CANDIDATES_MAX + 4
-    others = [device(f"p{i:02}", 1, 100 + i) for i in range(n_others)]
-    choice = choose(with_blocks(swarm([source, *others]), n_others))
+    others = [device(f"p{i:02}", 1.5, 100 + i) for i in range(n_others)]
+    choice = choose(with_blocks(swarm([source, *others]), n_others + 2))
     assert choice.plan is None
     assert choice.reason.startswith("found no cut into one run per device that fits")
     assert choice.missing_bytes == 0
