@@ -19,6 +19,7 @@ from edgeshard_p2p.core.ids import Name, PeerId
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.plan import (
     DEFAULT_GOAL,
+    FIRST_LAYERS,
     FRAME_OVERHEAD_BYTES,
     Device,
     Framing,
@@ -32,7 +33,6 @@ from edgeshard_p2p.core.scenario import Scenario
 from edgeshard_p2p.tables import At, TopologyError, convert, quoted, read_toml, to_table
 
 DEVICES_MAX = 512
-FIRST_LAYERS = ("embedding", "block")
 CLOUD = "cloud"
 
 _GIB = 2**30
@@ -109,6 +109,10 @@ class _Links(Struct, frozen=True):
     pairs: dict[tuple[str, str], tuple[int, _PairEntry]]
     """By both names in their order; with the place in the file, for the later one to win."""
 
+    @property
+    def framing(self) -> Framing:
+        return Framing(self.entry.row_overhead_bytes, self.entry.token_bytes)
+
     def between(self, a: tuple[str, str], b: tuple[str, str]) -> Link | None:
         """From ``a`` to ``b``, each a name and its class: as said of the two devices, of a device
         and a class, of the two classes, or of all."""
@@ -156,16 +160,19 @@ class Topology(Struct, frozen=True):
         batch: int,
         goal: Goal = DEFAULT_GOAL,
         first_layer: str | None = None,
+        kv: bool | None = None,
+        framing: Framing | None = None,
     ) -> Scenario:
-        """What plans are made and compared for.  Raises TopologyError where a class has no times
-        that could serve for ``model``."""
+        """What plans are made and compared for; ``first_layer``, ``kv`` and ``framing`` are the
+        file's where they are None.  Raises TopologyError where a class has no times that could
+        serve for ``model``."""
         notes: list[str] = []
         times = {name: self._times(name, model, notes) for name in self.classes}
-        if not self.kv:
+        if not (self.kv if kv is None else kv):
             model = replace(model, kv_width=0)
         first = self.first_layer if first_layer is None else first_layer
         workload = Workload(dtype, "exact", 0, context, batch, first)
-        framing = Framing(self.links.entry.row_overhead_bytes, self.links.entry.token_bytes)
+        framing = self.links.framing if framing is None else framing
         places = [(member.name, member.class_name) for member in self.members]
         return Scenario(
             snapshot=snapshot(

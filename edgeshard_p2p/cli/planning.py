@@ -11,7 +11,7 @@ import click
 
 from edgeshard_p2p.cli.common import USAGE, Decorator, fail
 from edgeshard_p2p.core.model_spec import PLANNED_BITS
-from edgeshard_p2p.core.plan import ALGORITHMS, OBJECTIVES
+from edgeshard_p2p.core.plan import ALGORITHMS, FIRST_LAYERS, OBJECTIVES
 
 if TYPE_CHECKING:
     from edgeshard_p2p.core.model_spec import ModelSpec
@@ -33,6 +33,9 @@ class PlanOptions:
     micro_batch: int | None = None
     dtype: str | None = None
     private_head: bool = False
+    first_layer: str | None = None
+    kv: bool | None = None
+    own_framing: bool = False
     as_json: bool = False
 
 
@@ -52,6 +55,12 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--dtype", type=click.Choice(tuple(PLANNED_BITS)), help="[default: fp32]"),
         click.option("--private-head", is_flag=True,
                      help="The sources also hold the last units; nobody else sees a token."),
+        click.option("--first-layer", type=click.Choice(FIRST_LAYERS),
+                     help="Last unit of each source's own part.  [default: the file's]"),
+        click.option("--kv/--no-kv", default=None,
+                     help="Whether KV takes memory.  [default: as the file has it]"),
+        click.option("--own-framing", is_flag=True,
+                     help="Rows and tokens as peers frame them, whatever the file says."),
         click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout."),
     ]  # fmt: skip
     for option in reversed(options):
@@ -61,7 +70,7 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def read_scenario(topology: Path, options: PlanOptions) -> Scenario:
     """Ends the command where the file, the model or an option cannot be."""
-    from edgeshard_p2p.core.plan import Goal
+    from edgeshard_p2p.core.plan import DEFAULT_FRAMING, Goal
     from edgeshard_p2p.core.view import DEFAULT_CONTEXT
     from edgeshard_p2p.topology import TopologyError, read_topology
 
@@ -82,6 +91,9 @@ def read_scenario(topology: Path, options: PlanOptions) -> Scenario:
             context=options.context or min(model.max_context, wanted),
             batch=options.batch or DEFAULT_BATCH[options.objective],
             goal=goal,
+            first_layer=options.first_layer,
+            kv=options.kv,
+            framing=DEFAULT_FRAMING if options.own_framing else None,
         )
     except TopologyError as error:
         fail(str(error), USAGE, options.as_json)

@@ -31,6 +31,7 @@ KV_POSITIONS = 64
 """KV is reserved in whole runs of so many positions, which is how attention reads it."""
 
 OBJECTIVES = ("latency", "throughput")
+FIRST_LAYERS = ("embedding", "block")
 ALGORITHMS = ("exact", "paper", "edge-solo", "cloud-edge-even", "cloud-edge-opt", "even")
 
 Objective = Annotated[str, Meta(pattern=r"^(latency|throughput)\Z")]

@@ -49,6 +49,46 @@ def test_the_table_for_7b_comes_out_of_the_topology_file(algorithm: str) -> None
         assert told["predicted"]["ms_per_token"] == pytest.approx(ms, rel=0.01), mbps
 
 
+OWN_MODEL = {
+    (): [52.5, 52.5, 52.5, 50.4, 47.8, 183.5, 1422.5],
+    ("--first-layer", "block"): [52.5, 52.5, 52.5, 50.4, 47.8, 183.5, 1422.5],
+    ("--kv",): [59.6, 59.6, 59.6, 57.5, 54.8, 194.3, 1422.5],
+    ("--own-framing",): [53.5, 52.7, 52.6, 50.5, 47.8, 184.5, 1423.7],
+    ("--first-layer", "block", "--kv", "--own-framing"):
+        [60.6, 59.8, 59.7, 57.5, 54.9, 195.4, 1423.7],
+}  # fmt: skip
+"""ms per token of ``exact``: 7B as above, then 13B and 70B at 1 Mbps."""
+
+
+@pytest.mark.parametrize("options", OWN_MODEL, ids=" ".join)
+def test_the_table_under_our_own_cost_model(options: tuple[str, ...]) -> None:
+    rows = [("llama2-7b", mbps) for mbps in (1, 5, 10, 25, 50)]
+    rows += [("llama2-13b", 1), ("llama2-70b", 1)]
+    for (model, mbps), ms in zip(rows, OWN_MODEL[options], strict=True):
+        change = f"bandwidth:agx-1-rtx3090={mbps}"
+        told = plan(*options, "--what-if", change, model=model)["after"]
+        assert round(told["predicted"]["ms_per_token"], 1) == ms, (model, mbps)
+
+
+def test_options_stand_above_what_the_file_says() -> None:
+    sources, *stages = plan("--first-layer", "block", "--kv")["stages"]
+    assert sources["end"] == 2
+    assert all(stage["kv_bytes"] for stage in (sources, *stages))
+    file = TOPOLOGIES / "three-peers.toml"
+    command = ["plan", "--topology", file, "--model", "smollm2-135m-instruct", "--json"]
+    told = json.loads(edgeshard(*command, "--first-layer", "embedding", "--no-kv").stdout)
+    assert not any(stage["kv_bytes"] for stage in told["stages"])
+    assert told["snapshot_id"] != json.loads(edgeshard(*command, "--no-kv").stdout)["snapshot_id"]
+
+
+def test_simulate_takes_the_same_options() -> None:
+    common = ["simulate", PAPER, "--model", "llama2-7b", "--requests", 1, "--json"]
+    ours = [*common, "--first-layer", "block", "--kv", "--own-framing"]
+    bare, own = (json.loads(edgeshard(*command).stdout) for command in (common, ours))
+    assert round(bare["ms_per_token"]["p50"], 1) == SWEEP["exact"][0]
+    assert round(own["ms_per_token"]["p50"], 1) == 60.6
+
+
 @pytest.mark.parametrize(
     ("model", "feasible"),
     [

@@ -143,8 +143,12 @@ def test_first_layer_kv_and_framing_of_the_file(tmp_path: Path) -> None:
     assert snapshot.workload.first_layer == "embedding"
     assert snapshot.model.kv_width == 0
     assert snapshot.framing == Framing(0, 4)
-    overridden = _scenario(tmp_path, text, first_layer="block").snapshot
+    asked: dict[str, Any] = {"first_layer": "block", "kv": True, "framing": Framing()}
+    overridden = _scenario(tmp_path, text, **asked).snapshot
     assert overridden.workload.first_layer == "block"
+    assert overridden.model == MODEL
+    assert overridden.framing == Framing()
+    assert _scenario(tmp_path, GOOD, kv=False).snapshot.model.kv_width == 0
 
 
 def test_links_are_the_default_in_both_directions(tmp_path: Path) -> None:
