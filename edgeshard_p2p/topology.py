@@ -29,7 +29,7 @@ from edgeshard_p2p.core.plan import (
     Workload,
     snapshot,
 )
-from edgeshard_p2p.core.scenario import Scenario
+from edgeshard_p2p.core.scenario import Scenario, dtype_notes
 from edgeshard_p2p.tables import At, TopologyError, convert, quoted, read_toml, to_table
 
 DEVICES_MAX = 512
@@ -186,7 +186,7 @@ class Topology(Struct, frozen=True):
                 if known.memory_bytes is not None
             },
             spare_links=tuple(sorted(self._spare_links(places))),
-            notes=tuple(notes),
+            notes=(*notes, *dtype_notes(dtype)),
         )
 
     def _times(self, class_name: str, model: ModelSpec, notes: list[str]) -> _Times:

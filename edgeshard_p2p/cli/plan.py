@@ -218,7 +218,7 @@ def _saved(file: Path, as_json: bool) -> dict[str, Any]:
         plan: Any = json.loads(file.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         fail(f"{file}: {error}", USAGE, as_json)
-    keys = {"plan_id", "stages", "unit_weight_bytes"}
+    keys = {"plan_id", "model", "dtype", "stages", "unit_weight_bytes", "tied_bytes"}
     if not isinstance(plan, dict) or not keys <= plan.keys() or plan["plan_id"] is None:
         fail(f"{file} is no plan saved with `edgeshard plan --json`", USAGE, as_json)
     return plan

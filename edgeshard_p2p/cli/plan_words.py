@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from edgeshard_p2p.core.footprint import unit_bytes
 from edgeshard_p2p.core.ids import PeerId, UnitRange
 from edgeshard_p2p.core.layout import bytes_on, decode_legs
+from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.plan import Device, Snapshot, Stage, kv_bytes, weight_bytes
 from edgeshard_p2p.core.planner import Answer, in_units
 from edgeshard_p2p.core.scenario import Scenario
@@ -36,12 +37,19 @@ def in_json(scenario: Scenario, found: Answer, algorithm: str) -> dict[str, Any]
             weight_bytes(model, UnitRange(unit, unit + 1), snapshot.workload.dtype, False)
             for unit in range(model.n_units)
         ],
+        "tied_bytes": _tied_bytes(model, snapshot.workload.dtype),
         "notes": list(scenario.notes),
     }
     if layout is not None:
         workload = replace(snapshot.workload, batch=found.batch)
         told["plan_id"] = layout.id(model.digest, workload, model.n_units)
     return told
+
+
+def _tied_bytes(model: ModelSpec, dtype: str) -> int:
+    """What embedding and head take less where one device holds both."""
+    head = UnitRange(model.head_unit, model.n_units)
+    return weight_bytes(model, head, dtype, False) - weight_bytes(model, head, dtype, True)
 
 
 def predicted(found: Answer, algorithm: str) -> dict[str, Any] | None:
@@ -180,7 +188,12 @@ def figures(found: Answer) -> str:
 
 
 def moved_bytes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:
-    """By peer, the weights that it would have to load to go from one saved plan to another."""
+    """By peer, the weights that it would have to load to go from one saved plan to another.  A
+    matrix that embedding and head share is there with either; what is held of another model, or
+    in another dtype, serves nothing."""
+    sizes: list[int] = after["unit_weight_bytes"]
+    tied_bytes: int = after["tied_bytes"]
+    is_same = all(before[key] == after[key] for key in ("model", "dtype", "unit_weight_bytes"))
 
     def units(plan: dict[str, Any]) -> dict[str, set[int]]:
         held: dict[str, set[int]] = {}
@@ -188,9 +201,14 @@ def moved_bytes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]
             held.setdefault(stage["peer"], set()).update(range(stage["start"], stage["end"]))
         return held
 
-    old, new = units(before), units(after)
-    sizes = after["unit_weight_bytes"]
-    moved = {peer: sum(sizes[u] for u in new[peer] - old.get(peer, set())) for peer in new}
+    def n_bytes_of(held: set[int]) -> int:
+        return sum(sizes[unit] for unit in held) - tied_bytes * ({0, len(sizes) - 1} <= held)
+
+    old, new = units(before) if is_same else {}, units(after)
+    moved = {}
+    for peer, wanted in new.items():
+        held = old.get(peer, set())
+        moved[peer] = n_bytes_of(held | wanted) - n_bytes_of(held)
     return {peer: n_bytes for peer, n_bytes in sorted(moved.items()) if n_bytes}
 
 

@@ -20,3 +20,10 @@ class Scenario(Struct, frozen=True):
     second one of its class.  Spares stand under the names of their classes."""
     notes: tuple[str, ...] = ()
     """What was assumed: times scaled from another model, for instance."""
+
+
+def dtype_notes(dtype: str) -> tuple[str, ...]:
+    """What planning in ``dtype`` assumes beyond the default, fp32."""
+    if dtype == "fp32":
+        return ()
+    return (f"{dtype} changes bytes; times stay those that were measured or given",)

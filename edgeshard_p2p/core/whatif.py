@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.model_spec import PLANNED_BITS
 from edgeshard_p2p.core.plan import Device, Link, Snapshot, snapshot
-from edgeshard_p2p.core.scenario import Scenario
+from edgeshard_p2p.core.scenario import Scenario, dtype_notes
 
 MBPS_MAX, GIB_MAX = 10**7, 2**18
 _FORMS = "drop=NAME, add=CLASS, bandwidth:A-B=MBPS, memory:NAME=GIB or dtype=NAME"
@@ -108,12 +108,12 @@ def _renamed(link: Link, kind: str, name: str) -> Link:
 def _in_dtype(scenario: Scenario, dtype: str) -> Scenario:
     if dtype not in PLANNED_BITS:
         raise WhatIfError(f"no dtype {dtype!r}; expected {', '.join(PLANNED_BITS)}")
-    workload = replace(scenario.snapshot.workload, dtype=dtype)
-    note = f"{dtype} changes bytes; times stay those that were measured or given"
+    before = scenario.snapshot.workload
+    kept = [note for note in scenario.notes if note not in dtype_notes(before.dtype)]
     return replace(
         scenario,
-        snapshot=replace(scenario.snapshot, workload=workload),
-        notes=(*scenario.notes, note),
+        snapshot=replace(scenario.snapshot, workload=replace(before, dtype=dtype)),
+        notes=(*kept, *dtype_notes(dtype)),
     )
 
 

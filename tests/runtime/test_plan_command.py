@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from edgeshard_p2p.cli import main
+from edgeshard_p2p.cli.plan_words import moved_bytes
 
 TOPOLOGIES = Path(__file__).parents[2] / "topology"
 PAPER = TOPOLOGIES / "paper-testbed.toml"
@@ -74,11 +75,9 @@ def test_options_stand_above_what_the_file_says() -> None:
     sources, *stages = plan("--first-layer", "block", "--kv")["stages"]
     assert sources["end"] == 2
     assert all(stage["kv_bytes"] for stage in (sources, *stages))
-    file = TOPOLOGIES / "three-peers.toml"
-    command = ["plan", "--topology", file, "--model", "smollm2-135m-instruct", "--json"]
-    told = json.loads(edgeshard(*command, "--first-layer", "embedding", "--no-kv").stdout)
-    assert not any(stage["kv_bytes"] for stage in told["stages"])
-    assert told["snapshot_id"] != json.loads(edgeshard(*command, "--no-kv").stdout)["snapshot_id"]
+    told = small("--first-layer", "embedding", "--no-kv")["stages"]
+    assert [stage["end"] for stage in told[:3]] == [1, 1, 1]
+    assert not any(stage["kv_bytes"] for stage in told)
 
 
 def test_simulate_takes_the_same_options() -> None:
@@ -154,6 +153,16 @@ def test_changes_that_cannot_be_are_one_line(change: str, complaint: str) -> Non
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_another_dtype_than_fp32_is_noted_however_it_is_asked_for() -> None:
+    note = "int4 changes bytes; times stay those that were measured or given"
+    assert plan()["notes"] == []
+    assert plan("--dtype", "int4")["notes"] == [note]
+    assert plan("--what-if", "dtype=int4")["after"]["notes"] == [note]
+    assert plan("--dtype", "bf16", "--what-if", "dtype=int4")["after"]["notes"] == [note]
+    assert plan("--dtype", "bf16", "--what-if", "dtype=fp32")["after"]["notes"] == []
+    assert note in paper("--dtype", "int4").stdout
+
+
 @pytest.mark.parametrize("change", ["add=rtx-3090-24gb", "memory:rtx3090=24", "dtype=int4"])
 def test_more_can_only_help(change: str) -> None:
     told = plan("--what-if", change)
@@ -211,6 +220,34 @@ def test_the_bytes_between_two_saved_plans(tmp_path: Path) -> None:
     assert told["moved_bytes"] == {one["peer"]: one["weight_bytes"] for one in relay}
     back = json.loads(edgeshard("plan", "--diff", *reversed(saved), "--json").stdout)
     assert back["total_bytes"] == told["total_bytes"]
+
+
+def small(*arguments: object) -> Any:
+    """A plan of a model whose head is tied."""
+    command = ["plan", "--topology", TOPOLOGIES / "three-peers.toml", "--json"]
+    return json.loads(edgeshard(*command, "--model", "smollm2-135m-instruct", *arguments).stdout)
+
+
+def test_a_matrix_that_embedding_and_head_share_is_loaded_once() -> None:
+    # even: 0-10 on dev-a, 11-21 on dev-b, 22-31 on dev-c.  exact: 0-1 on all three, 2-11 on dev-a,
+    # 12-31 on dev-b.
+    even, exact = small("--algorithm", "even"), small()
+    block, matrix, norm = 4 * 3_540_096, 4 * 28_311_552, 4 * 576
+    assert moved_bytes(even, exact) == {
+        "dev-a": block,
+        "dev-b": matrix + 10 * block + norm,
+        "dev-c": block,  # the embedding's matrix is there with the head
+    }
+    assert moved_bytes(exact, even) == {"dev-b": block, "dev-c": 9 * block + norm}
+    assert moved_bytes(exact, exact) == {}
+
+
+def test_nothing_of_another_dtype_or_model_is_kept() -> None:
+    exact, loaded = small(), {}
+    for stage in exact["stages"]:
+        loaded[stage["peer"]] = loaded.get(stage["peer"], 0) + stage["weight_bytes"]
+    assert moved_bytes(small("--dtype", "bf16"), exact) == loaded
+    assert moved_bytes(plan(), exact) == loaded
 
 
 def test_a_file_that_is_no_plan_is_refused(tmp_path: Path) -> None:
