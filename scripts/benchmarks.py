@@ -325,7 +325,7 @@ def _engine_run(
 @main.command()
 @click.option("--seeds", default=5, show_default=True, help="Pools of different devices.")
 def plan(seeds: int) -> None:
-    """How long planning takes: the paper's pool, 8 and 12 devices all different, and 16 to 32, which
+    """How long planning takes: the paper's pool, 8 and 12 devices all different, and 16 to 32 that
     are searched in part, against their bounds.  Throughput is for 8 in flight, all sizes of
     micro-batch."""
     from edgeshard_p2p.specs import shipped_spec
@@ -392,6 +392,25 @@ def _pools(n_devices: int, seeds: int, goal: Any, batch: int) -> dict[str, Any]:
         "median_s": round(statistics.median(times), 3),
         "max_s": round(max(times), 3),
     }
+
+
+# ---- paper
+
+
+@main.command()
+@click.option("--seeds", default=250, show_default=True, help="Pools of each kind.")
+def paper(seeds: int) -> None:
+    """Exact beside the paper's algorithms on random pools, short of memory and not."""
+    from edgeshard_p2p.core.plan import OBJECTIVES
+    from edgeshard_p2p.sim.comparison import MEMORY, compared, random_pool, tally
+
+    result: dict[str, Any] = {objective: {} for objective in OBJECTIVES}
+    for objective, of_memory in result.items():
+        for memory, times in MEMORY.items():
+            pools = (random_pool(seed, objective, times) for seed in range(seeds))
+            of_memory[memory] = told = tally([compared(pool) for pool in pools])
+            say(f"{objective}, {memory}: {told}")
+    report("paper", result)
 
 
 # ---- wire

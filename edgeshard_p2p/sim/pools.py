@@ -10,9 +10,12 @@ from __future__ import annotations
 import random
 from itertools import combinations
 
+from msgspec.structs import replace
+
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.model_spec import ModelSpec, weight_bytes_of
 from edgeshard_p2p.core.plan import Device, Goal, Link, Snapshot, Workload, snapshot
+from edgeshard_p2p.core.pool import needed_bytes, offered_bytes
 
 SLACK = 1.5
 PARAMS_PER_US = 20_000
@@ -43,6 +46,21 @@ def different_devices(n_devices: int, seed: int, model: ModelSpec, goal: Goal) -
             names = one.peer.name, other.peer.name
             links.append(Link(*names, delay_us, per_message_us, bytes_per_s))
     return snapshot(model, workload, devices, links, goal)
+
+
+def with_memory(made: Snapshot, times: float) -> Snapshot:
+    """The same devices, their memory scaled alike so that together they hold the model and the KV
+    of the wished batch ``times`` times."""
+    n_sources = sum(device.is_source for device in made.devices)
+    wanted = times * needed_bytes(made, n_sources, made.workload.batch)
+    share = wanted / offered_bytes(made)
+    return replace(
+        made,
+        devices=tuple(
+            replace(device, budget_bytes=int(share * device.budget_bytes))
+            for device in made.devices
+        ),
+    )
 
 
 def _times(rng: random.Random, model: ModelSpec, speed: float) -> tuple[int, ...]:
