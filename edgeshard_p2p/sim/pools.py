@@ -12,10 +12,10 @@ from itertools import combinations
 
 from msgspec.structs import replace
 
+from edgeshard_p2p.core.footprint import needed_bytes, offered_bytes
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.model_spec import ModelSpec, weight_bytes_of
 from edgeshard_p2p.core.plan import Device, Goal, Link, Snapshot, Workload, snapshot
-from edgeshard_p2p.core.pool import needed_bytes, offered_bytes
 
 SLACK = 1.5
 PARAMS_PER_US = 20_000
