@@ -32,11 +32,22 @@ def plan_by(algorithm: str, scenario: Scenario) -> Answer:
     if alone is None:
         return Answer(None, reason="no source: no device takes prompts")
     found = _BASELINES[algorithm](alone)
+    notes = [found.reason] if found.reason else []
     n_sources = sum(device.is_source for device in scenario.snapshot.devices)
     if n_sources > 1:
-        note = f"of {n_sources} sources only {alone.order[0]} takes prompts in it"
-        found = replace(found, reason="; ".join(filter(None, [found.reason, note])))
-    return found
+        notes.append(f"of {n_sources} sources only {alone.order[0]} takes prompts in it")
+    if _lacks_head(alone.snapshot, found):
+        notes.append(f"{algorithm} knows no private head: this plan has none")
+    return replace(found, reason="; ".join(notes))
+
+
+def _lacks_head(snapshot: Snapshot, found: Answer) -> bool:
+    layout = found.layout
+    return (
+        snapshot.goal.private_head
+        and layout is not None
+        and layout.runs(snapshot.model.n_units, layout.sources[0])[-1].peer != layout.sources[0]
+    )
 
 
 def _of_one_source(scenario: Scenario) -> Scenario | None:

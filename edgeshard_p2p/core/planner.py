@@ -64,8 +64,9 @@ def answer(snapshot: Snapshot) -> Answer:
     Plans: each source runs ``[0, entry_end)`` for its own prompts, then shared stages follow,
     one contiguous run per device.  Several sources keep the default entry, taken from their
     budgets first, and may hold one shared stage each.  A single source may run on beyond the
-    default entry and holds no other stage.  A source that cannot hold the default entry for one
-    sequence is none in the plan, as long as another one can.
+    default entry and holds no other stage.  With a private head the head is each source's own as
+    well, and a single source may hold more units before it.  A source that cannot hold what is its
+    own for one sequence is none in the plan, as long as another one can.
 
     The batch is the largest up to the wish that some plan can hold.  Among the plans for it the
     order is total.  ``latency``: cost, devices, stages, entry, then (peer, units) of the stages.
@@ -206,11 +207,12 @@ def _refused(reason: str, missing_bytes: int = 0) -> Answer:
 
 
 def _no_entry(snapshot: Snapshot, willing: list[Device]) -> Answer:
-    context, entry = snapshot.workload.context, entry_of(snapshot)
+    context, entry = snapshot.workload.context, str(entry_of(snapshot))
+    own = f"{entry} and the head" if snapshot.goal.private_head else entry
     short = own_bytes(snapshot, 1) - max(device.budget_bytes for device in willing)
     lack = needed_bytes(snapshot, 1, 1) - offered_bytes(snapshot)
     return _refused(
-        f"no source can hold units {entry}, which a source keeps for its own prompts: the largest"
+        f"no source can hold units {own}, which a source keeps for its own prompts: the largest"
         f" lacks {in_units(short)} at context {context}",
         max(short, lack),
     )

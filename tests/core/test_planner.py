@@ -160,23 +160,33 @@ def test_missing_bytes_is_a_lower_bound() -> None:
     assert n_short > 50
 
 
+def swarms_of_all_goals(n_seeds: int) -> list[Snapshot]:
+    return [
+        replace(oracle.random_swarm(seed), goal=Goal(objective, private_head=private_head))
+        for seed in range(n_seeds)
+        for objective in ("latency", "throughput")
+        for private_head in (False, True)
+    ]
+
+
 def test_input_order_does_not_matter() -> None:
     rng = random.Random(1)
-    for seed in range(100):
-        made = oracle.random_swarm(seed)
+    for made in swarms_of_all_goals(50):
         devices, links = list(made.devices), list(made.links)
         rng.shuffle(devices)
         rng.shuffle(links)
-        assert choose(snapshot(made.model, made.workload, devices, links)) == choose(made)
+        again = snapshot(made.model, made.workload, devices, links, made.goal)
+        assert again.id == made.id
+        assert answer(again) == answer(made)
         unsorted = replace(made, devices=tuple(devices), links=tuple(links))
-        assert choose(unsorted).plan == choose(made).plan
+        assert answer(unsorted) == answer(made)
 
 
 def test_hash_seed_does_not_matter() -> None:
     program = (
         "from edgeshard_p2p.core.planner import answer, choose\n"
-        "from tests.core.planner_oracle import random_swarm\n"
-        "for seed in range(40): print(choose(random_swarm(seed)))"
+        "from tests.core.test_planner import swarms_of_all_goals\n"
+        "for made in swarms_of_all_goals(15): print(made.id, choose(made), answer(made))"
     )
 
     def run(hash_seed: str) -> str:
@@ -188,25 +198,49 @@ def test_hash_seed_does_not_matter() -> None:
 
     outputs = {run(hash_seed) for hash_seed in ("0", "1", "4242")}
     assert len(outputs) == 1
-    assert len(outputs.pop().splitlines()) == 40
+    assert len(outputs.pop().splitlines()) == 60
 
 
 def test_names_matter_only_by_their_order() -> None:
-    for seed in range(100):
-        made = oracle.random_swarm(seed)
+    for made in swarms_of_all_goals(50):
         names = {one.peer.name: f"q-{one.peer.name}.lan" for one in made.devices}
         devices = [
             replace(one, peer=PeerId(names[one.peer.name], one.peer.generation))
             for one in made.devices
         ]
         links = [replace(one, a=names[one.a], b=names[one.b]) for one in made.links]
-        renamed = choose(snapshot(made.model, made.workload, devices, links))
-        plan = choose(made).plan
-        assert (plan is None) == (renamed.plan is None)
-        if plan is not None and renamed.plan is not None:
-            assert [(names[s.peer.name], s.units) for s in plan.stages] == [
-                (s.peer.name, s.units) for s in renamed.plan.stages
-            ]
+        layout = answer(made).layout
+        renamed = answer(snapshot(made.model, made.workload, devices, links, made.goal)).layout
+        assert (layout is None) == (renamed is None)
+        if layout is not None and renamed is not None:
+            stages = [replace(one, peer=to(names, one.peer)) for one in layout.stages]
+            sources = [to(names, source) for source in layout.sources]
+            assert renamed == replace(layout, sources=tuple(sources), stages=tuple(stages))
+
+
+def to(names: dict[str, str], peer: PeerId) -> PeerId:
+    return PeerId(names[peer.name], peer.generation)
+
+
+def test_with_a_private_head_the_source_ends_what_it_began() -> None:
+    devices = [device("a", 4, 100, True), device("b", 9, 10)]
+    made = replace(swarm(devices, [link("a", "b", 5), link("b", "a", 7)]), goal=Goal())
+    assert answer(made).layout is not None
+    assert shape(made) == "0-1 a | 2-5 b"
+    private = answer(replace(made, goal=Goal(private_head=True)))
+    assert private.layout is not None
+    assert private.prediction is not None
+    assert (private.layout.entry_end, private.layout.tail_start) == (2, 5)
+    # Two units and the head on "a", three on "b", and a row of hidden states each way.
+    assert private.prediction.latency_us == 3 * 100 + 3 * 10 + (5 + 1) + (7 + 1)
+
+
+def test_entry_and_tail_share_the_memory_of_their_source() -> None:
+    # "a" is the quick one and would run three units from the front or three from the back.
+    devices = [device("a", 4, 10, True), device("b", 9, 100)]
+    private = answer(replace(swarm(devices), goal=Goal(private_head=True)))
+    assert private.layout is not None
+    assert (private.layout.entry_end, private.layout.tail_start) == (2, 4)
 
 
 def test_a_single_source_that_holds_the_model_needs_nobody() -> None:

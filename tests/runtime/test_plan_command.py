@@ -126,6 +126,33 @@ def test_an_infeasible_plan_is_exit_code_1_with_what_is_missing() -> None:
     assert told["reason"] == "agx-1 lacks 19.5 GiB"
 
 
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+def test_with_a_private_head_the_stages_end_on_the_source(objective: str) -> None:
+    told = plan("--private-head", "--objective", objective)
+    assert told["feasible"]
+    assert [told["stages"][0]["peer"], told["stages"][-1]["peer"]] == ["agx-1", "agx-1"]
+    assert [told["stages"][0]["start"], told["stages"][-1]["end"]] == [0, 34]
+    ends, starts = ([stage[key] for stage in told["stages"]] for key in ("end", "start"))
+    assert ends[:-1] == starts[1:]
+    without = plan("--objective", objective)
+    assert without["predicted"]["ms_per_token"] <= told["predicted"]["ms_per_token"]
+    assert without["plan_id"] != told["plan_id"]
+
+
+def test_who_knows_no_private_head_says_so() -> None:
+    assert "private head" in plan("--private-head", "--algorithm", "paper")["reason"]
+    assert plan("--private-head", "--algorithm", "edge-solo")["reason"] == ""
+
+
+def test_who_is_left_out_and_why(tmp_path: Path) -> None:
+    told = edgeshard(
+        "plan", "--topology", TOPOLOGIES / "home-lab.toml", "--model", "llama2-7b", "--json"
+    )
+    reasons = {one["peer"]: one["reason"] for one in json.loads(told.stdout)["excluded"]}
+    assert reasons
+    assert {reason.split(":")[0] for reason in reasons.values()} <= {"memory", "link", "time"}
+
+
 def test_without_a_cloud_its_algorithms_are_wrong_usage() -> None:
     file = TOPOLOGIES / "three-peers.toml"
     arguments = ["plan", "--topology", file, "--model", "smollm2-135m-instruct"]
