@@ -1,17 +1,16 @@
-"""The chain whose busiest device or link is least busy, and among those the cheapest.
+"""How little busy the busiest device or link of a chain can be.
 
 EdgeShard's second problem (arXiv 2405.14371, section IV, algorithm 2) with links, the way back and
 memory counted: a limit on the busiest resource only shortens runs and cuts hops, so whether a limit
 can be kept is the question whether any chain is left.  Only what some device or link can be busy
-for is a limit worth trying; halving finds the smallest.  Exact.
+for is a limit worth trying; halving finds the smallest.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -22,7 +21,6 @@ from edgeshard_p2p.core.latency_dp import (
     Chain,
     Costs,
     Fit,
-    Placement,
     Problem,
     by_kind,
     is_within_reach,
@@ -101,26 +99,20 @@ class Pipeline:
         return np.unique(np.concatenate([part.ravel() for part in parts]))
 
 
-class Search(Protocol):
-    """A way to find chains: the exact one, or one for more devices than that can take."""
-
-    def is_feasible(self, problem: Problem) -> bool: ...
-    def cheapest(self, problem: Problem) -> Placement | None: ...
-
-
-def narrowest(pipeline: Pipeline, search: Search, below: int | None = None) -> Placement | None:
-    """Least in (busiest resource, cost, then as ``search`` orders); None where no chain keeps its
-    busiest resource below ``below``.  As good as the search is."""
+def limits_kept(
+    pipeline: Pipeline, is_feasible: Callable[[Problem], bool], below: int | None = None
+) -> list[int]:
+    """The limits on the busiest resource that some chain keeps, the smallest first, up to
+    ``below``; as far as ``is_feasible`` finds the chains."""
     found = pipeline.limits()
-    limits = (found if below is None else found[found < below]).tolist()
+    limits: list[int] = (found if below is None else found[found < below]).tolist()
 
     def can_be_kept(limit: int) -> bool:
-        return search.is_feasible(pipeline.within(limit))
+        return is_feasible(pipeline.within(limit))
 
     if not limits or not can_be_kept(limits[-1]):
-        return None
-    at = bisect_left(limits, True, hi=len(limits) - 1, key=can_be_kept)
-    return search.cheapest(pipeline.within(limits[at]))
+        return []
+    return limits[bisect_left(limits, True, hi=len(limits) - 1, key=can_be_kept) :]
 
 
 def least_busy(pipeline: Pipeline, sizes: Sequence[int]) -> int:

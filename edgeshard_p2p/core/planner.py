@@ -16,7 +16,7 @@ from edgeshard_p2p.core.footprint import entry_of, needed_bytes, offered_bytes, 
 from edgeshard_p2p.core.ids import UnitRange
 from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Placement, Problem
 from edgeshard_p2p.core.layout import Layout, Prediction, predict
-from edgeshard_p2p.core.narrowest import Pipeline, least_busy, narrowest
+from edgeshard_p2p.core.narrowest import Pipeline, least_busy, limits_kept
 from edgeshard_p2p.core.plan import Choice, Device, Snapshot, Stage
 from edgeshard_p2p.core.pool import (
     Pool,
@@ -70,8 +70,9 @@ def answer(snapshot: Snapshot) -> Answer:
 
     The batch is the largest up to the wish that some plan can hold.  Among the plans for it the
     order is total.  ``latency``: cost, devices, stages, entry, then (peer, units) of the stages.
-    ``throughput``: the least busy bottleneck, then as for latency, for each size of micro-batch;
-    of these the most tokens per second with the batch in flight, then the smaller micro-batch.
+    ``throughput``: the least busy bottleneck, then as for latency, for each size of micro-batch,
+    or where the batch does not fill that pipeline the one of most tokens per second; of these the
+    most tokens per second with the batch in flight, then the smaller micro-batch.
     So the answer depends on nothing but the snapshot.
 
     It is the best as long as no more than CANDIDATES_MAX different devices could hold a shared
@@ -101,42 +102,81 @@ def answer(snapshot: Snapshot) -> Answer:
     if snapshot.goal.objective == "throughput":
         return _most_tokens(pool, solver, batch)
     problem = Problem.of(chain, fit_of(pool, batch), solver.kinds)
-    placement = _found(solver.cheapest(problem))
+    placement = solver.refined(problem, _found(solver.first(problem)))
     least = solver.least_cost(problem, placement)
     # NOTE: the least cost is of time and loading together; any other plan may load less.
     bound_us = max(0, in_us(pool, least - dearest_load(pool)))
     return replace(_answered(pool, solver, placement, batch, 1), bound_us=bound_us)
 
 
+class _Round(Struct, frozen=True):
+    """A plan for throughput, and the problem that it came from."""
+
+    answer: Answer
+    placement: Placement
+    pipeline: Pipeline
+    limit: int
+    """On the busiest resource."""
+    tightest: int
+    """The smallest limit that a plan with so many rows keeps."""
+
+    @property
+    def note(self) -> str:
+        if self.limit == self.tightest:
+            return ""
+        return "too few sequences to fill the pipeline of least bottleneck: another one is better"
+
+
 def _most_tokens(pool: Pool, solver: Solver, batch: int) -> Answer:
-    """For each size of micro-batch the plan of the least busy bottleneck; where the batch cannot
-    fill that pipeline, the one of least latency too; of these the best."""
-    goal, fit, n_sources = pool.snapshot.goal, fit_of(pool, batch), len(pool.sources)
+    """The best of all sizes of micro-batch; the smaller one where two are as good."""
+    goal, fit = pool.snapshot.goal, fit_of(pool, batch)
     sizes = [min(batch, goal.micro_batch)] if goal.micro_batch else micro_batches(batch)
-    best: Answer | None = None
+    best: _Round | None = None
     for rows in sizes:
         pipeline = Pipeline.of(chain_of(pool, rows), busy_of(pool, rows), fit, solver.kinds)
-        # What is as busy as this, so many micro-batches long, gives no more tokens.
-        below = None if best is None else -(-iteration_us(best) * n_sources // -(-batch // rows))
-        placement = narrowest(pipeline, solver, below)
-        if placement is None:
-            continue
-        found = [_answered(pool, solver, placement, batch, rows)]
-        prediction = found[0].prediction
-        assert prediction is not None
-        if prediction.pipeline_us >= prediction.iteration_us:
-            quickest = _found(solver.cheapest(pipeline.problem))
-            found.append(_answered(pool, solver, quickest, batch, rows, _UNFILLED.format(batch)))
-        least = prediction.bottleneck_us
-        if not solver.is_exact:
-            least = -(-least_busy(pipeline, list(map(len, solver.kinds))) // n_sources)
-        others = [best] if best is not None else []
-        best = min([*others, *(replace(one, bound_us=least) for one in found)], key=iteration_us)
+        if best is not None and solver.is_exact:
+            least = _found(solver.first(pipeline.problem)).cost - dearest_load(pool)
+            if in_us(pool, least) >= iteration_us(best.answer):
+                continue
+        best = _of_size(pool, solver, pipeline, batch, rows, best)
     assert best is not None, "feasible, but no placement"
-    return best
+    return _refined(pool, solver, best)
 
 
-_UNFILLED = "{} sequences do not fill the pipeline: the plan of least latency is better"
+def _of_size(
+    pool: Pool, solver: Solver, pipeline: Pipeline, batch: int, rows: int, best: _Round | None
+) -> _Round | None:
+    """The plan of the least busy bottleneck.  Where the batch does not fill that pipeline, another
+    one may give more tokens: the looser the limit on the bottleneck, the less the latency, so the
+    best plan is where latency and the round of all micro-batches meet.  ``best`` if that is as
+    good."""
+    n_sources, n_micro_batches = len(pool.sources), -(-batch // rows)
+    # What is as busy as this, so many micro-batches long, gives no more tokens.
+    below = None if best is None else -(-iteration_us(best.answer) * n_sources // n_micro_batches)
+    limits = limits_kept(pipeline, solver.is_feasible, below)
+    tried = [best] if best is not None else []
+
+    def is_filled(limit: int) -> bool:
+        placement = _found(solver.first(pipeline.within(limit)))
+        found = _answered(pool, solver, placement, batch, rows)
+        tried.append(_Round(found, placement, pipeline, limit, limits[0]))
+        assert found.prediction is not None
+        return found.prediction.pipeline_us * n_sources <= n_micro_batches * limit
+
+    if limits and not is_filled(limits[0]):
+        bisect_left(limits, True, lo=1, key=is_filled)
+    return min(tried, key=lambda one: iteration_us(one.answer), default=None)
+
+
+def _refined(pool: Pool, solver: Solver, best: _Round) -> Answer:
+    said, pipeline = best.answer.prediction, best.pipeline
+    assert said is not None
+    placement = solver.refined(pipeline.within(best.limit), best.placement)
+    found = _answered(pool, solver, placement, best.answer.batch, said.micro_batch)
+    is_exact = solver.is_exact
+    least = best.tightest if is_exact else least_busy(pipeline, list(map(len, solver.kinds)))
+    reason = "; ".join(filter(None, [best.note, found.reason]))
+    return replace(found, reason=reason, bound_us=-(-least // len(pool.sources)))
 
 
 def _found(placement: Placement | None) -> Placement:
@@ -154,12 +194,10 @@ def iteration_us(found: Answer) -> int:
     return found.prediction.iteration_us
 
 
-def _answered(
-    pool: Pool, solver: Solver, placement: Placement, batch: int, rows: int, note: str = ""
-) -> Answer:
+def _answered(pool: Pool, solver: Solver, placement: Placement, batch: int, rows: int) -> Answer:
     layout = _layout(pool, placement)
     in_part = f"{len(pool.shared)} devices are too many different ones to search all plans"
-    notes = [*([note] if note else []), *([] if solver.is_exact else [in_part]), *pool.notes]
+    notes = [*([] if solver.is_exact else [in_part]), *pool.notes]
     prediction = predict(pool.snapshot, layout, batch, rows)
     return Answer(layout, batch, prediction, "; ".join(notes), is_best=solver.is_exact)
 

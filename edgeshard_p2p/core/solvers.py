@@ -26,8 +26,11 @@ class ExactSearch:
     def is_feasible(self, problem: Problem) -> bool:
         return is_feasible(problem, self._states)
 
-    def cheapest(self, problem: Problem) -> Placement | None:
+    def first(self, problem: Problem) -> Placement | None:
         return cheapest(problem, self._states)
+
+    def refined(self, problem: Problem, found: Placement) -> Placement:
+        return found
 
     def least_cost(self, problem: Problem, found: Placement) -> int:
         """Proved: no chain costs less."""
@@ -45,9 +48,12 @@ class LocalSearch:
     def is_feasible(self, problem: Problem) -> bool:
         return built(problem, 1) is not None
 
-    def cheapest(self, problem: Problem) -> Placement | None:
-        placement = built(problem)
-        return placement and improved(problem, placement)
+    def first(self, problem: Problem) -> Placement | None:
+        """In milliseconds; ``refined`` takes a second, and pays."""
+        return built(problem)
+
+    def refined(self, problem: Problem, found: Placement) -> Placement:
+        return improved(problem, found)
 
     def least_cost(self, problem: Problem, found: Placement) -> int:
         return lower_bound(problem, found.cost)

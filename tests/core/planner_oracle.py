@@ -300,21 +300,17 @@ def busiest(swarm: Snapshot, plan: Layout, rows: int) -> Fraction:
     return max(busy.values())
 
 
-def best_pipeline(swarm: Snapshot, rows: int) -> tuple[Layout, int] | None:
-    """For ``rows`` rows per micro-batch: the plan of the least busy bottleneck, or the one of least
-    latency where the batch does not fill the first and the second is quicker; and its time between
-    two tokens, microseconds, rounded up."""
+def pipelines(swarm: Snapshot, rows: int) -> tuple[Layout, int, int] | None:
+    """For ``rows`` rows per micro-batch: the plan of the least busy bottleneck, its time between
+    two tokens, and the least such time of all plans; microseconds, rounded up."""
     batch, fitting = next(((n, some) for n, some in by_batch(swarm) if some), (0, []))
     if not fitting:
         return None
     rows = min(rows, batch)
-    quickest = min(fitting, key=lambda plan: rank(swarm, plan, rows))
     narrow = min(fitting, key=lambda plan: (busiest(swarm, plan, rows), rank(swarm, plan, rows)))
 
     def iteration(plan: Layout) -> int:
         in_flight = ceil(Fraction(batch, rows))
         return max(int(latency(swarm, plan, rows)), ceil(in_flight * busiest(swarm, plan, rows)))
 
-    is_filled = iteration(narrow) > int(latency(swarm, narrow, rows))
-    best = narrow if is_filled or iteration(narrow) <= iteration(quickest) else quickest
-    return best, iteration(best)
+    return narrow, iteration(narrow), min(map(iteration, fitting))

@@ -56,10 +56,10 @@ def is_as_good(made: Snapshot, found: Answer) -> bool:
     assert found.bound_us is not None
     assert found.prediction is not None
     if made.goal.objective == "throughput":
-        best = oracle.best_pipeline(made, 1)
+        best = oracle.pipelines(made, 1)
         assert best is not None
         assert found.bound_us <= ceil(oracle.busiest(made, best[0], 1))
-        return found.prediction.iteration_us <= best[1]
+        return found.prediction.iteration_us <= best[2]
     least = oracle.best_layout(made)
     assert least is not None
     if found.batch == least[1]:
@@ -67,20 +67,20 @@ def is_as_good(made: Snapshot, found: Answer) -> bool:
     return oracle.cost(made, found.layout) <= oracle.cost(made, least[0])
 
 
-@pytest.mark.parametrize(("objective", "slack"), [("latency", 1.1), ("throughput", 1.8)])
+@pytest.mark.parametrize(("objective", "most"), [("latency", 1.1), ("throughput", 2.0)])
 def test_large_pools_get_a_plan_near_its_bound_and_the_same_one_every_time(
-    objective: str, slack: float
+    objective: str, most: float
 ) -> None:
     model = shipped_spec("llama2-70b")
     assert model is not None
     made = different_devices(32, 0, model, Goal(objective, micro_batch=1))
-    made = replace(made, workload=replace(made.workload, batch=16))
+    made = replace(made, workload=replace(made.workload, batch=64))
     found = answer(made)
     assert found.prediction is not None
     assert found.bound_us is not None
     said = found.prediction
     figure = said.latency_us if objective == "latency" else said.bottleneck_us
-    assert 0 < found.bound_us <= figure < slack * found.bound_us
+    assert 0 < found.bound_us <= figure < most * found.bound_us
     assert answer(made) == found
 
 
