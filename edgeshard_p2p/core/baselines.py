@@ -232,7 +232,8 @@ def _algorithm_2(scenario: Scenario) -> Answer:
     framing = Framing(snapshot.framing.row_bytes, 0)
     rows = snapshot.goal.micro_batch or 1
     goal = replace(snapshot.goal, micro_batch=rows)
-    batch = min(4096, rows * snapshot.model.n_units)  # Enough to fill any pipeline.
+    # Enough to fill any pipeline: more micro-batches than it could have devices and links.
+    batch = min(4096, rows * 2 * (snapshot.model.n_units + 1))
     simpler = replace(
         snapshot,
         model=model,
