@@ -50,6 +50,8 @@ def simulated(
     seed: int,
 ) -> Simulated:
     """``requests`` come at once; ``batch`` are in flight, ``micro_batch`` in a micro-batch."""
+    from msgspec.structs import replace
+
     from edgeshard_p2p.core.layout import latency_us, loads
     from edgeshard_p2p.core.schedule import iteration_us
     from edgeshard_p2p.sim import pipeline
@@ -65,8 +67,12 @@ def simulated(
         seed=seed,
     )
     report = pipeline.simulate(groups, batch=batch, generate=generate, schedule=schedule)
-    bottleneck_us = max(loads(snapshot, layout, rows).values())
-    pipeline_us = latency_us(snapshot, layout, rows)
+    # Fewer may be in flight than there are sources: then the form is of those that are.
+    counted = {group.source for group in groups[: report.n_micro_batches]}
+    sources = tuple(source for source in layout.sources if source.name in counted)
+    in_flight = replace(layout, sources=sources)
+    bottleneck_us = max(loads(snapshot, in_flight, rows).values())
+    pipeline_us = latency_us(snapshot, in_flight, rows)
     closed_form_us = iteration_us(schedule, pipeline_us, bottleneck_us, report.n_micro_batches)
     return Simulated(schedule, rows, report, closed_form_us)
 

@@ -317,6 +317,19 @@ def test_simulation_of_a_layout_agrees_with_its_closed_form(
         assert result.closed_form_us == predicted.iteration_us
 
 
+def test_the_closed_form_is_of_the_sources_that_are_in_flight() -> None:
+    scenario, layout = Scenario(_snapshot(), ("a", "b", "c")), Layout((A, B), 2, PIPELINE, 6)
+    alone = [
+        simulated(
+            scenario, layout, 1, 1,
+            requests=2, prompt=20, generate=96, schedule="no-bubbles", seed=seed,
+        )
+        for seed in range(6)
+    ]  # fmt: skip
+    assert len({one.closed_form_us for one in alone}) == 2
+    assert all(one.difference_percent == pytest.approx(0, abs=1) for one in alone)
+
+
 # Pictures and words.
 
 
