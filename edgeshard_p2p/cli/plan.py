@@ -14,7 +14,7 @@ from edgeshard_p2p.cli.planning import PlanOptions, plan_of, plan_options, read_
 from edgeshard_p2p.core.plan import ALGORITHMS
 
 if TYPE_CHECKING:
-    from edgeshard_p2p.core.planner import Answer
+    from edgeshard_p2p.core.answers import Answer
     from edgeshard_p2p.core.scenario import Scenario
 
 
@@ -200,7 +200,7 @@ def _print_explanation(scenario: Scenario, options: PlanOptions) -> None:
 
 def _print_diff(saved: tuple[Path, Path], as_json: bool) -> None:
     from edgeshard_p2p.cli.plan_words import moved_bytes
-    from edgeshard_p2p.core.planner import in_units
+    from edgeshard_p2p.core.answers import in_units
 
     before, after = (_saved(file, as_json) for file in saved)
     moved = moved_bytes(before, after)

@@ -6,12 +6,12 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from edgeshard_p2p.core.answers import Answer, in_units
 from edgeshard_p2p.core.footprint import unit_bytes
 from edgeshard_p2p.core.ids import PeerId, UnitRange
 from edgeshard_p2p.core.layout import bytes_on, decode_legs
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.plan import Device, Snapshot, Stage, kv_bytes, weight_bytes
-from edgeshard_p2p.core.planner import Answer, in_units
 from edgeshard_p2p.core.scenario import Scenario
 
 

@@ -14,8 +14,8 @@ from edgeshard_p2p.core.model_spec import PLANNED_BITS
 from edgeshard_p2p.core.plan import ALGORITHMS, FIRST_LAYERS, OBJECTIVES
 
 if TYPE_CHECKING:
+    from edgeshard_p2p.core.answers import Answer
     from edgeshard_p2p.core.model_spec import ModelSpec
-    from edgeshard_p2p.core.planner import Answer
     from edgeshard_p2p.core.scenario import Scenario
 
 DEFAULT_BATCH = {"latency": 1, "throughput": 8}

@@ -11,13 +11,15 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
+from edgeshard_p2p.core.answers import Answer, in_units, iteration_us
 from edgeshard_p2p.core.footprint import entry_of, unit_bytes
 from edgeshard_p2p.core.ids import PeerId, UnitRange
 from edgeshard_p2p.core.layout import Layout, is_linked, links_of, missing_bytes, predict
 from edgeshard_p2p.core.plan import Device, Framing, Snapshot, Stage
-from edgeshard_p2p.core.planner import Answer, answer, in_units, iteration_us, micro_batches
+from edgeshard_p2p.core.planner import answer
 from edgeshard_p2p.core.pool import row_bytes
 from edgeshard_p2p.core.scenario import Scenario
+from edgeshard_p2p.core.throughput import micro_batches
 
 
 class NoCloud(Exception):

@@ -8,9 +8,10 @@ from itertools import count
 from msgspec import Struct
 from msgspec.structs import replace
 
+from edgeshard_p2p.core.answers import Answer, iteration_us
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.plan import Device, Link, snapshot
-from edgeshard_p2p.core.planner import Answer, answer, iteration_us
+from edgeshard_p2p.core.planner import answer
 from edgeshard_p2p.core.scenario import Scenario
 from edgeshard_p2p.core.whatif import changed
 

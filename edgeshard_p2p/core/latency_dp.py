@@ -179,11 +179,17 @@ def is_within_reach(problem: Problem, sizes: Sequence[int]) -> bool:
     is linked.  Quick, and where it is false there is no chain."""
     if problem.may_be_alone:
         return True
-    places = np.arange(problem.n_units + 1)
-    longest_runs = (problem.ends - places).max(axis=1, initial=0)
+    longest_runs = (problem.ends - np.arange(problem.n_units + 1)).max(axis=1, initial=0)
+    most = (longest_runs * np.array(sizes, dtype=np.intp)).sum()
+    return bool(fewest_units(problem) <= most)
+
+
+def fewest_units(problem: Problem) -> int:
+    """What is left for shared runs beside the most that sources can hold; more than there are
+    where they cannot hold their own."""
     may_end = (problem.finish < UNREACHABLE) & (problem.longest >= problem.shortest)
-    wanted = (places - problem.longest)[may_end].min(initial=UNREACHABLE)
-    return bool(wanted <= (longest_runs * np.array(sizes, dtype=np.intp)).sum())
+    left = (np.arange(problem.n_units + 1) - problem.longest)[may_end]
+    return int(left.min(initial=problem.n_units + 1))
 
 
 def cheapest(problem: Problem, states: States) -> Placement | None:

@@ -17,6 +17,7 @@ from edgeshard_p2p.core.latency_dp import (
     Placement,
     Problem,
     cheapest,
+    fewest_units,
     is_within_reach,
 )
 
@@ -25,7 +26,7 @@ OTHERS_AT_ONCE = 3
 """Of larger pieces and other mixtures none did better for its time (``scripts/bench plan``)."""
 PASSES_MAX = 12
 BUILDS = 3
-BUILD_STEPS_MAX = 300
+BUILD_STEPS_MAX = 100
 """Devices that are tried for each."""
 
 
@@ -38,8 +39,9 @@ def built(problem: Problem, n_builds: int = BUILDS) -> Placement | None:
         return None
     lengths = (problem.ends - np.arange(problem.n_units + 1)).max(axis=1)
     by_length = np.argsort(-lengths, kind="stable")
-    builder, found = _Builder(problem), []
-    for n_taken in range(1, n_devices + 1):
+    builder, found = _Builder(problem), list[Placement]()
+    n_least = int(np.searchsorted(np.cumsum(lengths[by_length]), fewest_units(problem))) + 1
+    for n_taken in range(n_least, n_devices + 1):
         taken = sorted(by_length[:n_taken].tolist())
         if (placement := builder.chain(taken)) is not None:
             found.append(placement)

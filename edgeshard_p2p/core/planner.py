@@ -9,18 +9,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from msgspec import Struct
 from msgspec.structs import replace
 
+from edgeshard_p2p.core.answers import Answer, answered, in_units
 from edgeshard_p2p.core.footprint import entry_of, needed_bytes, offered_bytes, own_bytes
-from edgeshard_p2p.core.ids import UnitRange
-from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Placement, Problem
-from edgeshard_p2p.core.layout import Layout, Prediction, predict
-from edgeshard_p2p.core.narrowest import Pipeline, least_busy, limits_kept
-from edgeshard_p2p.core.plan import Choice, Device, Snapshot, Stage
+from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Problem
+from edgeshard_p2p.core.plan import Choice, Device, Snapshot
 from edgeshard_p2p.core.pool import (
     Pool,
-    busy_of,
     chain_of,
     dearest_load,
     everyone_of,
@@ -28,24 +24,7 @@ from edgeshard_p2p.core.pool import (
     in_us,
 )
 from edgeshard_p2p.core.solvers import Solver, solver_for
-
-
-class Answer(Struct, frozen=True):
-    """What a planning algorithm found for a snapshot: a layout and its promise, or why not."""
-
-    layout: Layout | None
-    batch: int = 0
-    """Sequences that fit, up to the wish."""
-    prediction: Prediction | None = None
-    reason: str = ""
-    missing_bytes: int = 0
-    """When infeasible for want of memory: how much more the swarm needs, at least."""
-    bound_us: int | None = None
-    """Proved: no plan of this set is below it, in latency of one token (with its part of the
-    prefill where that counts) or, for ``throughput``, in its busiest resource at this
-    micro-batch."""
-    is_best: bool = False
-    """Of all plans, and not only of those that were searched."""
+from edgeshard_p2p.core.throughput import most_tokens
 
 
 def choose(snapshot: Snapshot) -> Choice:
@@ -70,9 +49,9 @@ def answer(snapshot: Snapshot) -> Answer:
 
     The batch is the largest up to the wish that some plan can hold.  Among the plans for it the
     order is total.  ``latency``: cost, devices, stages, entry, then (peer, units) of the stages.
-    ``throughput``: the least busy bottleneck, then as for latency, for each size of micro-batch,
-    or where the batch does not fill that pipeline the one of most tokens per second; of these the
-    most tokens per second with the batch in flight, then the smaller micro-batch.
+    ``throughput``: the most tokens per second with the batch in flight, of sizes of micro-batch
+    that are as good the smallest; where the batch fills that pipeline the least busy bottleneck,
+    then as for latency (see ``throughput``).
     So the answer depends on nothing but the snapshot.
 
     It is the best as long as no more than CANDIDATES_MAX different devices could hold a shared
@@ -100,106 +79,15 @@ def answer(snapshot: Snapshot) -> Answer:
         reason, missing_bytes = _obstacle(pool, solver, chain)
         return _refused("; ".join([reason, *pool.notes]), missing_bytes)
     if snapshot.goal.objective == "throughput":
-        return _most_tokens(pool, solver, batch)
+        return most_tokens(pool, solver, batch)
     problem = Problem.of(chain, fit_of(pool, batch), solver.kinds)
-    placement = solver.refined(problem, _found(solver.first(problem)))
+    first = solver.first(problem)
+    assert first is not None, "feasible, but no placement"
+    placement = solver.refined(problem, first)
     least = solver.least_cost(problem, placement)
     # NOTE: the least cost is of time and loading together; any other plan may load less.
     bound_us = max(0, in_us(pool, least - dearest_load(pool)))
-    return replace(_answered(pool, solver, placement, batch, 1), bound_us=bound_us)
-
-
-class _Round(Struct, frozen=True):
-    """A plan for throughput, and the problem that it came from."""
-
-    answer: Answer
-    placement: Placement
-    pipeline: Pipeline
-    limit: int
-    """On the busiest resource."""
-    tightest: int
-    """The smallest limit that a plan with so many rows keeps."""
-
-    @property
-    def note(self) -> str:
-        if self.limit == self.tightest:
-            return ""
-        return "too few sequences to fill the pipeline of least bottleneck: another one is better"
-
-
-def _most_tokens(pool: Pool, solver: Solver, batch: int) -> Answer:
-    """The best of all sizes of micro-batch; the smaller one where two are as good."""
-    goal, fit = pool.snapshot.goal, fit_of(pool, batch)
-    sizes = [min(batch, goal.micro_batch)] if goal.micro_batch else micro_batches(batch)
-    best: _Round | None = None
-    for rows in sizes:
-        pipeline = Pipeline.of(chain_of(pool, rows), busy_of(pool, rows), fit, solver.kinds)
-        if best is not None and solver.is_exact:
-            least = _found(solver.first(pipeline.problem)).cost - dearest_load(pool)
-            if in_us(pool, least) >= iteration_us(best.answer):
-                continue
-        best = _of_size(pool, solver, pipeline, batch, rows, best)
-    assert best is not None, "feasible, but no placement"
-    return _refined(pool, solver, best)
-
-
-def _of_size(
-    pool: Pool, solver: Solver, pipeline: Pipeline, batch: int, rows: int, best: _Round | None
-) -> _Round | None:
-    """The plan of the least busy bottleneck.  Where the batch does not fill that pipeline, another
-    one may give more tokens: the looser the limit on the bottleneck, the less the latency, so the
-    best plan is where latency and the round of all micro-batches meet.  ``best`` if that is as
-    good."""
-    n_sources, n_micro_batches = len(pool.sources), -(-batch // rows)
-    # What is as busy as this, so many micro-batches long, gives no more tokens.
-    below = None if best is None else -(-iteration_us(best.answer) * n_sources // n_micro_batches)
-    limits = limits_kept(pipeline, solver.is_feasible, below)
-    tried = [best] if best is not None else []
-
-    def is_filled(limit: int) -> bool:
-        placement = _found(solver.first(pipeline.within(limit)))
-        found = _answered(pool, solver, placement, batch, rows)
-        tried.append(_Round(found, placement, pipeline, limit, limits[0]))
-        assert found.prediction is not None
-        return found.prediction.pipeline_us * n_sources <= n_micro_batches * limit
-
-    if limits and not is_filled(limits[0]):
-        bisect_left(limits, True, lo=1, key=is_filled)
-    return min(tried, key=lambda one: iteration_us(one.answer), default=None)
-
-
-def _refined(pool: Pool, solver: Solver, best: _Round) -> Answer:
-    said, pipeline = best.answer.prediction, best.pipeline
-    assert said is not None
-    placement = solver.refined(pipeline.within(best.limit), best.placement)
-    found = _answered(pool, solver, placement, best.answer.batch, said.micro_batch)
-    is_exact = solver.is_exact
-    least = best.tightest if is_exact else least_busy(pipeline, list(map(len, solver.kinds)))
-    reason = "; ".join(filter(None, [best.note, found.reason]))
-    return replace(found, reason=reason, bound_us=-(-least // len(pool.sources)))
-
-
-def _found(placement: Placement | None) -> Placement:
-    assert placement is not None, "feasible, but no placement"
-    return placement
-
-
-def micro_batches(batch: int) -> list[int]:
-    """Sizes that are tried: powers of two, and all at once."""
-    return sorted({batch, *(1 << power for power in range(batch.bit_length()))})
-
-
-def iteration_us(found: Answer) -> int:
-    assert found.prediction is not None
-    return found.prediction.iteration_us
-
-
-def _answered(pool: Pool, solver: Solver, placement: Placement, batch: int, rows: int) -> Answer:
-    layout = _layout(pool, placement)
-    in_part = f"{len(pool.shared)} devices are too many different ones to search all plans"
-    notes = [*([] if solver.is_exact else [in_part]), *pool.notes]
-    prediction = predict(pool.snapshot, layout, batch, rows)
-    return Answer(layout, batch, prediction, "; ".join(notes), is_best=solver.is_exact)
+    return replace(answered(pool, solver, placement, batch, 1), bound_us=bound_us)
 
 
 def _devices(snapshot: Snapshot) -> list[Device]:
@@ -225,19 +113,6 @@ def _has_plan(pool: Pool, solver: Solver, chain: Chain, batch: int) -> bool:
     if needed_bytes(pool.snapshot, len(pool.sources), batch) > offered_bytes(pool.snapshot):
         return False
     return solver.is_feasible(Problem.of(chain, fit_of(pool, batch), solver.kinds))
-
-
-def _layout(pool: Pool, placement: Placement) -> Layout:
-    start, stages = placement.entry_end, []
-    for device, end in placement.runs:
-        stages.append(Stage(pool.shared[device].peer, UnitRange(start, end)))
-        start = end
-    return Layout(
-        sources=tuple(source.peer for source in pool.sources),
-        entry_end=placement.entry_end,
-        stages=tuple(stages),
-        tail_start=start if stages else pool.snapshot.model.n_units,
-    )
 
 
 def _refused(reason: str, missing_bytes: int = 0) -> Answer:
@@ -282,10 +157,3 @@ def _link_obstacle(pool: Pool, chain: Chain) -> str:
     if min(chain.leave) >= UNREACHABLE:
         return f"no measured link back to {sources} from a device that could end the model"
     return "the links measured so far join too few devices to hold the model"
-
-
-def in_units(n_bytes: int) -> str:
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if 10 * n_bytes >= scale:
-            return f"{n_bytes / scale:.1f} {unit}"
-    return f"{n_bytes} bytes"

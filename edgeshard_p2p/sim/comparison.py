@@ -13,9 +13,10 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from edgeshard_p2p.core.answers import Answer, iteration_us
 from edgeshard_p2p.core.baselines import plan_by
 from edgeshard_p2p.core.plan import Goal, Snapshot
-from edgeshard_p2p.core.planner import Answer, answer, iteration_us
+from edgeshard_p2p.core.planner import answer
 from edgeshard_p2p.core.scenario import Scenario
 from edgeshard_p2p.sim.pools import different_devices, with_memory
 from edgeshard_p2p.specs import shipped_spec

@@ -300,9 +300,9 @@ def busiest(swarm: Snapshot, plan: Layout, rows: int) -> Fraction:
     return max(busy.values())
 
 
-def pipelines(swarm: Snapshot, rows: int) -> tuple[Layout, int, int] | None:
+def pipelines(swarm: Snapshot, rows: int) -> tuple[Layout, int, int, int] | None:
     """For ``rows`` rows per micro-batch: the plan of the least busy bottleneck, its time between
-    two tokens, and the least such time of all plans; microseconds, rounded up."""
+    two tokens, and the least such time of all plans; microseconds, rounded up.  Last the batch."""
     batch, fitting = next(((n, some) for n, some in by_batch(swarm) if some), (0, []))
     if not fitting:
         return None
@@ -313,4 +313,4 @@ def pipelines(swarm: Snapshot, rows: int) -> tuple[Layout, int, int] | None:
         in_flight = ceil(Fraction(batch, rows))
         return max(int(latency(swarm, plan, rows)), ceil(in_flight * busiest(swarm, plan, rows)))
 
-    return narrow, iteration(narrow), min(map(iteration, fitting))
+    return narrow, iteration(narrow), min(map(iteration, fitting)), batch

@@ -114,12 +114,14 @@ def test_pipelines_equal_the_exhaustive_search(
         found, best = answer(made), oracle.pipelines(made, goal.micro_batch)
         assert (found.layout is None) == (best is None), f"seed {seed}"
         if best is not None and found.prediction is not None:
-            narrow, narrow_us, least_us = best
+            narrow, narrow_us, least_us, _ = best
             iteration_us = found.prediction.iteration_us
             assert least_us <= iteration_us <= narrow_us, f"seed {seed}"
             assert found.layout == narrow or iteration_us < narrow_us, f"seed {seed}"
+            assert found.bound_us is not None
+            assert found.bound_us <= least_us, f"seed {seed}"
             if not any(one.held for one in made.devices) and not made.model.tied_params:
-                assert iteration_us == least_us, f"seed {seed}"
+                assert found.bound_us == iteration_us == least_us, f"seed {seed}"
 
 
 def test_random_swarms_cover_what_matters() -> None:

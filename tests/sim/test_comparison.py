@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from edgeshard_p2p.core.answers import Answer
 from edgeshard_p2p.core.footprint import needed_bytes, offered_bytes
 from edgeshard_p2p.core.layout import missing_bytes, predict
-from edgeshard_p2p.core.planner import Answer
 from edgeshard_p2p.sim.comparison import MEMORY, Pair, compared, random_pool, tally
 
 N_SEEDS = {"latency": 80, "throughput": 20}
