@@ -364,8 +364,7 @@ def _timed(snapshot: Any) -> tuple[Any, float]:
 
 
 def _pools(n_devices: int, seeds: int, goal: Any, batch: int) -> dict[str, Any]:
-    """Plans for pools of different devices, against what no plan can be below: of latency, or of
-    the busiest resource at the same size of micro-batch."""
+    """Plans for pools of different devices, against what no plan can be below."""
     from msgspec.structs import replace
 
     from edgeshard_p2p.sim.pools import different_devices
@@ -380,10 +379,7 @@ def _pools(n_devices: int, seeds: int, goal: Any, batch: int) -> dict[str, Any]:
         found, took_s = _timed(pool)
         times.append(took_s)
         if found.prediction is not None and found.bound_us:
-            said = found.prediction
-            is_latency = goal.objective == "latency"
-            figure_us = said.latency_us if is_latency else said.bottleneck_us
-            gaps.append(figure_us / found.bound_us - 1)
+            gaps.append(found.prediction.iteration_us / found.bound_us - 1)
     return {
         "pools": seeds,
         "no_plan": seeds - len(gaps),

@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeshard_p2p.core.latency_dp import UNREACHABLE, Costs, Problem
 
-STEPS = 240
+STEPS_MAX = 240
 PRICE_MAX = UNREACHABLE >> 8
 """So that no walk under these prices outgrows 64 bits."""
 _SHORTER_AFTER = 12
@@ -21,13 +21,13 @@ _SHORTER_AFTER = 12
 _NOBODY = -1
 
 
-def lower_bound(problem: Problem, known: int) -> int:
+def lower_bound(problem: Problem, known: int, n_steps: int = STEPS_MAX) -> int:
     """What no chain costs less than, from the cost of a ``known`` one; the nearer that is to the
     least, the sooner."""
     walks = _Walks(problem)
     prices = np.zeros(len(problem.units), dtype=np.int64)
     best, in_vain, scale = -UNREACHABLE, 0, 1
-    for _ in range(STEPS):
+    for _ in range(n_steps):
         cost, visits = walks.cheapest(prices)
         bound = cost - int(prices.sum())
         in_vain = 0 if bound > best else in_vain + 1

@@ -12,6 +12,9 @@ CANDIDATES_MAX = 12
 STATES_MAX = CANDIDATES_MAX << CANDIDATES_MAX
 """Rows of that table.  Of devices that are alike more can be placed in as many."""
 
+ROUGH_STEPS = 40
+"""Of the relaxation, where one of several sizes of micro-batch is bounded."""
+
 
 class ExactSearch:
     """Finds a chain wherever there is one, and the cheapest."""
@@ -36,6 +39,10 @@ class ExactSearch:
         """Proved: no chain costs less."""
         return found.cost
 
+    def roughly_least_cost(self, problem: Problem, found: Placement) -> int:
+        """Proved as well, and quicker; further off where that is a matter of time."""
+        return found.cost
+
 
 class LocalSearch:
     """Finds chains; not always one where there is one, and not always the cheapest."""
@@ -57,6 +64,9 @@ class LocalSearch:
 
     def least_cost(self, problem: Problem, found: Placement) -> int:
         return lower_bound(problem, found.cost)
+
+    def roughly_least_cost(self, problem: Problem, found: Placement) -> int:
+        return lower_bound(problem, found.cost, ROUGH_STEPS)
 
 
 Solver = ExactSearch | LocalSearch

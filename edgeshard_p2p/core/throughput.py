@@ -134,7 +134,7 @@ class _Size:
 
     def _least_us(self, quickest: Placement) -> int:
         problem, sizes = self._pipeline.problem, [len(kind) for kind in self._solver.kinds]
-        least_us = self._latency_us(self._solver.least_cost(problem, quickest))
+        least_us = self._latency_us(self._solver.roughly_least_cost(problem, quickest))
         return max(least_us, self._round_us(least_busy(self._pipeline, sizes)))
 
     def refined(self, one: _Round) -> Answer:
