@@ -7,14 +7,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from edgeshard_p2p.config import DEFAULT_LISTEN, ConfigError, parse_address
 
 FAILED, USAGE = 1, 2
+ANSWER_TIMEOUT_S = 10.0
+"""For an answer that a peer has at hand."""
 
+Answer = TypeVar("Answer")
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -33,13 +36,18 @@ def fail(text: str, exit_code: int = FAILED, as_json: bool = False) -> NoReturn:
 
 def peer_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--peer, --swarm, --secret-file, --json of the commands that talk to a running peer."""
+    as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+    return reach_options(as_json(function))
+
+
+def reach_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--peer, --swarm, --secret-file: where a running peer is, and what opens it."""
     options: list[Decorator] = [
         click.option("--peer", "peer_address", default=DEFAULT_LISTEN, show_default=True,
                      metavar="HOST:PORT", help="The peer to talk to."),
         click.option("--swarm", default="default", show_default=True, help="Its swarm."),
         click.option("--secret-file", type=click.Path(path_type=Path), metavar="FILE",
                      help="The swarm's secret, if it has one."),
-        click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout."),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -66,3 +74,24 @@ def talking(
         fail(str(error), FAILED, as_json)
     except WireError as error:
         fail(f"{peer_address} gives an answer of another release: {error}", FAILED, as_json)
+
+
+def ask(
+    request: Any,
+    expected: type[Answer],
+    peer_address: str,
+    swarm: str,
+    secret_file: Path | None,
+    as_json: bool,
+) -> Answer:
+    """The one answer to ``request``; every way in which there can be none ends the command."""
+    from edgeshard_p2p.wire.client import Failed
+
+    with talking(peer_address, swarm, secret_file, as_json) as client:
+        client.send(request)
+        answer = next(client.answers(ANSWER_TIMEOUT_S))
+    if isinstance(answer, Failed):
+        fail(answer.error, USAGE if answer.is_usage else FAILED, as_json)
+    if not isinstance(answer, expected):
+        fail(f"{peer_address} gives an answer of another release", FAILED, as_json)
+    return answer

@@ -1,21 +1,34 @@
-"""``edgeshard plan``: what the planner would do with devices that need not be there."""
+"""``edgeshard plan``: what the planner would do, with the devices of a running swarm or with
+devices that need not be there."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from edgeshard_p2p.cli.common import FAILED, USAGE, fail
-from edgeshard_p2p.cli.planning import PlanOptions, plan_of, plan_options, read_scenario
+from edgeshard_p2p.cli.common import FAILED, USAGE, fail, reach_options
+from edgeshard_p2p.cli.planning import (
+    PlanOptions,
+    plan_of,
+    plan_options,
+    read_live,
+    read_scenario,
+)
 from edgeshard_p2p.core.plan import ALGORITHMS
 
 if TYPE_CHECKING:
     from edgeshard_p2p.core.answers import Answer
     from edgeshard_p2p.core.scenario import Scenario
+
+_Step = TypeVar("_Step")
+
+REACH = {"peer_address": "--peer", "swarm": "--swarm", "secret_file": "--secret-file"}
 
 
 @click.command()
@@ -24,6 +37,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Devices and links, as topology/*.toml.",
+)
+@click.option(
+    "--live",
+    is_flag=True,
+    help="In place of --topology and --model: the running swarm, as it has measured itself, with "
+    "its own settings where no option says otherwise.",
 )
 @click.option(
     "--model", metavar="NAME|PATH|SPEC.toml", help="A shipped spec, a model, a spec file."
@@ -43,7 +62,8 @@ if TYPE_CHECKING:
     "changes",
     multiple=True,
     metavar="CHANGE",
-    help="drop=NAME, add=CLASS, bandwidth:A-B=MBPS, memory:NAME=GIB, dtype=D; repeatable.",
+    help="drop=NAME, add=CLASS (of a running swarm: one like NAME), bandwidth:A-B=MBPS, "
+    "memory:NAME=GIB, dtype=D; repeatable.",
 )
 @click.option("--explain", is_flag=True, help="Each device: what holds it, what it is worth.")
 @click.option("--compare", is_flag=True, help="All algorithms in one table.")
@@ -56,28 +76,37 @@ if TYPE_CHECKING:
     metavar="A B",
     help="Two plans saved with --json: the bytes that would move.",
 )
+@reach_options
 @plan_options
 def plan(
     topology: Path | None,
+    live: bool,
     model: str | None,
     changes: tuple[str, ...],
     explain: bool,
     compare: bool,
     survives: bool,
     saved: tuple[Path, Path] | None,
+    peer_address: str,
+    swarm: str,
+    secret_file: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:  # fmt: skip
     """Which devices would run which layers, how fast, and why."""
+    _check_live(live, bool(saved or topology or model), as_json)
     if saved:
         _print_diff(saved, as_json)
         return
     if explain + compare + survives > 1:
         fail("--explain, --compare and --survives are one at a time", USAGE, as_json)
-    if topology is None or model is None:
-        fail("--topology and --model are needed", USAGE, as_json)
-    wanted = PlanOptions(model, as_json=as_json, **options)
-    scenario = read_scenario(topology, wanted)
+    wanted = PlanOptions(model or "", as_json=as_json, **options)
+    if live:
+        scenario = read_live(peer_address, swarm, secret_file, wanted)
+    elif topology is None or model is None:
+        fail("--topology and --model are needed, or --live", USAGE, as_json)
+    else:
+        scenario = read_scenario(topology, wanted)
     after = _changed(scenario, changes, as_json)
     if compare:
         _print_comparison(after, wanted)
@@ -87,6 +116,17 @@ def plan(
         _print_explanation(after, wanted)
     else:
         _print_plans([scenario, after] if changes else [scenario], wanted)
+
+
+def _check_live(is_live: bool, has_files: bool, as_json: bool) -> None:
+    """With --live devices and model are the swarm's; without it there is no peer to talk to."""
+    if is_live and has_files:
+        text = "--live plans the running swarm and its model: no --topology, --model or --diff"
+        fail(text, USAGE, as_json)
+    source_of = click.get_current_context().get_parameter_source
+    for name, option in REACH.items():
+        if not is_live and source_of(name) is not ParameterSource.DEFAULT:
+            fail(f"{option} is for --live", USAGE, as_json)
 
 
 def _changed(scenario: Scenario, changes: tuple[str, ...], as_json: bool) -> Scenario:
@@ -151,7 +191,7 @@ def _print_losses(scenario: Scenario, options: PlanOptions) -> None:
     found = plan_of(scenario, options)
     peers = [peer.name for peer in found.layout.peers()] if found.layout else []
     losses = {}
-    for name in peers:
+    for name in _shown(peers, len(peers), "without each"):
         left = changed(scenario, f"drop={name}")
         losses[name] = left, plan_of(left, options)
     if options.as_json:
@@ -172,7 +212,8 @@ def _print_explanation(scenario: Scenario, options: PlanOptions) -> None:
     if options.algorithm != "exact":
         fail("--explain explains exact only", USAGE, options.as_json)
     found = plan_of(scenario, options)
-    read = readings(scenario, found)
+    n_devices = len(scenario.order)
+    read = list(_shown(readings(scenario, found), n_devices, "what if"))
     if options.as_json:
         told = [
             {
@@ -196,6 +237,14 @@ def _print_explanation(scenario: Scenario, options: PlanOptions) -> None:
             )
     if found.layout is None:
         sys.exit(FAILED)
+
+
+def _shown(steps: Iterable[_Step], n_steps: int, label: str) -> Iterator[_Step]:
+    """With a bar on stderr, if that is a terminal."""
+    is_hidden = not sys.stderr.isatty()
+    bar = click.progressbar(steps, n_steps, label, hidden=is_hidden, file=sys.stderr)
+    with bar as shown:
+        yield from shown
 
 
 def _print_diff(saved: tuple[Path, Path], as_json: bool) -> None:

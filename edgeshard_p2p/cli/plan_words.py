@@ -32,7 +32,7 @@ def in_json(scenario: Scenario, found: Answer, algorithm: str) -> dict[str, Any]
         "batch": found.batch,
         "predicted": predicted(found, algorithm),
         "stages": _stages(snapshot, found) if layout else [],
-        "excluded": _excluded(snapshot, found, algorithm),
+        "excluded": [*_unable(scenario), *_excluded(snapshot, found, algorithm)],
         "unit_weight_bytes": [
             weight_bytes(model, UnitRange(unit, unit + 1), snapshot.workload.dtype, False)
             for unit in range(model.n_units)
@@ -118,6 +118,10 @@ def _stage(
     }
 
 
+def _unable(scenario: Scenario) -> list[dict[str, str]]:
+    return [{"peer": name, "reason": scenario.excluded[name]} for name in sorted(scenario.excluded)]
+
+
 def _excluded(snapshot: Snapshot, found: Answer, algorithm: str) -> list[dict[str, str]]:
     layout = found.layout
     if layout is None:
@@ -159,9 +163,10 @@ def in_words(scenario: Scenario, found: Answer, algorithm: str) -> str:
         )
     if told["revisits"]:
         lines.append("  comes back to a device; compared, but never served")
-    unused = [entry["peer"] for entry in told["excluded"]]
+    unused = [entry["peer"] for entry in told["excluded"] if entry["peer"] not in scenario.excluded]
     if unused:
         lines.append(f"  without {', '.join(unused)}")
+    lines += [f"  without {entry['peer']}: {entry['reason']}" for entry in _unable(scenario)]
     notes = [*scenario.notes, *([found.reason] if found.layout and found.reason else [])]
     return "\n".join([*lines, *(f"  note: {note}" for note in notes)])
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeshard_p2p.cli.common import USAGE, Decorator, fail
+from edgeshard_p2p.cli.common import FAILED, USAGE, Decorator, ask, fail
 from edgeshard_p2p.core.model_spec import PLANNED_BITS
 from edgeshard_p2p.core.plan import ALGORITHMS, FIRST_LAYERS, OBJECTIVES
 
@@ -23,8 +23,11 @@ DEFAULT_BATCH = {"latency": 1, "throughput": 8}
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    model: str
-    objective: str = "latency"
+    """What is not given is None or 0."""
+
+    model: str = ""
+    """Of a topology file; a running swarm has its own."""
+    objective: str | None = None
     algorithm: str = "exact"
     context: int | None = None
     prompt: int = 0
@@ -42,8 +45,8 @@ class PlanOptions:
 def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options by which ``plan`` and ``simulate`` find a plan."""
     options: list[Decorator] = [
-        click.option("--objective", type=click.Choice(OBJECTIVES), default="latency",
-                     show_default=True, help="What the plan is to be good at."),
+        click.option("--objective", type=click.Choice(OBJECTIVES),
+                     help="What the plan is to be good at.  [default: latency]"),
         click.option("--algorithm", type=click.Choice(ALGORITHMS), default="exact",
                      show_default=True, help="How the plan is found."),
         click.option("--context", type=click.IntRange(1, 2**24), metavar="N",
@@ -74,8 +77,9 @@ def read_scenario(topology: Path, options: PlanOptions) -> Scenario:
     from edgeshard_p2p.core.view import DEFAULT_CONTEXT
     from edgeshard_p2p.topology import TopologyError, read_topology
 
+    objective = options.objective or "latency"
     goal = Goal(
-        options.objective,
+        objective,
         options.prompt,
         options.generate,
         options.micro_batch or 0,
@@ -89,7 +93,7 @@ def read_scenario(topology: Path, options: PlanOptions) -> Scenario:
             model,
             dtype=options.dtype or "fp32",
             context=options.context or min(model.max_context, wanted),
-            batch=options.batch or DEFAULT_BATCH[options.objective],
+            batch=options.batch or DEFAULT_BATCH[objective],
             goal=goal,
             first_layer=options.first_layer,
             kv=options.kv,
@@ -97,6 +101,49 @@ def read_scenario(topology: Path, options: PlanOptions) -> Scenario:
         )
     except TopologyError as error:
         fail(str(error), USAGE, options.as_json)
+
+
+def read_live(
+    peer_address: str, swarm: str, secret_file: Path | None, options: PlanOptions
+) -> Scenario:
+    """What one of its peers knows of a running swarm; what no option says is as the swarm has it.
+    Ends the command where no peer answers, or there is nothing to plan."""
+    from edgeshard_p2p.core.live import LiveError, live_scenario
+    from edgeshard_p2p.wire.client import SwarmView, View
+
+    seen = ask(View(), SwarmView, peer_address, swarm, secret_file, options.as_json)
+    if seen.snapshot is None:
+        fail(seen.waiting_for, FAILED, options.as_json)
+    try:
+        return _as_asked(live_scenario(seen.snapshot, seen.excluded), options)
+    except LiveError as error:
+        fail(f"{peer_address} gives what cannot be planned: {error}", FAILED, options.as_json)
+
+
+def _as_asked(scenario: Scenario, options: PlanOptions) -> Scenario:
+    """``scenario`` with what the options say in place of what was settled before."""
+    from msgspec.structs import replace
+
+    from edgeshard_p2p.core.whatif import changed
+
+    if options.dtype not in (None, scenario.snapshot.workload.dtype):
+        scenario = changed(scenario, f"dtype={options.dtype}")
+    settled, goal = scenario.snapshot.workload, scenario.snapshot.goal
+    workload = replace(
+        settled,
+        context=options.context or settled.context,
+        batch=options.batch or settled.batch,
+        first_layer=options.first_layer or settled.first_layer,
+    )
+    goal = replace(
+        goal,
+        objective=options.objective or goal.objective,
+        prompt=options.prompt or goal.prompt,
+        generate=options.generate or goal.generate,
+        micro_batch=options.micro_batch or goal.micro_batch,
+        private_head=options.private_head or goal.private_head,
+    )
+    return replace(scenario, snapshot=replace(scenario.snapshot, workload=workload, goal=goal))
 
 
 def _model(options: PlanOptions) -> ModelSpec:

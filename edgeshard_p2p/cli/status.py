@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from edgeshard_p2p.cli.common import FAILED, USAGE, fail, peer_options, talking
+from edgeshard_p2p.cli.common import USAGE, ask, fail, peer_options
 
-ANSWER_TIMEOUT_S = 10.0
 QUICK_MBIT_PER_S = 100_000
 """Beyond this a probe's time is noise."""
 
@@ -19,9 +18,9 @@ QUICK_MBIT_PER_S = 100_000
 @peer_options
 def status(peer_address: str, swarm: str, secret_file: Path | None, as_json: bool) -> None:
     """Members, measurements, plan and requests."""
-    from edgeshard_p2p.wire.client import Status
+    from edgeshard_p2p.wire.client import Status, StatusReport
 
-    report = _ask(Status(), peer_address, swarm, secret_file, as_json).report
+    report = ask(Status(), StatusReport, peer_address, swarm, secret_file, as_json).report
     print(json.dumps(report) if as_json else _in_words(report))
 
 
@@ -32,26 +31,13 @@ def set_setting(
     assignment: str, peer_address: str, swarm: str, secret_file: Path | None, as_json: bool
 ) -> None:
     """Set a setting of the whole swarm, for instance batch=8."""
-    from edgeshard_p2p.wire.client import Set
+    from edgeshard_p2p.wire.client import Okay, Set
 
     key, equals, value = assignment.partition("=")
     if not equals:
         fail(f"{assignment!r} is not KEY=VALUE", USAGE, as_json)
-    _ask(Set(key, value), peer_address, swarm, secret_file, as_json)
+    ask(Set(key, value), Okay, peer_address, swarm, secret_file, as_json)
     print(json.dumps({key: value}) if as_json else f"{key} = {value}")
-
-
-def _ask(
-    request: Any, peer_address: str, swarm: str, secret_file: Path | None, as_json: bool
-) -> Any:
-    from edgeshard_p2p.wire.client import Failed
-
-    with talking(peer_address, swarm, secret_file, as_json) as client:
-        client.send(request)
-        answer = next(client.answers(ANSWER_TIMEOUT_S))
-    if isinstance(answer, Failed):
-        fail(answer.error, USAGE if answer.is_usage else FAILED, as_json)
-    return answer
 
 
 def _in_words(report: dict[str, Any]) -> str:

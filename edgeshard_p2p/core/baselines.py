@@ -85,7 +85,7 @@ def _cloud_edge_opt(scenario: Scenario) -> Answer:
 
 def _cloud(scenario: Scenario) -> str:
     if scenario.cloud is None:
-        raise NoCloud('no device has role = "cloud"')
+        raise NoCloud(scenario.no_cloud)
     if scenario.cloud == scenario.order[0]:
         raise NoCloud(f"{scenario.cloud} is the cloud and the source at once")
     return scenario.cloud

@@ -3,17 +3,16 @@ or better links.  Every statement is the difference of two answers of the same p
 
 from __future__ import annotations
 
-from itertools import count
+from collections.abc import Iterator
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from edgeshard_p2p.core.answers import Answer, iteration_us
-from edgeshard_p2p.core.ids import PeerId
-from edgeshard_p2p.core.plan import Device, Link, snapshot
+from edgeshard_p2p.core.plan import Device, Link
 from edgeshard_p2p.core.planner import answer
 from edgeshard_p2p.core.scenario import Scenario
-from edgeshard_p2p.core.whatif import changed
+from edgeshard_p2p.core.whatif import changed, with_twins
 
 PLENTY_BYTES = 2**47
 
@@ -28,21 +27,18 @@ class Reading(Struct, frozen=True):
     """With another one, of the same memory, times and links."""
 
 
-def readings(scenario: Scenario, found: Answer) -> list[Reading]:
+def readings(scenario: Scenario, found: Answer) -> Iterator[Reading]:
     """One for each device in the order of the file."""
     used = {peer.name for peer in found.layout.peers()} if found.layout else set()
-    result = []
+    twins = with_twins(scenario)
     for name in scenario.order:
-        result.append(
-            Reading(
-                peer=name,
-                is_used=name in used,
-                bound_by=_bound_by(scenario, found, name),
-                without=answer(changed(scenario, f"drop={name}").snapshot),
-                twice=answer(_with_twin(scenario, name).snapshot),
-            )
+        yield Reading(
+            peer=name,
+            is_used=name in used,
+            bound_by=_bound_by(scenario, found, name),
+            without=answer(changed(scenario, f"drop={name}").snapshot),
+            twice=answer(changed(twins, f"add={name}").snapshot),
         )
-    return result
 
 
 def _bound_by(scenario: Scenario, found: Answer, name: str) -> str:
@@ -70,24 +66,6 @@ def _with_plenty(scenario: Scenario, name: str) -> Scenario:
 
     devices = tuple(map(larger, scenario.snapshot.devices))
     return replace(scenario, snapshot=replace(scenario.snapshot, devices=devices))
-
-
-def _with_twin(scenario: Scenario, name: str) -> Scenario:
-    """NOTE: between twins no link is known; they get the quickest that the device has."""
-    old = scenario.snapshot
-    device = next(device for device in old.devices if device.peer.name == name)
-    taken = {device.peer.name for device in old.devices}
-    twin_name = next(free for n in count(1) if (free := f"{name}.twin-{n}") not in taken)
-    twin = PeerId(twin_name, device.peer.generation)
-    own = [link for link in old.links if link.a == name]
-    links = [*old.links, *(replace(link, a=twin.name) for link in own)]
-    links += [replace(link, b=twin.name) for link in old.links if link.b == name]
-    if own:
-        best = max(own, key=lambda link: (link.bytes_per_s, -link.delay_us, link.b))
-        links += [replace(best, a=name, b=twin.name), replace(best, a=twin.name, b=name)]
-    devices = [*old.devices, replace(device, peer=twin, is_source=False, held=())]
-    made = snapshot(old.model, old.workload, devices, links, old.goal, old.framing)
-    return replace(scenario, snapshot=made)
 
 
 def _with_free_links(scenario: Scenario, name: str) -> Scenario:

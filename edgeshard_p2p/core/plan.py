@@ -62,7 +62,7 @@ class Goal(Struct, frozen=True, array_like=True):
     """What a plan is to be good at.  An input of the choice and no part of what is served."""
 
     objective: Objective = "latency"
-    prompt: Count = 0
+    prompt: Annotated[int, Meta(ge=0, le=2**24)] = 0
     """Tokens of the expected prompt; with ``generate`` its prefill counts, spread over them."""
     generate: Annotated[int, Meta(ge=0, le=2**16)] = 0
     micro_batch: Annotated[int, Meta(ge=0, le=4096)] = 0

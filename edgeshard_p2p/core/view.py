@@ -12,8 +12,22 @@ from edgeshard_p2p.core.gossip import Gossip
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.model_spec import ModelSpec
-from edgeshard_p2p.core.plan import Device, Link, Numerics, Snapshot, Workload, snapshot
-from edgeshard_p2p.core.records import DeviceRecord, FailuresRecord, HeldRecord, LinksRecord
+from edgeshard_p2p.core.plan import (
+    Device,
+    Link,
+    Numerics,
+    RowTimes,
+    Snapshot,
+    Workload,
+    snapshot,
+)
+from edgeshard_p2p.core.records import (
+    DeviceRecord,
+    FailuresRecord,
+    HeldRecord,
+    LinksRecord,
+    UnitTimes,
+)
 
 DEFAULT_CONTEXT = 2048
 DEFAULT_BATCH = 4
@@ -97,10 +111,21 @@ def _device(gossip: Gossip, peer: PeerId, model: ModelSpec) -> Device:
     record = gossip.of(peer, DeviceRecord)
     held = gossip.of(peer, HeldRecord)
     assert isinstance(record, DeviceRecord)
-    one_row = record.decode[0]
-    unit_us = (one_row.embedding_us, *[one_row.block_us] * model.n_blocks, one_row.head_us)
-    units = held.units if isinstance(held, HeldRecord) else ()
-    return Device(peer, record.is_source, record.budget_bytes, unit_us, units)
+    one_row, *more_rows = (_row_times(figures, model) for figures in record.decode)
+    return Device(
+        peer,
+        record.is_source,
+        record.budget_bytes,
+        one_row.unit_us,
+        held.units if isinstance(held, HeldRecord) else (),
+        decode=tuple(more_rows),
+        prefill=tuple(_row_times(figures, model) for figures in record.prefill),
+    )
+
+
+def _row_times(figures: UnitTimes, model: ModelSpec) -> RowTimes:
+    blocks = (figures.block_us,) * model.n_blocks
+    return RowTimes(figures.rows, (figures.embedding_us, *blocks, figures.head_us))
 
 
 def _links(

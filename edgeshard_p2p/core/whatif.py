@@ -1,7 +1,10 @@
-"""Changes to a scenario that were not made yet: ``drop=NAME``, ``add=CLASS``,
+"""Changes to a scenario that were not made yet: ``drop=NAME``, ``add=KIND``,
 ``bandwidth:A-B=MBPS``, ``memory:NAME=GIB``, ``dtype=NAME``.  Pure, and blind to plans."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
 
 from msgspec.structs import replace
 
@@ -11,7 +14,7 @@ from edgeshard_p2p.core.plan import Device, Link, Snapshot, snapshot
 from edgeshard_p2p.core.scenario import Scenario, dtype_notes
 
 MBPS_MAX, GIB_MAX = 10**7, 2**18
-_FORMS = "drop=NAME, add=CLASS, bandwidth:A-B=MBPS, memory:NAME=GIB or dtype=NAME"
+_FORMS = "drop=NAME, add=KIND, bandwidth:A-B=MBPS, memory:NAME=GIB or dtype=NAME"
 
 
 class WhatIfError(Exception):
@@ -64,55 +67,65 @@ def _without(scenario: Scenario, name: str) -> Scenario:
 
 def _with_another(scenario: Scenario, kind: str) -> Scenario:
     """NOTE: an added device is no source, and the links it has with the others are the links of
-    its class."""
+    its kind."""
     spare = scenario.spares.get(kind)
     if spare is None:
         known = ", ".join(sorted(scenario.spares)) or "none"
-        raise WhatIfError(f"no class {kind!r}; there are {known}")
-    name = _free_name(scenario, kind)
-    links = [
-        *scenario.snapshot.links,
-        *(_renamed(link, kind, name) for link in scenario.spare_links
-          if _joins(link, kind, scenario.order)),
-    ]  # fmt: skip
-    twins = [other for other in scenario.order if other in _added(scenario, kind)]
-    own = next((link for link in scenario.spare_links if link.a == link.b == kind), None)
-    if own is not None:
-        pairs = [pair for twin in twins for pair in ((twin, name), (name, twin))]
-        links += [replace(own, a=a, b=b) for a, b in pairs]
-    # A device of the file may be called like one that was added; then it has its link already.
-    links = list({(link.a, link.b): link for link in links}.values())
+        raise WhatIfError(f"no {kind!r} to add; there are {known}")
+    name = next(free for n in count(1) if (free := f"{kind}.new-{n}") not in scenario.order)
+    own = list(_links_of_another(scenario, kind, name))
     devices = [*scenario.snapshot.devices, replace(spare, peer=PeerId(name, 1))]
+    note = f"no link of {name} with another device is known"
     return replace(
-        scenario, snapshot=_with(scenario, devices, links), order=(*scenario.order, name)
+        scenario,
+        snapshot=_with(scenario, devices, [*scenario.snapshot.links, *own]),
+        order=(*scenario.order, name),
+        added={**scenario.added, name: kind},
+        notes=scenario.notes if own else (*scenario.notes, note),
     )
 
 
-def _added(scenario: Scenario, kind: str) -> set[str]:
-    return {name for name in scenario.order if name.startswith(f"{kind}.new-")}
+def _links_of_another(scenario: Scenario, kind: str, name: str) -> Iterator[Link]:
+    """Of a new device ``name``, in either direction, with all that are there; those that were added
+    have the links of their kinds."""
+    known = {(link.a, link.b): link for link in scenario.spare_links}
+    for other in scenario.order:
+        stands_under = scenario.added.get(other, other)
+        if (there := known.get((kind, stands_under))) is not None:
+            yield replace(there, a=name, b=other)
+        if (back := known.get((stands_under, kind))) is not None:
+            yield replace(back, a=other, b=name)
 
 
-def _free_name(scenario: Scenario, kind: str) -> str:
-    taken = _added(scenario, kind)
-    return next(name for n in range(1, 1000) if (name := f"{kind}.new-{n}") not in taken)
+def with_twins(scenario: Scenario) -> Scenario:
+    """``scenario``, where what could be added is another one like each device: of the same memory,
+    times and links, under that device's name.
 
-
-def _joins(link: Link, kind: str, names: tuple[str, ...]) -> bool:
-    return (link.a == kind and link.b in names) or (link.b == kind and link.a in names)
-
-
-def _renamed(link: Link, kind: str, name: str) -> Link:
-    return replace(link, a=name) if link.a == kind else replace(link, b=name)
+    NOTE: between the two no link is known; they get the quickest that the device has.
+    """
+    devices, links = scenario.snapshot.devices, scenario.snapshot.links
+    slowest_first = sorted(links, key=lambda link: (link.bytes_per_s, -link.delay_us, link.b))
+    quickest = {link.a: replace(link, b=link.a) for link in slowest_first}
+    return replace(
+        scenario,
+        spares={device.peer.name: replace(device, is_source=False, held=()) for device in devices},
+        spare_links=(*links, *quickest.values()),
+        added={},
+    )
 
 
 def _in_dtype(scenario: Scenario, dtype: str) -> Scenario:
     if dtype not in PLANNED_BITS:
         raise WhatIfError(f"no dtype {dtype!r}; expected {', '.join(PLANNED_BITS)}")
-    before = scenario.snapshot.workload
-    kept = [note for note in scenario.notes if note not in dtype_notes(before.dtype)]
+    old = scenario.snapshot
+    devices = old.devices
+    if dtype != old.workload.dtype:
+        # Weights that are held in one dtype would have to be loaded in the other.
+        devices = tuple(replace(device, held=()) for device in devices)
+    kept = [note for note in scenario.notes if note not in dtype_notes(old.workload.dtype)]
     return replace(
         scenario,
-        snapshot=replace(scenario.snapshot, workload=replace(before, dtype=dtype)),
+        snapshot=replace(old, workload=replace(old.workload, dtype=dtype), devices=devices),
         notes=(*kept, *dtype_notes(dtype)),
     )
 

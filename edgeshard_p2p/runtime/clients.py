@@ -16,7 +16,7 @@ from edgeshard_p2p.core.ids import RequestId
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.report import report
 from edgeshard_p2p.core.settings import is_valid
-from edgeshard_p2p.core.view import model_of
+from edgeshard_p2p.core.view import View, model_of
 from edgeshard_p2p.model.errors import ModelError
 from edgeshard_p2p.model.text import StreamDecoder, Tokenizer
 from edgeshard_p2p.net.transport import Transport
@@ -62,6 +62,8 @@ class Clients:
                 self._post(ev.RequestCancelled(self._by_identity[identity]))
         elif isinstance(request, wire.Status):
             self._answer(identity, wire.StatusReport(report(self._core) | self._counters()))
+        elif isinstance(request, wire.View):
+            self._answer(identity, self._swarm_view())
         else:
             self._set(identity, request)
 
@@ -106,6 +108,11 @@ class Clients:
                 client, prompt, request.max_tokens, request.sampling, frozenset(stop_ids)
             )
         )
+
+    def _swarm_view(self) -> wire.SwarmView:
+        replan = self._core.planning.replan
+        view = replan.view or View(None, replan.waiting_for())
+        return wire.SwarmView(view.snapshot, view.waiting_for, view.excluded)
 
     def _set(self, identity: bytes, request: wire.Set) -> None:
         value: str | int = int(request.value) if request.value.isdecimal() else request.value

@@ -11,6 +11,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from edgeshard_p2p.core.ids import Name
+from edgeshard_p2p.core.plan import Snapshot
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.wire.errors import UNREADABLE, WireError
 
@@ -37,7 +39,11 @@ class Set(Struct, frozen=True, tag="set"):
     value: Annotated[str, Meta(max_length=200)]
 
 
-ClientRequest = Run | Cancel | Status | Set
+class View(Struct, frozen=True, tag="view"):
+    """What does the swarm plan with?"""
+
+
+ClientRequest = Run | Cancel | Status | Set | View
 
 
 class Started(Struct, frozen=True, tag="started"):
@@ -79,11 +85,22 @@ class StatusReport(Struct, frozen=True, tag="report"):
     report: dict[str, object]
 
 
+class SwarmView(Struct, frozen=True, tag="swarm_view"):
+    """What the peer's own plans are made from (``core.view.View``).  As large as the swarm: that is
+    bounded by ``membership.MEMBERS_MAX``, whoever asks."""
+
+    snapshot: Snapshot | None
+    """None: there is nothing to plan, for the reason in ``waiting_for``."""
+    waiting_for: str
+    excluded: dict[Name, str]
+    """Why a present member is not in the snapshot, by name."""
+
+
 class Okay(Struct, frozen=True, tag="okay"):
     pass
 
 
-ClientAnswer = Started | Text | Notice | Done | Failed | StatusReport | Okay
+ClientAnswer = Started | Text | Notice | Done | Failed | StatusReport | SwarmView | Okay
 
 _encoder = msgspec.msgpack.Encoder()
 _request = msgspec.msgpack.Decoder(tuple[bytes, ClientRequest])

@@ -11,7 +11,8 @@ from edgeshard_p2p.core.gossip import Gossip
 from edgeshard_p2p.core.ids import PeerId, UnitRange
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.messages import Delta
-from edgeshard_p2p.core.plan import Link
+from edgeshard_p2p.core.plan import Link, RowTimes
+from edgeshard_p2p.core.planner import choose
 from edgeshard_p2p.core.records import (
     DeviceRecord,
     Failure,
@@ -87,6 +88,25 @@ def test_device_and_links_are_taken_as_their_owners_say() -> None:
     assert b.unit_us == (10, 200, 200, 200, 200, 300)
     assert (b.held, c.held) == ((), (UnitRange(2, 4),))
     assert made.snapshot.links == (Link("b", "a", 5, 1, 100),)  # None to itself.
+
+
+def test_times_of_more_rows_and_of_chunks_come_along_and_change_no_choice() -> None:
+    rows = tuple(UnitTimes(n, 10, 150 + 50 * n, 300) for n in (1, 8))
+    chunks = tuple(UnitTimes(n, 20, 90 * n, 400) for n in (32, 128))
+    measured = replace(DEVICE, decode=rows, prefill=chunks)
+    made = seen([*all_three(b=measured), (B, LINKS)]).snapshot
+    assert made is not None
+    a, b, _ = made.devices
+    assert b.unit_us == a.unit_us == (10, 200, 200, 200, 200, 300)
+    assert b.decode == (RowTimes(8, (10, 550, 550, 550, 550, 300)),)
+    assert [times.rows for times in b.prefill] == [32, 128]
+    assert b.decode_us(8)[1] == 550
+    assert b.prefill_us(128) == (20, 11520, 11520, 11520, 11520, 400)
+    # All peers plan one token at a time, whoever has measured more.
+    plain = seen([*all_three(), (B, LINKS)]).snapshot
+    assert plain is not None
+    assert plain.id != made.id
+    assert replace(choose(plain), snapshot_id=made.id) == choose(made)
 
 
 def test_order_of_news_does_not_matter() -> None:

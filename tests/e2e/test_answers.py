@@ -79,6 +79,23 @@ def test_all_see_the_same_swarm(swarm: Swarm) -> None:
     assert all(link["round_trip_us"] > 0 for link in report["links"])
 
 
+def test_the_plan_for_the_running_swarm_is_the_one_it_serves(swarm: Swarm) -> None:
+    asked = swarm.peers[-1]
+
+    def planned() -> dict[str, Any]:
+        """What both say, once new figures of the links move nothing any more."""
+        (told,) = asked.ask("plan", "--live").objects
+        served = asked.ask("status").objects[0]["plan"]
+        return told if told["plan_id"] == served["plan_id"] else {}
+
+    told = eventually(planned, swarm.story)
+    assert {stage["peer"] for stage in told["stages"]} == {peer.name for peer in swarm.peers}
+    assert (told["batch"], told["excluded"]) == (2, [])
+    more = asked.ask("plan", "--live", "--what-if", "add=amy", "--objective", "throughput")
+    assert more.exit_code == 0, more.stderr
+    assert more.objects[0]["after"]["feasible"]
+
+
 def test_greedy_tokens_are_those_of_transformers(swarm: Swarm) -> None:
     model = swarm.machine.model
     prompt_ids = AutoTokenizer.from_pretrained(model).encode(PROMPT)

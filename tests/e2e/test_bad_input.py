@@ -47,6 +47,8 @@ FAILED, USAGE = 1, 2
         (["run", ""], "the prompt is empty"),
         (["run", " \n\t"], "the prompt is empty"),
         (["set", "batch"], "'batch' is not KEY=VALUE"),
+        (["plan", "--live", "--model", "smollm2-135m-instruct"], "--live plans the running swarm"),
+        (["plan", "--peer", "127.0.0.1:7911"], "--peer is for --live"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -68,7 +70,9 @@ def test_a_key_of_the_file_that_nobody_knows(machine: Machine, tmp_path: Path) -
     assert f"{file}: unknown key 'colour'" in ended.complaint
 
 
-@pytest.mark.parametrize("command", [["status"], ["run", "hello"], ["set", "batch=2"]])
+@pytest.mark.parametrize(
+    "command", [["status"], ["run", "hello"], ["set", "batch=2"], ["plan", "--live"]]
+)
 def test_where_nobody_is(machine: Machine, command: list[str]) -> None:
     nobody = f"127.0.0.1:{free_port()}"
     ended = machine.edgeshard(*command, "--peer", nobody, "--json")
@@ -330,10 +334,11 @@ def test_a_client_without_the_secret_or_with_another(swarm: Swarm, tmp_path: Pat
     assert "refuses the connection: it uses no secret, or another one" in wrong.complaint
 
 
-def test_a_client_of_another_swarm(swarm: Swarm) -> None:
+@pytest.mark.parametrize("command", [["status"], ["plan", "--live"]])
+def test_a_client_of_another_swarm(swarm: Swarm, command: list[str]) -> None:
     assert swarm.secret_file is not None
     to = ("--peer", swarm["amy"].address, "--secret-file", swarm.secret_file, "--swarm", "other")
-    ended = swarm.machine.edgeshard("status", *to)
+    ended = swarm.machine.edgeshard(*command, *to)
     assert ended.exit_code == USAGE
     assert ended.complaint == "amy@1 belongs to another swarm; give the same --swarm"
 
@@ -376,6 +381,9 @@ def test_too_little_memory_in_the_whole_swarm(machine: Machine, tmp_path: Path) 
         assert " MiB more memory than the only device offers" in ended.complaint
         assert swarm.is_idle()
         assert "more memory" in machine.edgeshard("status", *peer.client_flags()).stdout
+        plan = machine.edgeshard("plan", "--live", *peer.client_flags())
+        assert plan.exit_code == FAILED
+        assert "infeasible: the model needs " in plan.stdout
 
 
 def test_a_swarm_of_another_release(machine: Machine, tmp_path: Path) -> None:

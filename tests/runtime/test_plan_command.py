@@ -165,7 +165,7 @@ def test_without_a_cloud_its_algorithms_are_wrong_usage() -> None:
     ("change", "complaint"),
     [
         ("drop=nobody", "no device 'nobody'"),
-        ("add=nothing", "no class 'nothing'"),
+        ("add=nothing", "no 'nothing' to add; there are agx-orin-32gb"),
         ("bandwidth:agx-1-agx-1=5", "is not A-B of two devices"),
         ("bandwidth:agx-1-rtx3090=-5", "expected a number above 0"),
         ("memory:agx-1=nan", "expected a number above 0"),

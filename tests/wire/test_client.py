@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeshard_p2p.core.ids import UnitRange
+from edgeshard_p2p.core.plan import Device, Link, snapshot
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.wire.client import (
     PROMPT_CHARS_MAX,
@@ -22,16 +24,26 @@ from edgeshard_p2p.wire.client import (
     Set,
     Status,
     StatusReport,
+    SwarmView,
     Text,
+    View,
     decode_answer,
     decode_request,
     encode_answer,
     encode_request,
 )
 from edgeshard_p2p.wire.errors import WireError
+from tests.core.parts import MODEL, WORKLOAD, A, B
 from tests.wire.strategies import damaged, junk, values_of
 
 SWARM = b"swarm..1"
+UNIT_US = (10, 200, 200, 200, 200, 300)
+SNAPSHOT = snapshot(
+    MODEL,
+    WORKLOAD,
+    [Device(A, True, 5000, UNIT_US, (UnitRange(0, 2),)), Device(B, False, 9000, UNIT_US)],
+    [Link("a", "b", 5, 1, 100), Link("b", "a", 5, 1, 100)],
+)
 RUN = Run("Wie heißt du?", is_raw=False, max_tokens=32, sampling=Sampling(0.8, 0.95, 2**62))
 
 
@@ -60,7 +72,7 @@ def test_answers_arrive(kind: type, data: st.DataObject) -> None:
     assert decode_answer(encode_answer(answer)) == answer
 
 
-@pytest.mark.parametrize("request_", [Cancel(), Status(), Set("batch", "8"), RUN])
+@pytest.mark.parametrize("request_", [Cancel(), Status(), View(), Set("batch", "8"), RUN])
 def test_a_request_of_each_kind(request_: ClientRequest) -> None:
     assert decode_request(memoryview(encode_request(SWARM, request_))) == (SWARM, request_)
 
@@ -94,6 +106,39 @@ def test_bounds_stand_at_the_door(request_: ClientRequest) -> None:
 def test_an_answer_is_no_request() -> None:
     data = msgspec.msgpack.encode((SWARM, Failed("no")))
     assert refusal(decode_request, data) == "malformed"
+
+
+def test_the_swarm_comes_with_all_that_plans_are_made_from() -> None:
+    view = SwarmView(SNAPSHOT, "", {"c": "it is measuring itself"})
+    arrived = decode_answer(encode_answer(view))
+    assert arrived == view
+    assert isinstance(arrived, SwarmView)
+    assert arrived.snapshot is not None
+    assert arrived.snapshot.id == SNAPSHOT.id
+    assert decode_answer(encode_answer(SwarmView(None, "no model", {}))).snapshot is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"devices": [["a", True]]},
+        {"devices": [[["a", 1], True, -1, [1, 2, 3]]]},
+        {"devices": [[["a b", 1], True, 1, [1, 2, 3]]]},
+        {"devices": [[["a", 1], True, 1, [1, 2, 3], [], [[0, [1, 2, 3]]]]]},
+        {"links": [["a", "b", 1, 1, 0]]},
+        {"links": 7},
+        {"workload": ["fp33", "exact", 4, 256, 2]},
+        {"workload": ["fp32", "exact", 4, 256, 2, "head"]},
+        {"goal": ["speed"]},
+        {"goal": ["latency", 2**25]},
+        {"model": None},
+    ],
+    ids=str,
+)
+def test_a_swarm_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+    snapshot = msgspec.to_builtins(SNAPSHOT) | wrong
+    whole = {"type": "swarm_view", "snapshot": snapshot, "waiting_for": "", "excluded": {}}
+    assert refusal(decode_answer, msgspec.msgpack.encode(whole)) == "malformed"
 
 
 def test_text_that_is_no_utf8() -> None:
