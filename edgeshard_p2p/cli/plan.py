@@ -23,6 +23,7 @@ from edgeshard_p2p.cli.planning import (
 from edgeshard_p2p.core.plan import ALGORITHMS
 
 if TYPE_CHECKING:
+    from edgeshard_p2p.cli.plan_words import SavedPlan
     from edgeshard_p2p.core.answers import Answer
     from edgeshard_p2p.core.scenario import Scenario
 
@@ -198,11 +199,12 @@ def _print_losses(scenario: Scenario, options: PlanOptions) -> None:
         told = {name: in_json(left, one, options.algorithm) for name, (left, one) in losses.items()}
         print(json.dumps({"plan": in_json(scenario, found, options.algorithm), "losses": told}))
     else:
-        print(f"{'with all':<16} {figures(found)}")
+        why = f": {found.reason}" if found.layout is None else ""
+        print(f"{'with all':<16} {figures(found)}{why}")
         for name, (_, one) in losses.items():
             print(f"{'without ' + name:<16} {figures(one)}{': ' if one.reason else ''}{one.reason}")
     if found.layout is None:
-        fail(found.reason)
+        sys.exit(FAILED)
 
 
 def _print_explanation(scenario: Scenario, options: PlanOptions) -> None:
@@ -220,8 +222,8 @@ def _print_explanation(scenario: Scenario, options: PlanOptions) -> None:
                 "peer": one.peer,
                 "used": one.is_used,
                 "bound_by": one.bound_by,
-                "without": predicted(one.without, "exact"),
-                "another": predicted(one.twice, "exact"),
+                "without": predicted(scenario.snapshot.goal, one.without, "exact"),
+                "another": predicted(scenario.snapshot.goal, one.twice, "exact"),
             }
             for one in read
         ]
@@ -254,7 +256,7 @@ def _print_diff(saved: tuple[Path, Path], as_json: bool) -> None:
     before, after = (_saved(file, as_json) for file in saved)
     moved = moved_bytes(before, after)
     if as_json:
-        ids = {"before": before["plan_id"], "after": after["plan_id"]}
+        ids = {"before": before.plan_id, "after": after.plan_id}
         print(json.dumps({**ids, "moved_bytes": moved, "total_bytes": sum(moved.values())}))
         return
     for peer, n_bytes in moved.items():
@@ -262,12 +264,15 @@ def _print_diff(saved: tuple[Path, Path], as_json: bool) -> None:
     print(f"{'in all':<16} {in_units(sum(moved.values()))}")
 
 
-def _saved(file: Path, as_json: bool) -> dict[str, Any]:
+def _saved(file: Path, as_json: bool) -> SavedPlan:
+    import msgspec
+
+    from edgeshard_p2p.cli.plan_words import SavedPlan
+
     try:
-        plan: Any = json.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return msgspec.json.decode(file.read_bytes(), type=SavedPlan)
+    except OSError as error:
         fail(f"{file}: {error}", USAGE, as_json)
-    keys = {"plan_id", "model", "dtype", "stages", "unit_weight_bytes", "tied_bytes"}
-    if not isinstance(plan, dict) or not keys <= plan.keys() or plan["plan_id"] is None:
-        fail(f"{file} is no plan saved with `edgeshard plan --json`", USAGE, as_json)
-    return plan
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        text = f"{file} is no plan saved with `edgeshard plan --json`: {error}"
+        fail(text, USAGE, as_json)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 
-from edgeshard_p2p.core.answers import Answer, in_units
-from edgeshard_p2p.core.footprint import unit_bytes
+from edgeshard_p2p.core.answers import Answer, in_units, objective_us
+from edgeshard_p2p.core.footprint import entry_of, unit_bytes
 from edgeshard_p2p.core.ids import PeerId, UnitRange
 from edgeshard_p2p.core.layout import bytes_on, decode_legs
 from edgeshard_p2p.core.model_spec import ModelSpec
-from edgeshard_p2p.core.plan import Device, Snapshot, Stage, kv_bytes, weight_bytes
+from edgeshard_p2p.core.plan import Device, Goal, Snapshot, Stage, kv_bytes, weight_bytes
 from edgeshard_p2p.core.scenario import Scenario
 
 
@@ -30,7 +31,7 @@ def in_json(scenario: Scenario, found: Answer, algorithm: str) -> dict[str, Any]
         "missing_bytes": found.missing_bytes,
         "revisits": layout.revisits if layout else False,
         "batch": found.batch,
-        "predicted": predicted(found, algorithm),
+        "predicted": predicted(snapshot.goal, found, algorithm),
         "stages": _stages(snapshot, found) if layout else [],
         "excluded": [*_unable(scenario), *_excluded(snapshot, found, algorithm)],
         "unit_weight_bytes": [
@@ -52,7 +53,9 @@ def _tied_bytes(model: ModelSpec, dtype: str) -> int:
     return weight_bytes(model, head, dtype, False) - weight_bytes(model, head, dtype, True)
 
 
-def predicted(found: Answer, algorithm: str) -> dict[str, Any] | None:
+def predicted(goal: Goal, found: Answer, algorithm: str) -> dict[str, Any] | None:
+    """``objective_ms`` is what is minimised, which ``bound`` is on: time between two tokens, or for
+    ``latency`` a token's of one sequence alone, with its part of the expected prompt's."""
     if (said := found.prediction) is None:
         return None
     bound_us = found.bound_us if algorithm == "exact" else None
@@ -65,6 +68,7 @@ def predicted(found: Answer, algorithm: str) -> dict[str, Any] | None:
         "micro_batch": said.micro_batch,
         "bottleneck": said.bottleneck,
         "bottleneck_ms": said.bottleneck_us / 1e3,
+        "objective_ms": float(objective_us(goal, found)) / 1e3,
         "bound": None if bound_us is None else bound_us / 1e3,
     }
 
@@ -138,7 +142,7 @@ def _reason(snapshot: Snapshot, found: Answer, algorithm: str, device: Device) -
     """Why a device has no part: memory, links, or (NOTE: ``--explain`` has what would change that)
     because it gains nothing."""
     name = device.peer.name
-    smallest = min(unit_bytes(snapshot, False, found.batch)[1:])
+    smallest = min(unit_bytes(snapshot, False, found.batch)[entry_of(snapshot).end :])
     if device.budget_bytes < smallest:
         return f"memory: it holds {in_units(device.budget_bytes)}, not a single block"
     if not any(link.b == name for link in snapshot.links):
@@ -177,6 +181,8 @@ def _head(told: dict[str, Any]) -> str:
         return f"{what}: infeasible: {told['reason']}"
     said = told["predicted"]
     bound = f", bound {said['bound']:.2f} ms" if said["bound"] is not None else ""
+    if said["objective_ms"] != said["ms_per_token"]:
+        bound = f"; planned for {said['objective_ms']:.2f} ms{bound}"
     return (
         f"{what}: {said['ms_per_token']:.1f} ms/token, {said['tokens_per_s']:.2f} tokens/s with "
         f"{told['batch']} in flight by {said['micro_batch']}{bound}; busiest {said['bottleneck']} "
@@ -192,24 +198,47 @@ def figures(found: Answer) -> str:
     return f"{found.prediction.latency_us / 1e3:.1f} ms | {per_s:.2f} tokens/s"
 
 
-def moved_bytes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:
+class SavedStage(Struct, frozen=True):
+    peer: str
+    start: int
+    end: int
+
+
+class SavedPlan(Struct, frozen=True):
+    """What of a plan's JSON tells which weights are where."""
+
+    plan_id: str
+    model: str
+    dtype: str
+    stages: list[SavedStage]
+    unit_weight_bytes: list[int]
+    tied_bytes: int
+
+    def __post_init__(self) -> None:
+        n_units = len(self.unit_weight_bytes)
+        if not all(0 <= stage.start <= stage.end <= n_units for stage in self.stages):
+            raise ValueError(f"a stage is not within units 0-{n_units - 1}")
+
+    def units(self) -> dict[str, set[int]]:
+        held: dict[str, set[int]] = {}
+        for stage in self.stages:
+            held.setdefault(stage.peer, set()).update(range(stage.start, stage.end))
+        return held
+
+
+def moved_bytes(before: SavedPlan, after: SavedPlan) -> dict[str, int]:
     """By peer, the weights that it would have to load to go from one saved plan to another.  A
     matrix that embedding and head share is there with either; what is held of another model, or
     in another dtype, serves nothing."""
-    sizes: list[int] = after["unit_weight_bytes"]
-    tied_bytes: int = after["tied_bytes"]
-    is_same = all(before[key] == after[key] for key in ("model", "dtype", "unit_weight_bytes"))
-
-    def units(plan: dict[str, Any]) -> dict[str, set[int]]:
-        held: dict[str, set[int]] = {}
-        for stage in plan["stages"]:
-            held.setdefault(stage["peer"], set()).update(range(stage["start"], stage["end"]))
-        return held
+    sizes, tied_bytes = after.unit_weight_bytes, after.tied_bytes
+    is_same = (before.model, before.dtype, before.unit_weight_bytes) == (
+        after.model, after.dtype, sizes,
+    )  # fmt: skip
 
     def n_bytes_of(held: set[int]) -> int:
         return sum(sizes[unit] for unit in held) - tied_bytes * ({0, len(sizes) - 1} <= held)
 
-    old, new = units(before) if is_same else {}, units(after)
+    old, new = before.units() if is_same else {}, after.units()
     moved = {}
     for peer, wanted in new.items():
         held = old.get(peer, set())

@@ -54,7 +54,7 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--batch", type=click.IntRange(1, 4096), metavar="B",
                      help="Sequences in flight.  [default: 1; for throughput 8]"),
         click.option("--micro-batch", type=click.IntRange(1, 4096), metavar="b",
-                     help="Sequences of a micro-batch.  [default: the best]"),
+                     help="Sequences of a micro-batch, for throughput.  [default: the best]"),
         click.option("--dtype", type=click.Choice(tuple(PLANNED_BITS)), help="[default: fp32]"),
         click.option("--private-head", is_flag=True,
                      help="The sources also hold the last units; nobody else sees a token."),
@@ -74,7 +74,6 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def read_scenario(topology: Path, options: PlanOptions) -> Scenario:
     """Ends the command where the file, the model or an option cannot be."""
     from edgeshard_p2p.core.plan import DEFAULT_FRAMING, Goal
-    from edgeshard_p2p.core.view import DEFAULT_CONTEXT
     from edgeshard_p2p.topology import TopologyError, read_topology
 
     objective = options.objective or "latency"
@@ -88,11 +87,10 @@ def read_scenario(topology: Path, options: PlanOptions) -> Scenario:
     try:
         file = read_topology(topology)
         model = _model(options)
-        wanted = max(DEFAULT_CONTEXT, options.prompt + options.generate)
         return file.scenario(
             model,
             dtype=options.dtype or "fp32",
-            context=options.context or min(model.max_context, wanted),
+            context=_context(options, model),
             batch=options.batch or DEFAULT_BATCH[objective],
             goal=goal,
             first_layer=options.first_layer,
@@ -144,6 +142,17 @@ def _as_asked(scenario: Scenario, options: PlanOptions) -> Scenario:
         private_head=options.private_head or goal.private_head,
     )
     return replace(scenario, snapshot=replace(scenario.snapshot, workload=workload, goal=goal))
+
+
+def _context(options: PlanOptions, model: ModelSpec) -> int:
+    from edgeshard_p2p.core.view import DEFAULT_CONTEXT
+
+    wanted = options.prompt + options.generate
+    context = options.context or min(model.max_context, max(DEFAULT_CONTEXT, wanted))
+    if wanted > context:
+        text = f"--prompt and --generate are {wanted} tokens, more than the context of {context}"
+        fail(text, USAGE, options.as_json)
+    return context
 
 
 def _model(options: PlanOptions) -> ModelSpec:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from msgspec import Struct
 
 from edgeshard_p2p.core.ids import UnitRange
 from edgeshard_p2p.core.latency_dp import Placement
 from edgeshard_p2p.core.layout import Layout, Prediction, predict
-from edgeshard_p2p.core.plan import Stage
+from edgeshard_p2p.core.plan import Goal, Stage
 from edgeshard_p2p.core.pool import Pool
 from edgeshard_p2p.core.solvers import Solver
 
@@ -26,7 +28,7 @@ class Answer(Struct, frozen=True):
     """Proved: no plan of this set takes less for a token, with its part of the prefill where that
     counts; for ``throughput`` from one token of a sequence to its next with this batch."""
     is_best: bool = False
-    """Of all plans, and not only of those that were searched."""
+    """All plans were searched."""
 
 
 def answered(pool: Pool, solver: Solver, placement: Placement, batch: int, rows: int) -> Answer:
@@ -48,6 +50,16 @@ def _layout(pool: Pool, placement: Placement) -> Layout:
         stages=tuple(stages),
         tail_start=start if stages else pool.snapshot.model.n_units,
     )
+
+
+def objective_us(goal: Goal, found: Answer) -> Fraction:
+    """What is minimised: see ``Answer.bound_us``."""
+    said = found.prediction
+    assert said is not None
+    if goal.objective == "throughput":
+        return Fraction(said.iteration_us)
+    prefill_us = Fraction(said.ttft_us, goal.generate) if goal.prompt and goal.generate else 0
+    return said.latency_us + Fraction(prefill_us)
 
 
 def iteration_us(found: Answer) -> int:

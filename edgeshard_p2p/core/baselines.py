@@ -112,8 +112,8 @@ def _layout_of(owners: list[PeerId]) -> Layout:
     return Layout((owners[0],), runs[0].units.end, tuple(runs[1:]), len(owners))
 
 
-def _judged(snapshot: Snapshot, layout: Layout) -> Answer:
-    """A layout under the rules that hold for every plan."""
+def _judged(snapshot: Snapshot, layout: Layout, reason: str = "") -> Answer:
+    """A layout under the rules on memory and links that hold for every plan."""
     wish = snapshot.workload.batch
     batch = bisect_right(
         range(1, wish + 1), False, key=lambda batch: bool(missing_bytes(snapshot, layout, batch))
@@ -128,7 +128,8 @@ def _judged(snapshot: Snapshot, layout: Layout) -> Answer:
     sizes = [1]
     if goal.objective == "throughput":
         sizes = [min(batch, goal.micro_batch)] if goal.micro_batch else micro_batches(batch)
-    found = [Answer(layout, batch, predict(snapshot, layout, batch, rows)) for rows in sizes]
+    predictions = [predict(snapshot, layout, batch, rows) for rows in sizes]
+    found = [Answer(layout, batch, prediction, reason) for prediction in predictions]
     return min(found, key=iteration_us)
 
 
@@ -233,9 +234,9 @@ def _algorithm_2(scenario: Scenario) -> Answer:
     model = replace(snapshot.model, kv_width=0)
     framing = Framing(snapshot.framing.row_bytes, 0)
     rows = snapshot.goal.micro_batch or 1
-    goal = replace(snapshot.goal, micro_batch=rows)
+    goal = replace(snapshot.goal, micro_batch=rows, private_head=False)
     # Enough to fill any pipeline: more micro-batches than it could have devices and links.
-    batch = min(4096, rows * 2 * (snapshot.model.n_units + 1))
+    batch = rows * 2 * (snapshot.model.n_units + 1)
     simpler = replace(
         snapshot,
         model=model,
@@ -245,7 +246,7 @@ def _algorithm_2(scenario: Scenario) -> Answer:
         workload=replace(snapshot.workload, batch=batch),
     )
     found = answer(simpler)
-    return found if found.layout is None else _judged(snapshot, found.layout)
+    return found if found.layout is None else _judged(snapshot, found.layout, found.reason)
 
 
 _BASELINES: dict[str, Callable[[Scenario], Answer]] = {

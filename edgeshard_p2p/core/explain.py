@@ -4,12 +4,13 @@ or better links.  Every statement is the difference of two answers of the same p
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from edgeshard_p2p.core.answers import Answer, iteration_us
-from edgeshard_p2p.core.plan import Device, Link
+from edgeshard_p2p.core.answers import Answer, objective_us
+from edgeshard_p2p.core.plan import Device, Goal, Link
 from edgeshard_p2p.core.planner import answer
 from edgeshard_p2p.core.scenario import Scenario
 from edgeshard_p2p.core.whatif import changed, with_twins
@@ -47,16 +48,18 @@ def _bound_by(scenario: Scenario, found: Answer, name: str) -> str:
     return "link" if _is_better(_with_free_links(scenario, name), found) else "time"
 
 
-def _is_better(changed_one: Scenario, found: Answer) -> bool:
-    other = answer(changed_one.snapshot)
+def _is_better(scenario: Scenario, found: Answer) -> bool:
+    other = answer(scenario.snapshot)
     if other.prediction is None:
         return False
-    return found.prediction is None or _measure(other) < _measure(found)
+    goal = scenario.snapshot.goal
+    return found.prediction is None or _measure(goal, other) < _measure(goal, found)
 
 
-def _measure(found: Answer) -> tuple[int, int]:
-    assert found.prediction is not None
-    return iteration_us(found), found.prediction.latency_us
+def _measure(goal: Goal, found: Answer) -> Fraction:
+    """What the plans are to be good at: time for a token, whoever else is in flight."""
+    share = found.batch if goal.objective == "throughput" else 1
+    return objective_us(goal, found) / share
 
 
 def _with_plenty(scenario: Scenario, name: str) -> Scenario:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,13 +65,13 @@ class Chain(Struct, frozen=True):
         return replace(self, enter=free, hop=(free,) * len(self.units), leave=free)
 
     def largest_sum(self) -> int:
-        """No plan costs more than this."""
-        devices = range(len(self.units))
+        """No plan costs more than this, nor any sum that leads to one."""
         hops = (self.enter, self.leave, *self.hop)
         dearest = max((cost for row in hops for cost in row if cost < UNREACHABLE), default=0)
+        runs = [[end - start for start, end in pairwise(done)] for done in self.units]
+        slowest = sum(max(map(int, of_unit)) for of_unit in zip(*runs, strict=True))
         tail = max((cost for cost in self.finish if cost < UNREACHABLE), default=0)
-        slowest = max([self.entry[-1] + tail, *(self.units[device][-1] for device in devices)])
-        return (len(devices) + 1) * (slowest + dearest)
+        return self.entry[-1] + slowest + tail + (len(self.units) + 1) * dearest
 
 
 class Fit(Struct, frozen=True):

@@ -114,9 +114,9 @@ def prefill_legs(snapshot: Snapshot, layout: Layout, source: PeerId, tokens: int
     """What a prompt passes, chunk after chunk, with one token on the way back."""
     unit_us = {device.peer: device.prefill_us(tokens) for device in snapshot.devices}
     legs = _legs(snapshot, layout, source, unit_us, chunks_of(tokens))
-    back = decode_legs(snapshot, layout, source, 1)[-1]
-    is_token = layout.stages and layout.tail_start == snapshot.model.n_units
-    return [*legs[:-1], back] if is_token and legs[-1].resource == back.resource else legs
+    # A token comes back over a link, unless the last run is the source's own.
+    is_token = not legs[-1].units
+    return [*legs[:-1], decode_legs(snapshot, layout, source, 1)[-1]] if is_token else legs
 
 
 def _legs(
@@ -213,7 +213,11 @@ def bytes_on(snapshot: Snapshot, layout: Layout, peer: PeerId, batch: int) -> tu
     model, workload = snapshot.model, snapshot.workload
     weights = kv = 0
     for units in layout.units_of(model.n_units, peer):
-        weights += weight_bytes(model, units, workload.dtype, peer in layout.sources)
+        # Unit by unit, as a search adds them up: bytes of a dtype below 8 bits are rounded.
+        weights += sum(
+            weight_bytes(model, UnitRange(unit, unit + 1), workload.dtype, peer in layout.sources)
+            for unit in units
+        )
         kv += kv_bytes(model, units, workload, batch)
     return weights, kv
 

@@ -54,14 +54,17 @@ def answer(snapshot: Snapshot) -> Answer:
     then as for latency (see ``throughput``).
     So the answer depends on nothing but the snapshot.
 
-    It is the best as long as no more than CANDIDATES_MAX different devices could hold a shared
-    stage (see ``solvers``).  Beyond, the search is a local one: still nothing but the snapshot
-    decides, ``reason`` says so, and ``bound_us`` how much better a plan could be at most.
+    It is the best, with what is still to be loaded counted as a cost, as long as no more than
+    CANDIDATES_MAX different devices could hold a shared stage (see ``solvers``).  Beyond, the
+    search is a local one: still nothing but the snapshot decides, ``reason`` says so, and
+    ``bound_us`` how much better a plan could be at most.
     """
     devices = _devices(snapshot)
     model, workload = snapshot.model, snapshot.workload
     if workload.context > model.max_context:
         return _refused(f"context {workload.context} exceeds the model's {model.max_context}")
+    if snapshot.goal.prompt + snapshot.goal.generate > workload.context:
+        return _refused(f"prompt and answer are longer than the context of {workload.context}")
     willing = [device for device in devices if device.is_source]
     if not willing:
         return _refused("no source: no device of the swarm takes prompts")
@@ -70,16 +73,16 @@ def answer(snapshot: Snapshot) -> Answer:
     if not sources:
         return _no_entry(snapshot, willing)
     pool = everyone_of(snapshot, devices, sources)
-    most_rows = workload.batch if snapshot.goal.objective == "throughput" else 1
-    if chain_of(pool, most_rows).largest_sum() >= UNREACHABLE:
-        return _refused("the times or links are too slow to be planned with")
     solver, chain = solver_for(pool.kinds), chain_of(pool)
+    if chain.largest_sum() >= UNREACHABLE:
+        return _refused("the times or links are too slow to be planned with")
     batch = _largest_batch(pool, solver, chain)
     if not batch:
         reason, missing_bytes = _obstacle(pool, solver, chain)
         return _refused("; ".join([reason, *pool.notes]), missing_bytes)
     if snapshot.goal.objective == "throughput":
-        return most_tokens(pool, solver, batch)
+        found = most_tokens(pool, solver, batch)
+        return found or _refused("the times or links are too slow for so many rows at once")
     problem = Problem.of(chain, fit_of(pool, batch), solver.kinds)
     first = solver.first(problem)
     assert first is not None, "feasible, but no placement"

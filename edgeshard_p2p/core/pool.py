@@ -168,8 +168,9 @@ def _unit_costs(pool: Pool, device: Device, share: int, rows: int) -> list[int]:
 def loads_of(pool: Pool, device: Device) -> list[int]:
     """Price of loading each unit, in steps, for a token of each source."""
     prices = list(pool.prices[device in pool.sources])
-    for unit in (unit for units in device.held for unit in units if unit < len(prices)):
-        prices[unit] = 0
+    for units in device.held:
+        for unit in range(units.start, min(units.end, len(prices))):
+            prices[unit] = 0
     return prices
 
 

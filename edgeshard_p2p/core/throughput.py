@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from edgeshard_p2p.core.answers import Answer, answered, iteration_us
-from edgeshard_p2p.core.latency_dp import Placement
+from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Placement
 from edgeshard_p2p.core.narrowest import Pipeline, least_busy, limits_kept
 from edgeshard_p2p.core.pool import Pool, busy_of, chain_of, dearest_load, fit_of, in_us
 from edgeshard_p2p.core.solvers import Solver
@@ -31,18 +31,23 @@ class _Round(Struct, frozen=True):
     """No plan for this size keeps a smaller limit, as far as was searched."""
 
 
-def most_tokens(pool: Pool, solver: Solver, batch: int) -> Answer:
-    """The best of all sizes of micro-batch; the smaller one where two are as good."""
+def most_tokens(pool: Pool, solver: Solver, batch: int) -> Answer | None:
+    """The best of all sizes of micro-batch; the smaller one where two are as good.  None where all
+    are too slow to be added up."""
     goal = pool.snapshot.goal
     rows = [min(batch, goal.micro_batch)] if goal.micro_batch else micro_batches(batch)
     best: tuple[_Round, _Size] | None = None
     least_us = []
-    for size in (_Size(pool, solver, batch, n_rows) for n_rows in rows):
+    for chain, n_rows in ((chain_of(pool, n_rows), n_rows) for n_rows in rows):
+        if chain.largest_sum() >= UNREACHABLE:
+            continue
+        size = _Size(pool, solver, chain, batch, n_rows)
         tried, bound_us = size.rounds(iteration_us(best[0].answer) if best else None)
         least_us.append(bound_us)
         others = [best] if best else []
         best = min([*others, *((one, size) for one in tried)], key=_iteration_us)
-    assert best is not None, "feasible, but no placement"
+    if best is None:
+        return None
     found, size = best
     refined = size.refined(found)
     return replace(refined, bound_us=min(iteration_us(refined), *least_us))
@@ -60,10 +65,10 @@ def micro_batches(batch: int) -> list[int]:
 class _Size:
     """One size of micro-batch."""
 
-    def __init__(self, pool: Pool, solver: Solver, batch: int, rows: int) -> None:
+    def __init__(self, pool: Pool, solver: Solver, chain: Chain, batch: int, rows: int) -> None:
         self._pool, self._solver, self._batch, self._rows = pool, solver, batch, rows
         self._n_sources, self._n_micro_batches = len(pool.sources), -(-batch // rows)
-        chain, busy, fit = chain_of(pool, rows), busy_of(pool, rows), fit_of(pool, batch)
+        busy, fit = busy_of(pool, rows), fit_of(pool, batch)
         self._pipeline = Pipeline.of(chain, busy, fit, solver.kinds)
 
     def rounds(self, best_us: int | None) -> tuple[list[_Round], int]:
@@ -114,7 +119,7 @@ class _Size:
         least_us = [self._latency_us(tried(limits[at - 1]).placement.cost)]
         if at < len(limits):
             least_us.append(max(quickest_us, self._round_us(tried(limits[at]).limit)))
-        return list(placements.values()), min(least_us)
+        return [placements[limit] for limit in sorted(placements)], min(least_us)
 
     def _is_filled(self, one: _Round) -> bool:
         assert one.answer.prediction is not None
@@ -141,6 +146,8 @@ class _Size:
         within = self._pipeline.within(one.limit)
         placement = self._solver.refined(within, one.placement)
         found = answered(self._pool, self._solver, placement, self._batch, self._rows)
+        # Less latency may go with a busier bottleneck, as far as the limit.
+        found = min(one.answer, found, key=iteration_us)
         if one.is_tightest:
             return found
         note = "too few sequences to fill the pipeline of least bottleneck: another one is better"

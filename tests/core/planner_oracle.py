@@ -221,6 +221,31 @@ def random_swarm(seed: int) -> Snapshot:
     return snapshot(model, workload, devices, links)
 
 
+def with_twins(swarm: Snapshot, seed: int) -> Snapshot:
+    """With two or more devices that are no sources made alike, where there are as many."""
+    rng = random.Random(seed)
+    free = [device for device in swarm.devices if not device.is_source]
+    if len(free) < 2:
+        return swarm
+    first, *others = rng.sample(free, rng.randint(2, len(free)))
+    twins = {other.peer.name for other in others}
+    devices = [
+        replace(first, peer=device.peer) if device.peer.name in twins else device
+        for device in swarm.devices
+    ]
+    group, links = {first.peer.name, *twins}, {(link.a, link.b): link for link in swarm.links}
+    between = Link(first.peer.name, first.peer.name, rng.randint(0, 9), 1, 10**8)
+    made = [link for link in swarm.links if not {link.a, link.b} & group]
+    for outer in (device.peer.name for device in devices if device.peer.name not in group):
+        for name in sorted(group):
+            if (there := links.get((first.peer.name, outer))) is not None:
+                made.append(replace(there, a=name))
+            if (back := links.get((outer, first.peer.name))) is not None:
+                made.append(replace(back, b=name))
+    made += [replace(between, a=a, b=b) for a, b in permutations(sorted(group), 2)]
+    return snapshot(swarm.model, swarm.workload, devices, made, swarm.goal)
+
+
 def random_model(rng: random.Random) -> ModelSpec:
     is_even = rng.random() < 0.5
     blocks = [

@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from edgeshard_p2p.core.answers import iteration_us
+from edgeshard_p2p.core.footprint import own_bytes
 from edgeshard_p2p.core.ids import PeerId, UnitRange
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.plan import (
@@ -25,7 +26,7 @@ from edgeshard_p2p.core.plan import (
     snapshot,
 )
 from edgeshard_p2p.core.planner import answer, choose
-from edgeshard_p2p.core.pool import LOAD_BYTES_PER_US
+from edgeshard_p2p.core.pool import LOAD_BYTES_PER_US, everyone_of
 from edgeshard_p2p.core.solvers import CANDIDATES_MAX
 from edgeshard_p2p.sim.comparison import Pair, compared
 from tests.core import planner_oracle as oracle
@@ -123,6 +124,31 @@ def test_pipelines_equal_the_exhaustive_search(
             assert found.bound_us <= least_us, f"seed {seed}"
             if not any(one.held for one in made.devices) and not made.model.tied_params:
                 assert found.bound_us == iteration_us == least_us, f"seed {seed}"
+
+
+@pytest.mark.parametrize("goal", [Goal(), Goal("throughput", micro_batch=2)])
+def test_devices_that_are_alike_are_counted_and_nothing_is_lost(goal: Goal) -> None:
+    n_alike = 0
+    for seed in range(200):
+        made = replace(oracle.with_twins(oracle.random_swarm(seed), seed), goal=goal)
+        found, best = answer(made), oracle.best_layout(made)
+        assert (found.layout is None) == (best is None), f"seed {seed}"
+        if best is None or found.prediction is None:
+            continue
+        n_alike += any(len(kind) > 1 for kind in kinds_in(made))
+        if goal.objective == "latency":
+            assert (found.layout, found.batch) == best, f"seed {seed}"
+        else:
+            pipelines = oracle.pipelines(made, goal.micro_batch)
+            assert pipelines is not None
+            assert pipelines[2] <= found.prediction.iteration_us <= pipelines[1], f"seed {seed}"
+    assert n_alike > 20
+
+
+def kinds_in(made: Snapshot) -> list[list[int]]:
+    sources = [one for one in made.devices if one.is_source]
+    able = [one for one in sources if one.budget_bytes >= own_bytes(made, 1)]
+    return everyone_of(made, list(made.devices), able).kinds
 
 
 def test_random_swarms_cover_what_matters() -> None:
@@ -273,6 +299,28 @@ def test_latency_is_the_mean_over_the_sources() -> None:
 def test_a_source_may_hold_a_shared_stage_beside_its_entry() -> None:
     made = swarm([device("a", 6, is_source=True), device("b", 2, is_source=True)])
     assert shape(made) == "0-1 a+b | 2-5 a"
+
+
+def test_what_is_held_beyond_the_model_takes_no_time_to_count() -> None:
+    held = (UnitRange(3, 2**40),)
+    made = swarm([device("a", 2, is_source=True), replace(device("b", 9), held=held)])
+    assert shape(made) == "0-1 a | 2-5 b"
+
+
+def test_a_prompt_is_prefilled_on_every_stage_also_where_the_last_one_is_the_sources_own() -> None:
+    made = swarm([device("a", 6, 100, True), device("b", 2, 100, True)])
+    made = replace(made, goal=Goal(prompt=10, generate=1))
+    found = answer(made)
+    assert shape(made) == "0-1 a+b | 2-5 a"
+    assert found.prediction is not None
+    # Ten rows in six units; of b's prompt they cross over to "a", and a token comes back.
+    assert found.prediction.ttft_us == (6_000 + 6_000 + 11 + 11) // 2
+
+
+def test_a_prompt_longer_than_the_context_is_refused() -> None:
+    made = swarm([device("a", 9, is_source=True)])
+    found = answer(replace(made, goal=Goal(prompt=1_000, generate=25)))
+    assert found.reason == "prompt and answer are longer than the context of 1024"
 
 
 def test_a_tied_head_costs_nothing_beside_the_embedding() -> None:
@@ -461,7 +509,7 @@ def test_the_expected_prompt_counts_with_the_expected_answer() -> None:
     prefill = (RowTimes(128, (1_000,) * 6),)
     devices = [device("a", 2, is_source=True), device("b", 9, 50)]
     devices.append(replace(device("c", 9, 100), prefill=prefill))
-    made = swarm(devices)
+    made = swarm(devices, context=2048)
     assert shape(made) == "0-1 a | 2-5 b"
     long = replace(made, goal=Goal(prompt=1024, generate=8))
     assert shape(long) == "0-1 a | 2-5 c"
@@ -506,12 +554,13 @@ def test_exact_is_never_worse_than_the_paper_where_that_revisits_no_device(goal:
 
 
 def test_figures_beyond_what_can_be_added_up_are_refused_and_no_error() -> None:
-    made = swarm([device("a", 2, is_source=True), device("b", 9, 2**48)])
+    made = swarm([device("a", 2, is_source=True), device("b", 9, 2**53)])
     assert answer(made).reason == "the times or links are too slow to be planned with"
 
 
 def test_a_long_answer_of_a_slow_device_can_be_planned() -> None:
-    made = swarm([device("a", 2, 10**9, True), device("b", 9, 10**9)])
+    made = swarm([device("a", 2, 10**9, True), device("b", 9, 10**9)], context=2**17)
+    made = replace(made, model=replace(made.model, max_context=2**17))
     assert shape(replace(made, goal=Goal(prompt=1024, generate=2**16))) == "0-1 a | 2-5 b"
 
 

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from edgeshard_p2p.cli import main
-from edgeshard_p2p.cli.plan_words import moved_bytes
+from edgeshard_p2p.cli.plan_words import SavedPlan, moved_bytes
 
 TOPOLOGIES = Path(__file__).parents[2] / "topology"
 PAPER = TOPOLOGIES / "paper-testbed.toml"
@@ -255,26 +256,30 @@ def small(*arguments: object) -> Any:
     return json.loads(edgeshard(*command, "--model", "smollm2-135m-instruct", *arguments).stdout)
 
 
+def saved(plan: Any) -> SavedPlan:
+    return msgspec.convert(plan, SavedPlan)
+
+
 def test_a_matrix_that_embedding_and_head_share_is_loaded_once() -> None:
     # even: 0-10 on dev-a, 11-21 on dev-b, 22-31 on dev-c.  exact: 0-1 on all three, 2-11 on dev-a,
     # 12-31 on dev-b.
     even, exact = small("--algorithm", "even"), small()
     block, matrix, norm = 4 * 3_540_096, 4 * 28_311_552, 4 * 576
-    assert moved_bytes(even, exact) == {
+    assert moved_bytes(saved(even), saved(exact)) == {
         "dev-a": block,
         "dev-b": matrix + 10 * block + norm,
         "dev-c": block,  # the embedding's matrix is there with the head
     }
-    assert moved_bytes(exact, even) == {"dev-b": block, "dev-c": 9 * block + norm}
-    assert moved_bytes(exact, exact) == {}
+    assert moved_bytes(saved(exact), saved(even)) == {"dev-b": block, "dev-c": 9 * block + norm}
+    assert moved_bytes(saved(exact), saved(exact)) == {}
 
 
 def test_nothing_of_another_dtype_or_model_is_kept() -> None:
     exact, loaded = small(), {}
     for stage in exact["stages"]:
         loaded[stage["peer"]] = loaded.get(stage["peer"], 0) + stage["weight_bytes"]
-    assert moved_bytes(small("--dtype", "bf16"), exact) == loaded
-    assert moved_bytes(plan(), exact) == loaded
+    assert moved_bytes(saved(small("--dtype", "bf16")), saved(exact)) == loaded
+    assert moved_bytes(saved(plan()), saved(exact)) == loaded
 
 
 def test_a_file_that_is_no_plan_is_refused(tmp_path: Path) -> None:
@@ -282,6 +287,32 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path) -> None:
     result = edgeshard("plan", "--diff", tmp_path / "a.json", tmp_path / "a.json")
     assert result.exit_code == 2
     assert "no plan saved with" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[" * 100_000, "{}", '{"plan_id": null}',
+     json.dumps({"plan_id": "a", "model": "m", "dtype": "fp32", "tied_bytes": 0,
+                 "unit_weight_bytes": [1], "stages": [{"peer": "a", "start": 0, "end": 9}]})],
+    ids=range(6),
+)  # fmt: skip
+def test_nonsense_for_a_plan_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    result = edgeshard("plan", "--diff", tmp_path / "a.json", tmp_path / "a.json")
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_prompt_longer_than_the_context_is_wrong_usage() -> None:
+    result = paper("--prompt", 4000, "--generate", 1000)
+    assert result.exit_code == 2
+    assert "context of 4096" in result.stderr
+
+
+def test_losses_of_what_has_no_plan_are_one_object() -> None:
+    result = paper("--survives", "--algorithm", "edge-solo", "--json", model="llama2-70b")
+    assert result.exit_code == 1
+    assert not json.loads(result.stdout)["plan"]["feasible"]
 
 
 def test_throughput_beats_the_latency_plan_where_there_is_enough_in_flight() -> None:
