@@ -29,10 +29,9 @@ from edgeshard_p2p.core.plan import (
     Workload,
     snapshot,
 )
-from edgeshard_p2p.core.scenario import Scenario, dtype_notes
+from edgeshard_p2p.core.scenario import DEVICES_MAX, Scenario, dtype_notes
 from edgeshard_p2p.tables import At, TopologyError, convert, quoted, read_toml, to_table
 
-DEVICES_MAX = 512
 CLOUD = "cloud"
 
 _GIB = 2**30
@@ -255,6 +254,8 @@ def read_topology(path: Path) -> Topology:
         raise (at / "first_layer").error(
             f'expected "embedding" or "block", got {quoted(file.first_layer)}'
         )
+    if len(file.class_) > DEVICES_MAX:
+        raise (at / "class").error(f"expected at most {DEVICES_MAX} classes")
     classes = {
         name: _read_class(name, value, at / "class" / name) for name, value in file.class_.items()
     }

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from edgeshard_p2p.core.answers import Answer, in_units, objective_us
 from edgeshard_p2p.core.footprint import entry_of, unit_bytes
-from edgeshard_p2p.core.ids import PeerId, UnitRange
+from edgeshard_p2p.core.ids import Count, PeerId, UnitRange
 from edgeshard_p2p.core.layout import bytes_on, decode_legs
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.plan import Device, Goal, Snapshot, Stage, kv_bytes, weight_bytes
@@ -211,8 +211,8 @@ class SavedPlan(Struct, frozen=True):
     model: str
     dtype: str
     stages: list[SavedStage]
-    unit_weight_bytes: list[int]
-    tied_bytes: int
+    unit_weight_bytes: list[Count]
+    tied_bytes: Count
 
     def __post_init__(self) -> None:
         n_units = len(self.unit_weight_bytes)

@@ -110,8 +110,10 @@ class Device(Struct, frozen=True, array_like=True):
     def prefill_us(self, tokens: int) -> tuple[int, ...]:
         """Time of each unit for a prompt, in chunks; as so many rows of decode where no prefill
         times are known."""
-        chunks = [times_for(n, self.prefill or self._decode_rows) for n in chunks_of(tokens)]
-        return tuple(map(sum, zip(*chunks, strict=True))) or (0,) * len(self.unit_us)
+        known, (whole, rest) = self.prefill or self._decode_rows, divmod(tokens, CHUNK_ROWS)
+        last = times_for(rest, known) if rest else (0,) * len(self.unit_us)
+        pairs = zip(times_for(CHUNK_ROWS, known), last, strict=True)
+        return tuple(whole * us + last_us for us, last_us in pairs)
 
     @property
     def _decode_rows(self) -> tuple[RowTimes, ...]:

@@ -24,7 +24,7 @@ from edgeshard_p2p.core.footprint import (
 from edgeshard_p2p.core.kinds import Kinds, kinds_of
 from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Fit
 from edgeshard_p2p.core.narrowest import Busy
-from edgeshard_p2p.core.plan import Device, Goal, Link, Snapshot, chunks_of
+from edgeshard_p2p.core.plan import CHUNK_ROWS, Device, Goal, Link, Snapshot
 
 LOAD_BYTES_PER_US = 500_000
 """How many bytes still to be loaded weigh as much as one microsecond of every token.
@@ -196,7 +196,9 @@ def _hop(pool: Pool, a: Device, b: Device, rows: int) -> int:
     if link is None:
         return UNREACHABLE
     row, prompt = row_bytes(snapshot), _prompt(snapshot.goal)
-    prefill_us = sum(link.occupancy_us(n * row) for n in chunks_of(prompt))
+    whole, rest = divmod(prompt, CHUNK_ROWS)
+    prefill_us = whole * link.occupancy_us(CHUNK_ROWS * row)
+    prefill_us += link.occupancy_us(rest * row) if rest else 0
     prefill_us += link.delay_us if prompt else 0
     return _steps(snapshot.goal, link.cost_us(rows * row), prefill_us)
 
@@ -279,6 +281,8 @@ def fit_of(pool: Pool, batch: int) -> Fit:
     if len(pool.sources) > 1:
         fits = all(source.budget_bytes >= own for source in pool.sources)
         longest = [entry_end if fits else entry_end - 1] * len(done[True])
+        if fits and len(own_units(snapshot)) == snapshot.model.n_units:
+            longest[-1] = snapshot.model.n_units  # Nothing is left to be shared.
     else:
         free, sizes = pool.sources[0].budget_bytes - done[True][-1], done[True]
         longest = [min(end, bisect_right(sizes, size + free) - 1) for end, size in enumerate(sizes)]

@@ -8,6 +8,8 @@ from msgspec import Struct
 
 from edgeshard_p2p.core.plan import Device, Link, Snapshot
 
+DEVICES_MAX = 512
+
 
 class Scenario(Struct, frozen=True):
     snapshot: Snapshot

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.model_spec import PLANNED_BITS
 from edgeshard_p2p.core.plan import Device, Link, Snapshot, snapshot
-from edgeshard_p2p.core.scenario import Scenario, dtype_notes
+from edgeshard_p2p.core.scenario import DEVICES_MAX, Scenario, dtype_notes
 
 MBPS_MAX, GIB_MAX = 10**7, 2**18
 _FORMS = "drop=NAME, add=KIND, bandwidth:A-B=MBPS, memory:NAME=GIB or dtype=NAME"
@@ -72,6 +72,8 @@ def _with_another(scenario: Scenario, kind: str) -> Scenario:
     if spare is None:
         known = ", ".join(sorted(scenario.spares)) or "none"
         raise WhatIfError(f"no {kind!r} to add; there are {known}")
+    if len(scenario.order) >= DEVICES_MAX:
+        raise WhatIfError(f"expected {DEVICES_MAX} devices at most")
     name = next(free for n in count(1) if (free := f"{kind}.new-{n}") not in scenario.order)
     own = list(_links_of_another(scenario, kind, name))
     devices = [*scenario.snapshot.devices, replace(spare, peer=PeerId(name, 1))]
@@ -131,7 +133,7 @@ def _in_dtype(scenario: Scenario, dtype: str) -> Scenario:
 
 
 def _with_memory(scenario: Scenario, name: str, gib: float) -> Scenario:
-    changed_one = replace(_named(scenario, name), budget_bytes=int(gib * 2**30))
+    changed_one = replace(_named(scenario, name), budget_bytes=max(1, round(gib * 2**30)))
     devices = [
         changed_one if device.peer.name == name else device for device in scenario.snapshot.devices
     ]
@@ -141,7 +143,7 @@ def _with_memory(scenario: Scenario, name: str, gib: float) -> Scenario:
 
 def _with_bandwidth(scenario: Scenario, pair: str, mbps: float) -> Scenario:
     a, b = _ends(scenario, pair)
-    bytes_per_s = max(1, int(mbps * 125_000))
+    bytes_per_s = max(1, round(mbps * 125_000))
     links = [
         replace(link, bytes_per_s=bytes_per_s) if {link.a, link.b} == {a, b} else link
         for link in scenario.snapshot.links

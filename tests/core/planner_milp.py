@@ -22,13 +22,7 @@ from msgspec import Struct
 
 from edgeshard_p2p.core.ids import PeerId, UnitRange
 from edgeshard_p2p.core.layout import Layout
-from edgeshard_p2p.core.plan import (
-    Snapshot,
-    Stage,
-    entry_units,
-    kv_bytes,
-    weight_bytes,
-)
+from edgeshard_p2p.core.plan import Snapshot, Stage, entry_units, kv_bytes, weight_bytes
 from edgeshard_p2p.core.pool import LOAD_BYTES_PER_US
 
 STEPS_PER_US = 64

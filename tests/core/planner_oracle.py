@@ -64,6 +64,8 @@ def all_layouts(swarm: Snapshot, sources: list[Device]) -> Iterator[Layout]:
         ends = [(end, tail) for end in range(default_end, n_units) for tail in tails if end < tail]
         if sources:
             yield Layout(source_ids, n_units, (), n_units)
+    if len(sources) > 1 and len(own(swarm)) == n_units:
+        yield Layout(source_ids, n_units, (), n_units)
     for entry_end, tail_start in ends if sources else []:
         for stages in all_stages(free, entry_end, tail_start):
             if stages:

@@ -201,7 +201,7 @@ def test_the_program_equals_a_list_of_all_plans(private_head: bool, campaign: bo
         assert cheapest is not None, f"seed {seed}"
         assert (cheapest.busiest, cheapest.cost) == figures[0], f"seed {seed}"
         n_with_stages += len(best.layout.stages) > 0
-    assert n_with_stages > 20
+    assert n_with_stages > 10
 
 
 def all_figures(made: Snapshot, batch: int, rows: int) -> Iterator[tuple[int, int]]:
