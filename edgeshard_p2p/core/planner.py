@@ -19,9 +19,9 @@ from edgeshard_p2p.core.pool import (
     Pool,
     chain_of,
     dearest_load,
-    everyone_of,
     fit_of,
     in_us,
+    pool_of,
 )
 from edgeshard_p2p.core.solvers import Solver, solver_for
 from edgeshard_p2p.core.throughput import most_tokens
@@ -72,7 +72,7 @@ def answer(snapshot: Snapshot) -> Answer:
     sources = [device for device in willing if device.budget_bytes >= least]
     if not sources:
         return _no_entry(snapshot, willing)
-    pool = everyone_of(snapshot, devices, sources)
+    pool = pool_of(snapshot, devices, sources)
     solver, chain = solver_for(pool.kinds), chain_of(pool)
     if chain.largest_sum() >= UNREACHABLE:
         return _refused("the times or links are too slow to be planned with")

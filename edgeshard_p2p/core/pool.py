@@ -13,6 +13,7 @@ from itertools import accumulate
 
 from msgspec import Struct
 
+from edgeshard_p2p.core.bottleneck import Busy
 from edgeshard_p2p.core.footprint import (
     entry_of,
     last_ends,
@@ -23,7 +24,6 @@ from edgeshard_p2p.core.footprint import (
 )
 from edgeshard_p2p.core.kinds import Kinds, kinds_of
 from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Fit
-from edgeshard_p2p.core.narrowest import Busy
 from edgeshard_p2p.core.plan import CHUNK_ROWS, Device, Goal, Link, Snapshot
 
 LOAD_BYTES_PER_US = 500_000
@@ -100,7 +100,7 @@ class Pool(Struct, frozen=True, dict=True):
         ]
 
 
-def everyone_of(snapshot: Snapshot, devices: list[Device], sources: list[Device]) -> Pool:
+def pool_of(snapshot: Snapshot, devices: list[Device], sources: list[Device]) -> Pool:
     """All that could take part."""
     smallest = {
         is_source: min(unit_bytes(snapshot, is_source, 1)[entry_of(snapshot).end :])

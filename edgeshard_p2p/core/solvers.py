@@ -5,15 +5,12 @@ from __future__ import annotations
 from edgeshard_p2p.core.kinds import Kinds, States, n_states
 from edgeshard_p2p.core.latency_dp import Placement, Problem, cheapest, is_feasible
 from edgeshard_p2p.core.local_search import built, improved
-from edgeshard_p2p.core.relaxation import lower_bound
+from edgeshard_p2p.core.relaxation import STEPS_MAX, lower_bound
 
 CANDIDATES_MAX = 12
 """Different devices that shared stages are placed on exactly; the table doubles with each."""
 STATES_MAX = CANDIDATES_MAX << CANDIDATES_MAX
 """Rows of that table.  Of devices that are alike more can be placed in as many."""
-
-ROUGH_STEPS = 40
-"""Of the relaxation, where one of several sizes of micro-batch is bounded."""
 
 
 class ExactSearch:
@@ -39,10 +36,6 @@ class ExactSearch:
         """Proved: no chain costs less."""
         return found.cost
 
-    def roughly_least_cost(self, problem: Problem, found: Placement) -> int:
-        """Proved as well, and quicker; further off where that is a matter of time."""
-        return found.cost
-
 
 class LocalSearch:
     """Finds chains; not always one where there is one, and not always the cheapest."""
@@ -62,11 +55,9 @@ class LocalSearch:
     def refined(self, problem: Problem, found: Placement) -> Placement:
         return improved(problem, found)
 
-    def least_cost(self, problem: Problem, found: Placement) -> int:
-        return lower_bound(problem, found.cost)
-
-    def roughly_least_cost(self, problem: Problem, found: Placement) -> int:
-        return lower_bound(problem, found.cost, ROUGH_STEPS)
+    def least_cost(self, problem: Problem, found: Placement, n_steps: int = STEPS_MAX) -> int:
+        """Proved as well; the nearer, the more steps it may take."""
+        return lower_bound(problem, found.cost, n_steps)
 
 
 Solver = ExactSearch | LocalSearch

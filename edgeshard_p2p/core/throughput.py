@@ -15,10 +15,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from edgeshard_p2p.core.answers import Answer, answered, iteration_us
+from edgeshard_p2p.core.bottleneck import Pipeline, least_busy, limits_kept
 from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Placement
-from edgeshard_p2p.core.narrowest import Pipeline, least_busy, limits_kept
 from edgeshard_p2p.core.pool import Pool, busy_of, chain_of, dearest_load, fit_of, in_us
-from edgeshard_p2p.core.solvers import Solver
+from edgeshard_p2p.core.solvers import LocalSearch, Solver
+
+BOUND_STEPS = 40
+"""Of the relaxation, for each of the sizes of micro-batch."""
 
 
 class _Round(Struct, frozen=True):
@@ -82,8 +85,8 @@ class _Size:
         below = None if best_us is None else self._limit(best_us)
         limits = limits_kept(self._pipeline, self._solver.is_feasible, below)
         tried, least_us = self._where_they_meet(limits, quickest_us) if limits else ([], None)
-        if not self._solver.is_exact:
-            return tried, self._least_us(quickest)
+        if isinstance(self._solver, LocalSearch):
+            return tried, self._least_us(self._solver, quickest)
         return tried, min(us for us in (least_us, best_us) if us is not None)
 
     def _where_they_meet(self, limits: list[int], quickest_us: int) -> tuple[list[_Round], int]:
@@ -137,10 +140,10 @@ class _Size:
         """No plan of this cost or a higher one has less latency, however little it loads."""
         return max(0, in_us(self._pool, cost - dearest_load(self._pool)))
 
-    def _least_us(self, quickest: Placement) -> int:
-        problem, sizes = self._pipeline.problem, [len(kind) for kind in self._solver.kinds]
-        least_us = self._latency_us(self._solver.roughly_least_cost(problem, quickest))
-        return max(least_us, self._round_us(least_busy(self._pipeline, sizes)))
+    def _least_us(self, solver: LocalSearch, quickest: Placement) -> int:
+        cost = solver.least_cost(self._pipeline.problem, quickest, BOUND_STEPS)
+        busy = least_busy(self._pipeline, list(map(len, solver.kinds)))
+        return max(self._latency_us(cost), self._round_us(busy))
 
     def refined(self, one: _Round) -> Answer:
         within = self._pipeline.within(one.limit)

@@ -21,6 +21,7 @@ from edgeshard_p2p.core.plan import (
     snapshot,
     weight_bytes,
 )
+from tests.core.planner_oracle import model_of
 
 
 def large_swarm(seed: int, objective: str, private_head: bool = False) -> Snapshot:
@@ -52,19 +53,7 @@ def _model(rng: random.Random) -> ModelSpec:
     is_even, embedding = rng.random() < 0.5, rng.randint(0, 8_000_000)
     n_blocks, few, many = rng.randint(20, 34), 1_000_000, 4_000_000
     blocks = [few if is_even else rng.randint(few, many) for _ in range(n_blocks)]
-    return ModelSpec(
-        name="large",
-        digest="0" * 64,
-        family="llama",
-        hidden_size=rng.choice([64, 1024]),
-        vocab_size=1000,
-        max_context=4096,
-        embedding_params=embedding,
-        block_params=tuple(blocks),
-        head_params=embedding + 1_000,
-        tied_params=rng.choice([0, embedding]),
-        kv_width=rng.choice([0, 1_000, 10_000]),
-    )
+    return model_of(rng, blocks, embedding, kv_widths=[0, 1_000, 10_000])
 
 
 def _workload(rng: random.Random, rows: int) -> Workload:

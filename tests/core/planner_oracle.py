@@ -254,9 +254,14 @@ def random_model(rng: random.Random) -> ModelSpec:
         200_000 if is_even else rng.randint(50_000, 500_000)
         for _ in range(rng.choice([1, 2, 3, 4, 5, 6, 6]))
     ]
-    embedding = rng.randint(0, 400_000)
+    return model_of(rng, blocks, rng.randint(0, 400_000), kv_widths=[0, 200, 1000])
+
+
+def model_of(
+    rng: random.Random, blocks: list[int], embedding: int, kv_widths: list[int]
+) -> ModelSpec:
     return ModelSpec(
-        name="tiny",
+        name="random",
         digest="0" * 64,
         family="llama",
         hidden_size=rng.choice([64, 1024]),
@@ -266,7 +271,7 @@ def random_model(rng: random.Random) -> ModelSpec:
         block_params=tuple(blocks),
         head_params=embedding + 1_000,
         tied_params=rng.choice([0, embedding]),
-        kv_width=rng.choice([0, 200, 1000]),
+        kv_width=rng.choice(kv_widths),
     )
 
 

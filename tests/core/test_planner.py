@@ -26,7 +26,7 @@ from edgeshard_p2p.core.plan import (
     snapshot,
 )
 from edgeshard_p2p.core.planner import answer, choose
-from edgeshard_p2p.core.pool import LOAD_BYTES_PER_US, everyone_of
+from edgeshard_p2p.core.pool import LOAD_BYTES_PER_US, pool_of
 from edgeshard_p2p.core.solvers import CANDIDATES_MAX
 from edgeshard_p2p.sim.comparison import Pair, compared
 from tests.core import planner_oracle as oracle
@@ -148,7 +148,7 @@ def test_devices_that_are_alike_are_counted_and_nothing_is_lost(goal: Goal) -> N
 def kinds_in(made: Snapshot) -> list[list[int]]:
     sources = [one for one in made.devices if one.is_source]
     able = [one for one in sources if one.budget_bytes >= own_bytes(made, 1)]
-    return everyone_of(made, list(made.devices), able).kinds
+    return pool_of(made, list(made.devices), able).kinds
 
 
 def test_random_swarms_cover_what_matters() -> None:

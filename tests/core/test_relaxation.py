@@ -26,7 +26,7 @@ def test_no_plan_of_small_swarms_is_below_the_bound() -> None:
             continue
         best, batch = found
         sources = [device for device in made.devices if device.peer in best.sources]
-        everyone = pool.everyone_of(made, list(made.devices), sources)
+        everyone = pool.pool_of(made, list(made.devices), sources)
         kinds = [[device] for device in range(len(everyone.shared))]
         chain, fit = pool.chain_of(everyone), pool.fit_of(everyone, batch)
         bound = lower_bound(Problem.of(chain, fit, kinds), UNREACHABLE >> 4)
