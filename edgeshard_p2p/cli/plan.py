@@ -163,6 +163,7 @@ def _print_comparison(scenario: Scenario, options: PlanOptions) -> None:
     from edgeshard_p2p.cli.plan_words import figures, in_json
     from edgeshard_p2p.core.baselines import NoCloud, plan_by
 
+    goal = scenario.snapshot.goal
     found: dict[str, Answer | str] = {}
     for algorithm in ALGORITHMS:
         try:
@@ -182,13 +183,14 @@ def _print_comparison(scenario: Scenario, options: PlanOptions) -> None:
             continue
         again = "  (comes back to a device)" if one.layout and one.layout.revisits else ""
         why = f": {one.reason}" if one.layout is None else again
-        print(f"{name:<16} {figures(one)}{why}")
+        print(f"{name:<16} {figures(goal, one)}{why}")
 
 
 def _print_losses(scenario: Scenario, options: PlanOptions) -> None:
     from edgeshard_p2p.cli.plan_words import figures, in_json
     from edgeshard_p2p.core.whatif import changed
 
+    goal = scenario.snapshot.goal
     found = plan_of(scenario, options)
     peers = [peer.name for peer in found.layout.peers()] if found.layout else []
     losses = {}
@@ -200,9 +202,10 @@ def _print_losses(scenario: Scenario, options: PlanOptions) -> None:
         print(json.dumps({"plan": in_json(scenario, found, options.algorithm), "losses": told}))
     else:
         why = f": {found.reason}" if found.layout is None else ""
-        print(f"{'with all':<16} {figures(found)}{why}")
+        print(f"{'with all':<16} {figures(goal, found)}{why}")
         for name, (_, one) in losses.items():
-            print(f"{'without ' + name:<16} {figures(one)}{': ' if one.reason else ''}{one.reason}")
+            why = f": {one.reason}" if one.reason else ""
+            print(f"{'without ' + name:<16} {figures(goal, one)}{why}")
     if found.layout is None:
         sys.exit(FAILED)
 
@@ -213,6 +216,7 @@ def _print_explanation(scenario: Scenario, options: PlanOptions) -> None:
 
     if options.algorithm != "exact":
         fail("--explain explains exact only", USAGE, options.as_json)
+    goal = scenario.snapshot.goal
     found = plan_of(scenario, options)
     n_devices = len(scenario.order)
     read = list(_shown(readings(scenario, found), n_devices, "what if"))
@@ -222,8 +226,8 @@ def _print_explanation(scenario: Scenario, options: PlanOptions) -> None:
                 "peer": one.peer,
                 "used": one.is_used,
                 "bound_by": one.bound_by,
-                "without": predicted(scenario.snapshot.goal, one.without, "exact"),
-                "another": predicted(scenario.snapshot.goal, one.twice, "exact"),
+                "without": predicted(goal, one.without, "exact"),
+                "another": predicted(goal, one.twice, "exact"),
             }
             for one in read
         ]
@@ -234,8 +238,9 @@ def _print_explanation(scenario: Scenario, options: PlanOptions) -> None:
             part = "used" if one.is_used else "not used"
             print(
                 f"  {one.peer:<16} {part}, held by {one.bound_by}, "
-                f"{memory_words(scenario, found, one.peer)}; without it {figures(one.without)}; "
-                f"with another like it {figures(one.twice)}"
+                f"{memory_words(scenario, found, one.peer)}; "
+                f"without it {figures(goal, one.without)}; "
+                f"with another like it {figures(goal, one.twice)}"
             )
     if found.layout is None:
         sys.exit(FAILED)

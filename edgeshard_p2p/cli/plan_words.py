@@ -54,14 +54,15 @@ def _tied_bytes(model: ModelSpec, dtype: str) -> int:
 
 
 def predicted(goal: Goal, found: Answer, algorithm: str) -> dict[str, Any] | None:
-    """``objective_ms`` is what is minimised, which ``bound`` is on: time between two tokens, or for
-    ``latency`` a token's of one sequence alone, with its part of the expected prompt's."""
+    """``ms_per_token`` is from one token of a sequence to its next: for ``latency`` of one alone,
+    for ``throughput`` with the batch in flight.  ``objective_ms`` is what is minimised, which
+    ``bound`` is on: the same with its part of the expected prompt where that counts."""
     if (said := found.prediction) is None:
         return None
     bound_us = found.bound_us if algorithm == "exact" else None
-    is_pipeline = said.n_micro_batches > 1 or said.micro_batch > 1
+    is_throughput = goal.objective == "throughput"
     return {
-        "ms_per_token": (said.iteration_us if is_pipeline else said.latency_us) / 1e3,
+        "ms_per_token": (said.iteration_us if is_throughput else said.latency_us) / 1e3,
         "latency_ms": said.latency_us / 1e3,
         "ttft_ms": said.ttft_us / 1e3,
         "tokens_per_s": round(found.batch * 1e6 / max(1, said.iteration_us), 3),
@@ -190,12 +191,12 @@ def _head(told: dict[str, Any]) -> str:
     )
 
 
-def figures(found: Answer) -> str:
+def figures(goal: Goal, found: Answer) -> str:
     """``ms/token | tokens/s`` for a table."""
-    if found.prediction is None:
+    said = predicted(goal, found, "exact")
+    if said is None:
         return "infeasible"
-    per_s = found.batch * 1e6 / max(1, found.prediction.iteration_us)
-    return f"{found.prediction.latency_us / 1e3:.1f} ms | {per_s:.2f} tokens/s"
+    return f"{said['ms_per_token']:.1f} ms/token | {said['tokens_per_s']:.2f} tokens/s"
 
 
 class SavedStage(Struct, frozen=True):
