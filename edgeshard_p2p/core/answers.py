@@ -32,14 +32,14 @@ class Answer(Struct, frozen=True):
 
 
 def answered(pool: Pool, solver: Solver, placement: Placement, batch: int, rows: int) -> Answer:
-    layout = _layout(pool, placement)
+    layout = layout_of(pool, placement)
     in_part = f"{len(pool.shared)} devices are too many different ones to search all plans"
     notes = [*([] if solver.is_exact else [in_part]), *pool.notes]
     prediction = predict(pool.snapshot, layout, batch, rows)
     return Answer(layout, batch, prediction, "; ".join(notes), is_best=solver.is_exact)
 
 
-def _layout(pool: Pool, placement: Placement) -> Layout:
+def layout_of(pool: Pool, placement: Placement) -> Layout:
     start, stages = placement.entry_end, []
     for device, end in placement.runs:
         stages.append(Stage(pool.shared[device].peer, UnitRange(start, end)))

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 from edgeshard_p2p.core.ids import Count, Name, PeerId, PlanId, UnitRange
 from edgeshard_p2p.core.model_spec import DtypeName, ModelSpec, weight_bytes_of
 
-PLANNER_VERSION = 3
+PLANNER_VERSION = 4
 
 FRAME_OVERHEAD_BYTES = 128
 """What a frame adds to its tensor on the wire, at most, for one row."""

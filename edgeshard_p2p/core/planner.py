@@ -87,7 +87,7 @@ def answer(snapshot: Snapshot) -> Answer:
     first = solver.first(problem)
     assert first is not None, "feasible, but no placement"
     placement = solver.refined(problem, first)
-    least = solver.least_cost(problem, placement)
+    least = solver.least_cost(problem, placement.cost)
     # NOTE: the least cost is of time and loading together; any other plan may load less.
     bound_us = max(0, in_us(pool, least - dearest_load(pool)))
     return replace(answered(pool, solver, placement, batch, 1), bound_us=bound_us)

@@ -188,6 +188,11 @@ def in_us(pool: Pool, cost: int) -> int:
     return cost // (pool.ranks * STEPS_PER_US * len(pool.sources))
 
 
+def cost_of(pool: Pool, us: int) -> int:
+    """Of which, or of more, no plan takes less than ``us`` for a token, however little it loads."""
+    return us * pool.ranks * STEPS_PER_US * len(pool.sources) + dearest_load(pool)
+
+
 def _hop(pool: Pool, a: Device, b: Device, rows: int) -> int:
     """Of hidden states: of a decoded token, and its part of the prompt's."""
     if a.peer == b.peer:

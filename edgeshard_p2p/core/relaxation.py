@@ -12,18 +12,21 @@ import numpy as np
 
 from edgeshard_p2p.core.latency_dp import UNREACHABLE, Costs, Problem
 
-STEPS_MAX = 240
+STEPS_MAX = 140
 PRICE_MAX = UNREACHABLE >> 8
 """So that no walk under these prices outgrows 64 bits."""
 _SHORTER_AFTER = 12
 """Steps without a better bound until the steps are made shorter."""
 
+_BEYOND = 4
+"""Steps are as long as if a known cost and so much of it could be proved: that converges sooner."""
+
 _NOBODY = -1
 
 
 def lower_bound(problem: Problem, known: int, n_steps: int = STEPS_MAX) -> int:
-    """What no chain costs less than, from the cost of a ``known`` one; the nearer that is to the
-    least, the sooner."""
+    """What no chain costs less than, at most ``known``; the nearer that is to the least, the
+    sooner."""
     walks = _Walks(problem)
     prices = np.zeros(len(problem.units), dtype=np.int64)
     best, in_vain, scale = -UNREACHABLE, 0, 1
@@ -32,12 +35,12 @@ def lower_bound(problem: Problem, known: int, n_steps: int = STEPS_MAX) -> int:
         bound = cost - int(prices.sum())
         in_vain = 0 if bound > best else in_vain + 1
         best = max(best, bound)
-        if (visits <= 1).all() and not prices[visits == 0].any():
-            break  # The walk is a plan, and pays for all that it is given back.
+        if best >= known or ((visits <= 1).all() and not prices[visits == 0].any()):
+            break  # All is proved, or the walk is a plan and pays for all that it is given back.
         if in_vain >= _SHORTER_AFTER:
             in_vain, scale = 0, scale * 2
         length = scale * max(1, int(((visits - 1) ** 2).sum()))
-        step = max(1, (known - bound) // length)
+        step = max(1, (known + known // _BEYOND - bound) // length)
         prices = np.clip(prices + step * (visits - 1), 0, PRICE_MAX)
     return min(best, known)
 

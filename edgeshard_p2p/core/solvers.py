@@ -32,9 +32,9 @@ class ExactSearch:
     def refined(self, problem: Problem, found: Placement) -> Placement:
         return found
 
-    def least_cost(self, problem: Problem, found: Placement) -> int:
-        """Proved: no chain costs less."""
-        return found.cost
+    def least_cost(self, problem: Problem, known: int) -> int:
+        """Proved, of the cost of what was found: no chain costs less."""
+        return known
 
 
 class LocalSearch:
@@ -55,9 +55,9 @@ class LocalSearch:
     def refined(self, problem: Problem, found: Placement) -> Placement:
         return improved(problem, found)
 
-    def least_cost(self, problem: Problem, found: Placement, n_steps: int = STEPS_MAX) -> int:
-        """Proved as well; the nearer, the more steps it may take."""
-        return lower_bound(problem, found.cost, n_steps)
+    def least_cost(self, problem: Problem, known: int, n_steps: int = STEPS_MAX) -> int:
+        """Proved up to ``known``; the nearer to the least, the more steps it may take."""
+        return lower_bound(problem, known, n_steps)
 
 
 Solver = ExactSearch | LocalSearch

@@ -14,24 +14,26 @@ from bisect import bisect_left
 from msgspec import Struct
 from msgspec.structs import replace
 
-from edgeshard_p2p.core.answers import Answer, answered, iteration_us
+from edgeshard_p2p.core.answers import Answer, answered, iteration_us, layout_of
 from edgeshard_p2p.core.bottleneck import Pipeline, least_busy, limits_kept
-from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Placement
-from edgeshard_p2p.core.pool import Pool, busy_of, chain_of, dearest_load, fit_of, in_us
+from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Placement, is_within_reach
+from edgeshard_p2p.core.layout import latency_us
+from edgeshard_p2p.core.pool import Pool, busy_of, chain_of, cost_of, dearest_load, fit_of, in_us
 from edgeshard_p2p.core.solvers import LocalSearch, Solver
 
-BOUND_STEPS = 40
-"""Of the relaxation, for each of the sizes of micro-batch."""
+REFINEMENTS = 2
+"""Limits under which a local search looks for a better plan than the best of all sizes."""
+PROBE_STEPS, PROBES = 80, 2
+"""Of the relaxation, for each time that is tried; and how many are, beside one for each size."""
 
 
 class _Round(Struct, frozen=True):
     """A plan for one size of micro-batch, under a limit on its busiest resource."""
 
-    answer: Answer
     placement: Placement
+    pipeline_us: int
+    """Latency of a micro-batch."""
     limit: int
-    is_tightest: bool
-    """No plan for this size keeps a smaller limit, as far as was searched."""
 
 
 def most_tokens(pool: Pool, solver: Solver, batch: int) -> Answer | None:
@@ -39,30 +41,48 @@ def most_tokens(pool: Pool, solver: Solver, batch: int) -> Answer | None:
     are too slow to be added up."""
     goal = pool.snapshot.goal
     rows = [min(batch, goal.micro_batch)] if goal.micro_batch else micro_batches(batch)
-    best: tuple[_Round, _Size] | None = None
-    least_us = []
+    sizes: list[_Size] = []
+    best: tuple[Answer, _Size] | None = None
     for chain, n_rows in ((chain_of(pool, n_rows), n_rows) for n_rows in rows):
         if chain.largest_sum() >= UNREACHABLE:
             continue
         size = _Size(pool, solver, chain, batch, n_rows)
-        tried, bound_us = size.rounds(iteration_us(best[0].answer) if best else None)
-        least_us.append(bound_us)
+        found = size.best(iteration_us(best[0]) if best else None)
         others = [best] if best else []
-        best = min([*others, *((one, size) for one in tried)], key=_iteration_us)
+        best = min(
+            [*others, *((one, size) for one in found)], key=lambda pair: iteration_us(pair[0])
+        )
+        sizes.append(size)
     if best is None:
         return None
-    found, size = best
-    refined = size.refined(found)
-    return replace(refined, bound_us=min(iteration_us(refined), *least_us))
-
-
-def _iteration_us(found: tuple[_Round, _Size]) -> int:
-    return iteration_us(found[0].answer)
+    answer, size = best
+    if isinstance(solver, LocalSearch):
+        answer = size.refined(answer, solver)
+        bound_us = _bound_us(sizes, solver, iteration_us(answer))
+    else:
+        bound_us = min(iteration_us(answer), *(size.least_us for size in sizes))
+    return replace(answer, bound_us=bound_us)
 
 
 def micro_batches(batch: int) -> list[int]:
     """Sizes that are tried: powers of two, and all at once."""
     return sorted({batch, *(1 << power for power in range(batch.bit_length()))})
+
+
+def _bound_us(sizes: list[_Size], solver: LocalSearch, found_us: int) -> int:
+    """Proved for all sizes: a time that no plan is below, at most ``found_us``.  Raised by halving
+    for whichever size has the lowest."""
+    open_us = []
+    for n, size in enumerate(sizes):
+        proved_us = max(size.least_round_us(solver), size.proved_us(solver, found_us))
+        open_us.append((min(proved_us, found_us), found_us, n))
+    for _ in range(PROBES):
+        least_us, most_us, n = min(open_us)
+        middle_us = (least_us + most_us) // 2
+        proved_us = sizes[n].proved_us(solver, middle_us)
+        most_us = most_us if proved_us == middle_us else middle_us
+        open_us[n] = (max(least_us, proved_us), most_us, n)
+    return min(least_us for least_us, _, _ in open_us)
 
 
 class _Size:
@@ -73,44 +93,49 @@ class _Size:
         self._n_sources, self._n_micro_batches = len(pool.sources), -(-batch // rows)
         busy, fit = busy_of(pool, rows), fit_of(pool, batch)
         self._pipeline = Pipeline.of(chain, busy, fit, solver.kinds)
+        self.least_us = 0
+        """What no plan takes less than, unless that is the best of other sizes; where all plans
+        are searched."""
 
-    def rounds(self, best_us: int | None) -> tuple[list[_Round], int]:
+    def best(self, best_us: int | None) -> list[Answer]:
         """The plans of this size among which the best one is, none where that is not below
-        ``best_us``; and a time that no plan of this size is below, unless ``best_us`` is."""
+        ``best_us``."""
         quickest = self._solver.first(self._pipeline.problem)
         assert quickest is not None, "feasible, but no placement"
         quickest_us = self._latency_us(quickest.cost)
+        self.least_us = quickest_us
         if best_us is not None and self._solver.is_exact and quickest_us >= best_us:
-            return [], quickest_us
+            return []
         below = None if best_us is None else self._limit(best_us)
         limits = limits_kept(self._pipeline, self._solver.is_feasible, below)
-        tried, least_us = self._where_they_meet(limits, quickest_us) if limits else ([], None)
-        if isinstance(self._solver, LocalSearch):
-            return tried, self._least_us(self._solver, quickest)
-        return tried, min(us for us in (least_us, best_us) if us is not None)
+        if not limits:
+            assert best_us is not None
+            self.least_us = best_us
+            return []
+        return self._where_they_meet(limits, quickest_us)
 
-    def _where_they_meet(self, limits: list[int], quickest_us: int) -> tuple[list[_Round], int]:
-        """Plans under limits on both sides of the one that the batch just fills, or under the
-        tightest if it fills that; and what none under any of ``limits`` takes less than."""
-        placements: dict[int, _Round] = {}
+    def _where_they_meet(self, limits: list[int], quickest_us: int) -> list[Answer]:
+        """The plan under the tightest limit, and, if the batch does not fill that, those under the
+        limits on both sides of the one that it just fills."""
+        rounds: dict[int, _Round] = {}
 
         def tried(limit: int) -> _Round:
-            if limit not in placements:
+            if limit not in rounds:
                 # What keeps the tightest limit keeps this one; a local search may not find better.
-                tightest = placements[limits[0]].placement if placements else None
-                within = self._pipeline.within(limit)
-                placement = self._solver.first(within) or tightest
+                tightest = rounds[limits[0]].placement if rounds else None
+                placement = self._solver.first(self._pipeline.within(limit)) or tightest
                 assert placement is not None, "feasible, but no placement"
-                found = answered(self._pool, self._solver, placement, self._batch, self._rows)
-                placements[limit] = _Round(found, placement, limit, limit == limits[0])
-            return placements[limit]
+                layout = layout_of(self._pool, placement)
+                pipeline_us = latency_us(self._pool.snapshot, layout, self._rows)
+                rounds[limit] = _Round(placement, pipeline_us, limit)
+            return rounds[limit]
 
         narrow = tried(limits[0])
         if self._is_filled(narrow):
-            return [narrow], self._round_us(narrow.limit)
-        assert narrow.answer.prediction is not None
+            self.least_us = self._round_us(narrow.limit)
+            return [self._answered(narrow.placement)]
         too_tight = bisect_left(limits, self._limit(quickest_us))
-        surely_filled = bisect_left(limits, self._limit(narrow.answer.prediction.pipeline_us))
+        surely_filled = bisect_left(limits, self._limit(narrow.pipeline_us))
         at = bisect_left(
             limits,
             True,
@@ -119,14 +144,23 @@ class _Size:
             key=lambda limit: self._is_filled(tried(limit)),
         )
         # Whoever keeps a tighter limit has this latency at least, all others this round.
-        least_us = [self._latency_us(tried(limits[at - 1]).placement.cost)]
+        sides = [tried(limit) for limit in limits[at - 1 : at + 1]]
+        self.least_us = self._latency_us(sides[0].placement.cost)
         if at < len(limits):
-            least_us.append(max(quickest_us, self._round_us(tried(limits[at]).limit)))
-        return [placements[limit] for limit in sorted(placements)], min(least_us)
+            self.least_us = min(self.least_us, max(quickest_us, self._round_us(limits[at])))
+        note = "too few sequences to fill the pipeline of least bottleneck: another one is better"
+        others = [one for one in sides if one is not narrow]
+        return [
+            self._answered(narrow.placement),
+            *(self._answered(one.placement, note) for one in others),
+        ]
+
+    def _answered(self, placement: Placement, note: str = "") -> Answer:
+        found = answered(self._pool, self._solver, placement, self._batch, self._rows)
+        return replace(found, reason="; ".join(filter(None, [note, found.reason])))
 
     def _is_filled(self, one: _Round) -> bool:
-        assert one.answer.prediction is not None
-        return one.answer.prediction.pipeline_us <= self._round_us(one.limit)
+        return one.pipeline_us <= self._round_us(one.limit)
 
     def _round_us(self, limit: int) -> int:
         """Of all micro-batches, on a resource that each occupies for ``limit``."""
@@ -140,18 +174,31 @@ class _Size:
         """No plan of this cost or a higher one has less latency, however little it loads."""
         return max(0, in_us(self._pool, cost - dearest_load(self._pool)))
 
-    def _least_us(self, solver: LocalSearch, quickest: Placement) -> int:
-        cost = solver.least_cost(self._pipeline.problem, quickest, BOUND_STEPS)
-        busy = least_busy(self._pipeline, list(map(len, solver.kinds)))
-        return max(self._latency_us(cost), self._round_us(busy))
+    def refined(self, answer: Answer, solver: LocalSearch) -> Answer:
+        """A better plan of this size, where one is found piece by piece."""
+        best = answer
+        for number in range(REFINEMENTS):
+            said = best.prediction
+            assert said is not None
+            if number and said.iteration_us == said.pipeline_us:
+                break  # A tighter limit costs latency, a looser one is broken by the round.
+            limit_us = (said.pipeline_us + said.iteration_us) // 2 if number else said.iteration_us
+            within = self._pipeline.within(self._limit(limit_us))
+            if (first := solver.first(within)) is None:
+                break
+            found = self._answered(solver.refined(within, first))
+            best = min(best, replace(found, reason=answer.reason), key=iteration_us)
+        return best
 
-    def refined(self, one: _Round) -> Answer:
-        within = self._pipeline.within(one.limit)
-        placement = self._solver.refined(within, one.placement)
-        found = answered(self._pool, self._solver, placement, self._batch, self._rows)
-        # Less latency may go with a busier bottleneck, as far as the limit.
-        found = min(one.answer, found, key=iteration_us)
-        if one.is_tightest:
-            return found
-        note = "too few sequences to fill the pipeline of least bottleneck: another one is better"
-        return replace(found, reason="; ".join(filter(None, [note, found.reason])))
+    def least_round_us(self, solver: LocalSearch) -> int:
+        """What a round of no plan takes less than, whatever its latency."""
+        return self._round_us(least_busy(self._pipeline, list(map(len, solver.kinds))))
+
+    def proved_us(self, solver: LocalSearch, us: int) -> int:
+        """A time that no plan is below, at most ``us``: of those that take less, none is busier
+        than a round of ``us`` allows, and this latency is the least under that limit."""
+        within = self._pipeline.within(self._limit(us) - 1)
+        if not is_within_reach(within, list(map(len, solver.kinds))):
+            return us
+        cost = solver.least_cost(within, cost_of(self._pool, us), PROBE_STEPS)
+        return min(us, self._latency_us(cost))
