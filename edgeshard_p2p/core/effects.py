@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from edgeshard_p2p.core.ids import PlanId, RequestId, UnitRange
-from edgeshard_p2p.core.messages import Address, ControlMessage, FrameHeader, Open
+from edgeshard_p2p.core.ids import NO_UNITS, PlanId, RequestId, UnitRange
+from edgeshard_p2p.core.messages import Address, ControlMessage, FrameHeader, LoggedRows, Open
 from edgeshard_p2p.core.plan import Snapshot
 from edgeshard_p2p.core.records import LinkFigures
 from edgeshard_p2p.core.work import CacheKey, Job, RowGroup, TensorRef
@@ -90,11 +90,21 @@ class LoadUnits:
 
 @dataclass(frozen=True, slots=True)
 class OpenCache:
-    """Take a KV slot, or keep the one held, cut to ``position``."""
+    """Take a KV slot, or keep the one held, under this name or that of ``adopts``: cut to what is
+    said here."""
 
     key: CacheKey
     units: UnitRange
+    """The last of them is followed by the boundary at which the key's rows are logged."""
     position: int
+    replayed: UnitRange = NO_UNITS
+    """Among ``units``, those that are cut to ``replay_position`` instead."""
+    replay_position: int = 0
+    adopts: CacheKey | None = None
+    logs: tuple[LoggedRows, ...] = ()
+    """Logs to keep, cut so; any other is dropped."""
+    is_logged: bool = False
+    """Whether rows that leave ``units`` are logged from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +123,9 @@ class RunForward:
     """Input elsewhere; dropped by the shell when the pass is done."""
     spans: tuple[tuple[int, int], ...] = ()
     """(first row, rows) of the input that take part, one for each group; empty: all rows do."""
+    is_from_log: bool = False
+    """Input are the one group's rows as they were logged before ``units``.  Without units nothing
+    is computed: they are what comes out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,9 @@ class UnitRange(Struct, frozen=True, order=True, array_like=True):
         return f"{self.start}-{self.end - 1}" if self else "none"
 
 
+NO_UNITS = UnitRange(0, 0)
+
+
 def unit_ranges(units: Iterable[int]) -> tuple[UnitRange, ...]:
     """The fewest ranges that cover exactly ``units``, in order."""
     ranges: list[UnitRange] = []

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from edgeshard_p2p.core.ids import Count, Name, PeerId, PlanId, RequestId
+from edgeshard_p2p.core.ids import Count, Name, PeerId, PlanId, RequestId, UnitRange
 from edgeshard_p2p.core.records import Record, Setting, Text
 from edgeshard_p2p.core.sampling import Sampling
 
@@ -228,6 +228,38 @@ class SlotReturn(Struct, frozen=True, array_like=True, tag=27):
     attempt: Small
 
 
+class CachedUnits(Struct, frozen=True, order=True, array_like=True):
+    """KV of these units for the first ``length`` positions of a request."""
+
+    units: UnitRange
+    length: Small
+
+
+class LoggedRows(Struct, frozen=True, order=True, array_like=True):
+    """Hidden states of positions ``[start, end)`` before unit ``unit``, as they were computed."""
+
+    unit: Count
+    start: Small
+    end: Small
+
+
+class CacheAsk(Struct, frozen=True, array_like=True, tag=28):
+    """The source to each stage of the plan on which a request is to go on."""
+
+    plan: PlanId
+    request: RequestId
+
+
+class CacheReport(Struct, frozen=True, array_like=True, tag=29):
+    """What the stage has of the request that is of use in its part of this plan."""
+
+    plan: PlanId
+    request: RequestId
+    stage: Small
+    cached: Annotated[tuple[CachedUnits, ...], Meta(max_length=64)] = ()
+    logs: Annotated[tuple[LoggedRows, ...], Meta(max_length=8)] = ()
+
+
 ControlMessage = (
     Hello
     | Welcome
@@ -246,6 +278,8 @@ ControlMessage = (
     | SlotAsk
     | SlotAnswer
     | SlotReturn
+    | CacheAsk
+    | CacheReport
 )
 
 
@@ -320,6 +354,17 @@ class FrameHeader(Struct, frozen=True, array_like=True):
         return self.plan.hex()
 
 
+class Replay(Struct, frozen=True, array_like=True):
+    """Units ``[start, end)`` compute positions from ``position`` up to that of the Open again, from
+    the hidden states that were logged before ``start``."""
+
+    holder: Annotated[int, Meta(ge=-1, le=2**16)]
+    """The stage that has the log; -1 is the source."""
+    start: Count
+    end: Count
+    position: Small
+
+
 class Open(Struct, frozen=True, array_like=True):
     """What is constant for an attempt of a request.  New fields are appended, with defaults."""
 
@@ -328,6 +373,8 @@ class Open(Struct, frozen=True, array_like=True):
     """Where normal frames of this attempt start; what is cached beyond it is cut."""
     oldest_live: Count
     """The source's lowest live sequence: anything below is freed."""
+    replays: Annotated[tuple[Replay, ...], Meta(max_length=256)] = ()
+    """What is cached to less than ``position``; all other units must be cached to it."""
 
 
 class ProbeBody(Struct, frozen=True, array_like=True):

@@ -51,6 +51,9 @@ OLDER_BY_MS = 1_000
 QUIET_GROWTH_MAX = 10
 """A peer that keeps refuting waits at most so many times longer before it is planned."""
 
+LOG_SHARE = 16
+"""Of the budget, one part in so many is for logs of hidden states, and not planned with."""
+
 
 @dataclass(frozen=True, slots=True)
 class CoreConfig:
@@ -79,14 +82,17 @@ class PeerCore:
         self.join = Join(timing)
         self.gossip = Gossip(me.peer, rng, timing.gossip_period_s)
         self.links = LinkProber(timing, {link.to: link for link in config.known_links})
-        self.local = LocalDevice(config.is_source, config.budget_bytes)
+        log_bytes = config.budget_bytes // LOG_SHARE
+        planned_bytes = config.budget_bytes - log_bytes
+        self.local = LocalDevice(config.is_source, planned_bytes)
         self.planning = Planning(
             self.membership,
             self.gossip,
             timing,
             config.tile_rows,
             Replan(timing, config.min_members),
-            Rollout(me.peer, config.budget_bytes),
+            Rollout(me.peer, planned_bytes),
+            log_bytes,
         )
         self.serving = self.planning.serving
         self.is_stopping = False
@@ -138,6 +144,8 @@ class PeerCore:
             msg.AttemptRefused: self.serving.on_attempt_refused,
             msg.SlotAsk: self.serving.on_slot_ask,
             msg.SlotAnswer: lambda _, m, now: self.serving.on_slot_answer(m, now),
+            msg.CacheAsk: lambda sender, m, _: self.serving.on_cache_ask(sender, m),
+            msg.CacheReport: self.serving.on_cache_report,
             msg.SlotReturn: lambda _, m, now: self.serving.on_slot_return(m, now),
         }
 

@@ -221,6 +221,10 @@ class Plan(Struct, frozen=True, dict=True):
         """Everyone who has a part in the plan, each once, sorted."""
         return tuple(sorted({*self.sources, *(stage.peer for stage in self.stages)}))
 
+    @property
+    def n_units(self) -> int:
+        return self.stages[-1].units.end if self.stages else self.entry.end
+
     def units_of(self, peer: PeerId) -> tuple[UnitRange, ...]:
         """What ``peer`` must hold: its entry as a source, its shared stage, or both."""
         ranges = [self.entry] if peer in self.sources else []

@@ -15,7 +15,7 @@ from edgeshard_p2p.core.gossip import Gossip
 from edgeshard_p2p.core.ids import PeerId, PlanId, unit_ranges
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.plan import Plan
-from edgeshard_p2p.core.records import Failure, FailuresRecord, HeldRecord, ReadyPlan
+from edgeshard_p2p.core.records import DeviceRecord, Failure, FailuresRecord, HeldRecord, ReadyPlan
 from edgeshard_p2p.core.replan import Replan
 from edgeshard_p2p.core.rollout import Life, Rollout
 from edgeshard_p2p.core.serving import Serving
@@ -33,6 +33,7 @@ class Planning:
     tile_rows: int
     replan: Replan
     rollout: Rollout
+    log_bytes: int
     serving: Serving = field(init=False)
     _seen: tuple[int, ...] = ()
     _failures: dict[Failure, float] = field(default_factory=dict)
@@ -46,7 +47,9 @@ class Planning:
 
     def __post_init__(self) -> None:
         me = self.membership.me.peer
-        self.serving = Serving(me, self.membership, self.timing, self.is_loaded)
+        self.serving = Serving(
+            me, self.membership, self.timing, self.is_loaded, self._row_us, self.log_bytes
+        )
 
     # --- questions ------------------------------------------------------------------------
 
@@ -57,6 +60,11 @@ class Planning:
     def held_of(self, peer: PeerId) -> HeldRecord:
         held = self.gossip.of(peer, HeldRecord)
         return held if isinstance(held, HeldRecord) else HeldRecord()
+
+    def _row_us(self, peer: PeerId) -> int:
+        device = self.gossip.of(peer, DeviceRecord)
+        figures = (device.prefill or device.decode) if isinstance(device, DeviceRecord) else ()
+        return max(1, figures[-1].block_us // figures[-1].rows) if figures else 1
 
     def dispatchable(self) -> Plan | None:
         """The plan on which requests may start: active, ready everywhere, not asked to end."""
@@ -208,6 +216,7 @@ class Planning:
         for load in loads:
             reading_s = self.rollout.load_bytes() / self.timing.load_bytes_per_s
             self._loading = (load.load, now + self.timing.load_deadline_s + reading_s)
+            effects += self.serving.on_load(load)
         # What is retired is freed before what is new is loaded.
         return [*logs, *effects, *loads]
 
@@ -254,7 +263,9 @@ class Planning:
         if self._park_at is None or now < self._park_at:
             return []
         self._park_at = None
-        steps = self.serving.source.park_plan(active, "the next plan needs the memory", now)
+        steps = self.serving.source.park_plan(
+            active, "the next plan needs the memory", now, keeps=False
+        )
         return self.serving.run(steps, now)
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from edgeshard_p2p.core.cached import Slot
 from edgeshard_p2p.core.effects import Effect, RequestStats
 from edgeshard_p2p.core.events import PromptSubmitted
 from edgeshard_p2p.core.flow import Frame
 from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
+from edgeshard_p2p.core.messages import CacheReport
 from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.recovery import Resumption
 from edgeshard_p2p.core.work import CacheKey
 
 ROLE = "entry"
@@ -43,8 +46,19 @@ class Request:
     """Attempts in a row that yielded no token."""
     begun: dict[PeerId, int] = field(default_factory=dict)
     """Which beginning of the plan this attempt relies on, for each peer of it."""
-    computed: int = 0
-    """Known tokens whose entry pass was asked for in this attempt."""
+    slot: Slot | None = None
+    """What this attempt has cached here, while it runs."""
+    may_resume: bool = False
+    """An earlier attempt may have left something to go on with."""
+    is_granted: bool = False
+    reports: dict[int, CacheReport] = field(default_factory=dict)
+    """What the stages of the plan say that they have, by stage."""
+    begin_by: float = 0.0
+    """When an attempt that has its slot waits no longer for reports."""
+    left_on: Plan | None = None
+    """The plan along whose stages an earlier attempt has left something, its slot as well."""
+    lost: str = ""
+    """What ended the attempt before this one."""
     is_computing: bool = False
     parked_at: float | None = None
     """When the attempt before this one ended, until the first token after it."""
@@ -98,6 +112,15 @@ class AskSlot:
 
 
 @dataclass(frozen=True, slots=True)
+class AskCaches:
+    """Wanted: what each stage of ``plan`` but those in ``known`` has of this request."""
+
+    plan: Plan
+    request: RequestId
+    known: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class OfferFrame:
     """Wanted: this frame on the source's entry edge of ``plan``."""
 
@@ -114,7 +137,21 @@ class ReturnSlot:
     attempt: int
 
 
-SourceStep = Effect | AskSlot | OfferFrame | ReturnSlot
+SourceStep = Effect | AskSlot | AskCaches | OfferFrame | ReturnSlot
+
+
+def story(request: Request, found: Resumption, n_replayed: int) -> str:
+    """What is done to go on, for the user who waits for it."""
+    plan = request.plan
+    assert plan is not None
+    if not found.position:
+        return f"recovering {request.lost}, prefilling {n_replayed} tokens again"
+    units = {unit for replay in found.replays for unit in range(replay.start, replay.end)}
+    peers = [stage.peer.name for stage in plan.stages if units & set(stage.units)]
+    peers += [request.id.source.name] if units & set(plan.entry) else []
+    if not n_replayed or not peers:
+        return f"recovering {request.lost}, nothing has to be computed again"
+    return f"recovering {request.lost}, replaying {n_replayed} tokens on {', '.join(peers)}"
 
 
 def stats_of(request: Request) -> RequestStats:

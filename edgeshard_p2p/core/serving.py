@@ -14,13 +14,16 @@ from itertools import count
 
 from edgeshard_p2p.core.admission import RETRY_MS, Admission, Waiting
 from edgeshard_p2p.core.edges import EdgeKind, EdgeSpec
-from edgeshard_p2p.core.effects import DropTensor, Effect, Send
+from edgeshard_p2p.core.effects import DropTensor, Effect, LoadUnits, Send
 from edgeshard_p2p.core.events import ForwardDone, ForwardFailed, FrameReceived
 from edgeshard_p2p.core.flow import Flow, Frame, LostEdge, refuse
 from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
+from edgeshard_p2p.core.kept import KeptCaches
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.messages import (
     AttemptRefused,
+    CacheAsk,
+    CacheReport,
     EdgeAnswer,
     FrameAck,
     FrameKind,
@@ -31,7 +34,7 @@ from edgeshard_p2p.core.messages import (
 )
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.plan import Plan
-from edgeshard_p2p.core.request import AskSlot, OfferFrame, ReturnSlot, SourceStep
+from edgeshard_p2p.core.request import AskCaches, AskSlot, OfferFrame, ReturnSlot, SourceStep
 from edgeshard_p2p.core.source import SourceWork
 from edgeshard_p2p.core.stage import Outcome, StageWork
 from edgeshard_p2p.core.timing import Timing
@@ -45,10 +48,16 @@ class Serving:
     membership: Membership
     timing: Timing
     is_loaded: Callable[[PlanId], bool]
+    row_us: Callable[[PeerId], int]
+    """What one more row of a prefill costs in one block of a peer."""
+    log_bytes: int
+    """For all logs of hidden states together."""
     flows: dict[PlanId, Flow] = field(default_factory=dict)
     stages: dict[PlanId, StageWork] = field(default_factory=dict)
     admissions: dict[PlanId, Admission] = field(default_factory=dict)
     source: SourceWork = field(init=False)
+    kept: KeptCaches = field(init=False)
+    """What stages of plans that are gone have left here."""
     failed_edges: list[EdgeSpec] = field(default_factory=list)
     """Edges that could not be opened in time, for the caller to publish; it empties this."""
     _retired: deque[PlanId] = field(default_factory=lambda: deque(maxlen=RETIRED_REMEMBERED))
@@ -56,7 +65,17 @@ class Serving:
     _epochs: dict[str, int] = field(default_factory=lambda: {"last": 0})
 
     def __post_init__(self) -> None:
-        self.source = SourceWork(self.me, self.timing, self._entry_load)
+        self.kept = KeptCaches("stage", lambda: sum(len(s.requests) for s in self.stages.values()))
+        self.source = SourceWork(self.me, self.timing, self._entry_load, self._may_log, self.row_us)
+
+    def _may_log(self, plan: Plan) -> bool:
+        """A log may grow as long as the context."""
+        slots = [known.slot for s in self.stages.values() for known in s.requests.values()]
+        slots += [r.slot for r in self.source.requests.values() if r.slot is not None]
+        n_logs = sum(1 for slot in slots if slot.is_logged)
+        n_logs += self.kept.n_logs() + self.source.kept.n_logs()
+        row_bytes = self.flows[plan.id].model.hidden_bytes(plan.workload.dtype)
+        return (n_logs + 1) * row_bytes * plan.workload.context <= self.log_bytes
 
     def _entry_load(self, plan: Plan) -> int:
         flow = self.flows.get(plan.id)
@@ -73,7 +92,7 @@ class Serving:
 
     def next_deadline(self) -> float | None:
         times = [flow.next_deadline() for flow in self.flows.values()]
-        times.append(self.source.next_deadline())
+        times += [self.source.next_deadline(), self.kept.next_deadline()]
         return min((time for time in times if time is not None), default=None)
 
     # --- plans come and go ----------------------------------------------------------------
@@ -82,7 +101,9 @@ class Serving:
         self.flows[plan.id] = Flow(plan, model, self.me, self.membership, self.timing, self._epochs)
         for index, stage in enumerate(plan.stages):
             if stage.peer == self.me:
-                self.stages[plan.id] = StageWork(plan, index, job_numbers=self._job_numbers)
+                self.stages[plan.id] = StageWork(
+                    plan, index, self.kept, self._may_log, job_numbers=self._job_numbers
+                )
         if _admitting_peer(plan) == self.me:
             self.admissions[plan.id] = Admission(plan.workload.batch)
 
@@ -90,7 +111,8 @@ class Serving:
         effects = self._run(self.source.park_plan(plan_id, why, now), now)
         stage = self.stages.pop(plan_id, None)
         if stage is not None:
-            effects += stage.free_all()
+            elsewhere = {request for other in self.stages.values() for request in other.requests}
+            effects += stage.keep_all(now + self.timing.kept_s, elsewhere)
         self.admissions.pop(plan_id, None)
         self._retired.append(plan_id)
         return effects + self.flows.pop(plan_id).close()
@@ -100,10 +122,11 @@ class Serving:
         nobody is granted its slots."""
         for admission in self.admissions.values():
             admission.forget_source(source)
-        return [e for stage in self.stages.values() for e in stage.free_source(source)]
+        freed = [e for stage in self.stages.values() for e in stage.free_source(source)]
+        return freed + self.kept.forget_source(source)
 
     def free_below(self, source: PeerId, oldest_live: int, now: float) -> list[Effect]:
-        effects: list[Effect] = []
+        effects = self.kept.forget_below(source, oldest_live)
         for plan_id, stage in self.stages.items():
             effects += self._settle(plan_id, stage.release_below(source, oldest_live), now)
         for plan_id, admission in self.admissions.items():
@@ -111,8 +134,12 @@ class Serving:
             effects += self._tell_grants(plan_id, now)
         return effects + self._pump(now)
 
+    def on_load(self, load: LoadUnits) -> list[Effect]:
+        """What is kept has to fit what is about to stand here."""
+        return self.kept.on_load(load) + self.source.kept.on_load(load)
+
     def tick(self, now: float, why_no_plan: str) -> list[Effect]:
-        effects: list[Effect] = []
+        effects = self.kept.tick(now)
         for flow in list(self.flows.values()):
             effects += flow.tick(now)
         effects += self._run(self.source.tick(now, why_no_plan), now)
@@ -263,6 +290,8 @@ class Serving:
         for step in steps:
             if isinstance(step, AskSlot):
                 effects += self._ask(step, now)
+            elif isinstance(step, AskCaches):
+                effects += self._ask_caches(step, now)
             elif isinstance(step, OfferFrame):
                 effects += self._offer(step, now)
             elif isinstance(step, ReturnSlot):
@@ -285,6 +314,39 @@ class Serving:
             return self._run(self._take_answer(self._answer(ask, now), now), now)
         address = self.membership.address_of(admitting)
         return [Send(address, ask)] if address is not None else []
+
+    def _ask_caches(self, step: AskCaches, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for index, stage in enumerate(step.plan.stages):
+            address = self.membership.address_of(stage.peer)
+            if index in step.known:
+                continue
+            if stage.peer == self.me:
+                report = self._report(step.plan.id, step.request)
+                effects += self.on_cache_report(self.me, report, now) if report else []
+            elif address is not None:
+                effects.append(Send(address, CacheAsk(step.plan.id, step.request)))
+        return effects
+
+    def on_cache_ask(self, sender: PeerId, ask: CacheAsk) -> list[Effect]:
+        address, report = self.membership.address_of(sender), self._report(ask.plan, ask.request)
+        if address is None or report is None or ask.request.source != sender:
+            return []
+        return [Send(address, report)]
+
+    def _report(self, plan_id: PlanId, request: RequestId) -> CacheReport | None:
+        stage = self.stages.get(plan_id)
+        if stage is None or not self.is_loaded(plan_id):
+            return None
+        cached = stage.cached(request)
+        return CacheReport(plan_id, request, stage.index, cached.units, cached.logs)
+
+    def on_cache_report(self, sender: PeerId, report: CacheReport, now: float) -> list[Effect]:
+        flow = self.flows.get(report.plan)
+        stages = flow.plan.stages if flow is not None else ()
+        if report.stage >= len(stages) or stages[report.stage].peer != sender:
+            return []
+        return self._run(self.source.on_report(report, now), now)
 
     def _return_slot(self, step: ReturnSlot, now: float) -> list[Effect]:
         admitting = _admitting_peer(step.plan)

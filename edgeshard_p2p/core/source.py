@@ -1,8 +1,9 @@
 """The requests that this peer owns: from the prompt to the last token.
 
 A request runs as a numbered attempt on one plan.  When an attempt cannot go on, for whatever
-reason, the request is parked: its tokens are kept, and the next attempt prefills them again on
-the plan that is active then.  A token counts only for (request, current attempt, next position).
+reason, the request is parked: its tokens are kept, and the next attempt goes on from what is left
+of the last one (``recovery``), on the plan that is active then.  A token counts only for (request,
+current attempt, next position).
 Knows nothing of sockets, stages' insides or how plans are made.
 """
 
@@ -15,18 +16,20 @@ from edgeshard_p2p.core.effects import (
     DropTensor,
     EmitToken,
     FinishRequest,
-    OpenCache,
     ReleaseCache,
     RequestNotice,
-    RunForward,
 )
+from edgeshard_p2p.core.entry import Entry
 from edgeshard_p2p.core.events import ForwardDone, PromptSubmitted
 from edgeshard_p2p.core.flow import Frame
 from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
-from edgeshard_p2p.core.messages import FrameKind, Open, RowFlag, RowGroupHeader
+from edgeshard_p2p.core.kept import KeptCaches
+from edgeshard_p2p.core.messages import CacheReport, FrameKind
 from edgeshard_p2p.core.plan import CHUNK_ROWS, Plan
+from edgeshard_p2p.core.recovery import Resumption
 from edgeshard_p2p.core.request import (
     ROLE,
+    AskCaches,
     AskSlot,
     OfferFrame,
     Phase,
@@ -34,12 +37,10 @@ from edgeshard_p2p.core.request import (
     ReturnSlot,
     SourceStep,
     stats_of,
+    story,
 )
 from edgeshard_p2p.core.timing import Timing
-from edgeshard_p2p.core.work import Job, RowGroup
 
-CHUNKS_AHEAD = 4
-"""Prefill frames that may wait on the entry edge before the next chunk is computed."""
 REQUESTS_MAX = 64
 ATTEMPTS_MAX = 16
 
@@ -50,14 +51,24 @@ class SourceWork:
     timing: Timing
     entry_load: Callable[[Plan], int]
     """Frames that wait on the entry edge of a plan."""
+    may_log: Callable[[Plan], bool]
+    """Whether there is room for the log of one more request."""
+    row_us: Callable[[PeerId], int]
+    """What one more row of a prefill costs in one block of a peer."""
     requests: dict[RequestId, Request] = field(default_factory=dict)
-    jobs: dict[int, tuple[RequestId, int, int]] = field(default_factory=dict)
-    """By job number: request, attempt, rows."""
+    kept: KeptCaches = field(init=False)
+    """What parked requests have here."""
+    entry: Entry = field(init=False)
     revision: int = 0
     """Rises when a request comes, goes or changes its phase."""
     _sequence: int = 0
-    _jobs: int = 0
-    _micro_batches: int = 0
+
+    def __post_init__(self) -> None:
+        self.kept = KeptCaches(ROLE, self._n_running)
+        self.entry = Entry(self.me, self.entry_load, self.kept, self.may_log)
+
+    def _n_running(self) -> int:
+        return sum(1 for r in self.requests.values() if r.phase is Phase.RUNNING)
 
     # --- questions ------------------------------------------------------------------------
 
@@ -78,11 +89,14 @@ class SourceWork:
         return request
 
     def next_deadline(self) -> float | None:
-        return min((self._wakes_at(r) for r in self.requests.values()), default=None)
+        times = [self._wakes_at(request) for request in self.requests.values()]
+        times += [time for time in (self.kept.next_deadline(),) if time is not None]
+        return min(times, default=None)
 
     def _wakes_at(self, request: Request) -> float:
         if request.phase is Phase.ASKING:
-            return min(self._ends_at(request), request.ask_at)
+            at = request.begin_by if request.is_granted else request.ask_at
+            return min(self._ends_at(request), request.ask_at, at)
         if request.phase is Phase.WAITING and request.not_before:
             return request.not_before
         return self._ends_at(request)
@@ -115,13 +129,16 @@ class SourceWork:
                 text = "the swarm has changed its model"
                 steps += self._end(request, "error", text, now)
                 continue
+            if request.left_on is not None and request.left_on.id != plan.id:
+                steps += self._leave(request)
             request.plan, request.begun = plan, begun
             if request.n_known >= plan.workload.context:
                 steps += self._end_too_long(request, now)
                 continue
             request.attempt += 1
+            request.is_granted, request.reports = False, {}
             self._enter(request, Phase.ASKING, now)
-            steps.append(self._ask(request, now))
+            steps += self._ask(request, now)
         return steps
 
     def _end_too_long(self, request: Request, now: float) -> list[SourceStep]:
@@ -133,12 +150,19 @@ class SourceWork:
         text = f"the prompt has {request.n_known} tokens, the swarm's context is now {context}"
         return self._end(request, "error", text, now)
 
-    def _ask(self, request: Request, now: float) -> AskSlot:
-        assert request.plan is not None
+    def _ask(self, request: Request, now: float) -> list[SourceStep]:
+        """For a slot, and for what the stages have of it."""
+        plan = request.plan
+        assert plan is not None
         request.ask_at = now + self.timing.ask_repeat_s
         waited_s = now - (request.parked_at or request.created_at)
         is_running = bool(request.generated)
-        return AskSlot(request.plan, request.id, request.attempt, waited_s, is_running)
+        steps: list[SourceStep] = []
+        if request.may_resume and plan.stages:
+            steps.append(AskCaches(plan, request.id, frozenset(request.reports)))
+        if not request.is_granted:
+            steps.append(AskSlot(plan, request.id, request.attempt, waited_s, is_running))
+        return steps
 
     def on_slot(
         self, request_id: RequestId, attempt: int, plan: PlanId, verdict: str, now: float
@@ -147,7 +171,9 @@ class SourceWork:
         if request is None or not request.asks_for(plan, attempt):
             return []
         if verdict == "granted":
-            return self._begin(request, now)
+            if not request.is_granted:
+                request.is_granted, request.begin_by = True, now + self.timing.report_wait_s
+            return self._begin_when_known(request, now)
         if verdict == "no_such_plan":
             # Asked again in a while; when the plan is retired here, it is parked.
             request.cause = "the plan's first stage is not ready for it"
@@ -158,60 +184,55 @@ class SourceWork:
         request.cause = "every slot of the plan is taken"
         return []
 
-    def _begin(self, request: Request, now: float) -> list[SourceStep]:
+    def on_report(self, report: CacheReport, now: float) -> list[SourceStep]:
+        request = self.requests.get(report.request)
+        is_wanted = request is not None and request.asks_for(report.plan, request.attempt)
+        if request is None or not is_wanted or not request.may_resume:
+            return []
+        request.reports[report.stage] = report
+        return self._begin_when_known(request, now)
+
+    def _begin_when_known(self, request: Request, now: float) -> list[SourceStep]:
         plan = request.plan
         assert plan is not None
-        request.computed = 0
+        are_all_here = not request.may_resume or len(request.reports) == len(plan.stages)
+        if not request.is_granted or not (are_all_here or now >= request.begin_by):
+            return []
+        return self._begin(request, now)
+
+    def _begin(self, request: Request, now: float) -> list[SourceStep]:
+        found = self.entry.resumption(request, self.row_us)
         request.progress_at = now
         self._enter(request, Phase.RUNNING, now)
-        if request.parked_at is not None:
-            request.replayed_tokens += request.n_known
-        opening = Open(request.prompt.sampling, 0, self.oldest_live)
-        steps: list[SourceStep] = [OpenCache(request.key, plan.entry, 0)]
-        if plan.stages:
-            group = self._group(request, 0, 0, 0)
-            steps.append(OfferFrame(plan, Frame(FrameKind.OPEN, (group,), body=opening)))
-        return [*steps, *self._next_pass(request)]
+        steps = self.entry.open(request, found, self.oldest_live)
+        if steps is None:
+            found = Resumption(0)
+            steps = self.entry.open(request, found, self.oldest_live)
+        assert steps is not None, "a new prefill needs nothing"
+        if request.parked_at is None:
+            return steps
+        n_replayed = found.n_replayed(request.n_known)
+        request.replayed_tokens += n_replayed
+        return [RequestNotice(request.id, story(request, found, n_replayed)), *steps]
 
     # --- the entry pass -------------------------------------------------------------------
 
-    def _next_pass(self, request: Request) -> list[SourceStep]:
-        """Embedding and first layers for the next known tokens, when there are some and the
-        entry edge can take more."""
-        plan = request.plan
-        assert plan is not None
-        rows = min(CHUNK_ROWS, request.n_known - request.computed)
-        if rows == 0 or request.is_computing or self.entry_load(plan) >= CHUNKS_AHEAD:
-            return []
-        start, request.computed = request.computed, request.computed + rows
-        request.is_computing = True
-        self._jobs += 1
-        self.jobs[self._jobs] = (request.id, request.attempt, rows)
-        emits = not plan.stages and request.computed == request.n_known
-        sampling = request.prompt.sampling if emits else None
-        group = RowGroup(request.key, start, rows, sampling)
-        tokens = request.known[start : start + rows]
-        return [RunForward(Job(plan.id, ROLE, self._jobs), plan.entry, (group,), tokens)]
-
     def on_done(self, event: ForwardDone, now: float) -> list[SourceStep]:
-        request_id, attempt, rows = self.jobs.pop(event.job.number)
-        request = self._running(request_id, attempt)
+        done = self.entry.passes.pop(event.job.number)
+        request = self._running(done.request, done.attempt)
         if request is None or request.plan is None:
             return [DropTensor(event.hidden)] if event.hidden is not None else []
-        request.is_computing = False
         request.progress_at = now
-        if not request.plan.stages:
-            token = event.tokens[0]
-            if token is None:
-                return self._next_pass(request)
+        if done.stop:
+            return self.entry.passed(request, done, event)
+        request.is_computing = False
+        if request.plan.stages:
+            steps = self.entry.passed(request, done, event)
+        elif (token := event.tokens[0]) is not None:
             return self._take(request, token, now)
-        self._micro_batches += 1
-        start = request.computed - rows
-        group = self._group(request, start, rows, self._flags(request))
-        frame = Frame(
-            FrameKind.HIDDEN, (group,), self._micro_batches, event.service_us, event.hidden
-        )
-        return [OfferFrame(request.plan, frame), *self._next_pass(request)]
+        else:
+            steps = []
+        return [*steps, *self.entry.next_pass(request)]
 
     def note_progress(self, plan: PlanId, now: float) -> None:
         """The plan takes frames: a long prompt is not a stuck one.
@@ -228,26 +249,15 @@ class SourceWork:
     def resume_passes(self) -> list[SourceStep]:
         """The entry edge took something: go on with prompts that waited for it."""
         running = [r for r in self.requests.values() if r.phase is Phase.RUNNING]
-        return [step for request in running for step in self._next_pass(request)]
+        return [step for request in running for step in self.entry.next_pass(request)]
 
     def on_failed(self, number: int, detail: str, now: float) -> list[SourceStep]:
-        request_id, attempt, _ = self.jobs.pop(number)
-        request = self._running(request_id, attempt)
+        failed = self.entry.passes.pop(number)
+        request = self._running(failed.request, failed.attempt)
         if request is None:
-            return []
+            return [*self.kept.drop(failed.request)]
         text = f"{self.me} (source) could not compute the first layers: {detail}"
         return self._end(request, "error", text, now)
-
-    def _flags(self, request: Request) -> int:
-        return RowFlag.LAST_CHUNK if request.computed == request.n_known else 0
-
-    def _group(self, request: Request, position: int, rows: int, flags: int) -> RowGroupHeader:
-        assert request.plan is not None
-        n_units = request.plan.stages[-1].units.end
-        index = request.plan.sources.index(self.me)
-        return RowGroupHeader(
-            index, request.id.sequence, request.attempt, position, rows, position, n_units, flags
-        )
 
     # --- tokens ---------------------------------------------------------------------------
 
@@ -277,7 +287,7 @@ class SourceWork:
         is_full = request.n_known >= request.plan.workload.context
         if len(request.generated) >= request.prompt.max_tokens or is_full:
             return [*steps, *self._end(request, "length", "", now)]
-        return [*steps, *self._next_pass(request)]
+        return [*steps, *self.entry.next_pass(request)]
 
     # --- trouble --------------------------------------------------------------------------
 
@@ -286,16 +296,21 @@ class SourceWork:
     ) -> list[SourceStep]:
         """A stage cannot go on with this attempt; ``text`` names peer, stage and cause."""
         request = self._running(request_id, attempt)
-        return self._park(request, text, now) if request is not None else []
+        if request is None:
+            return []
+        # An attempt that went on from what was there and got nowhere is followed by a new prefill.
+        return self._park(request, text, now, keeps=not request.fruitless)
 
-    def park_plan(self, plan: PlanId, text: str, now: float) -> list[SourceStep]:
+    def park_plan(
+        self, plan: PlanId, text: str, now: float, keeps: bool = True
+    ) -> list[SourceStep]:
         """The plan cannot serve any more: everything that runs on it waits for the next."""
         hit = [
             request
             for request in self.requests.values()
             if request.plan_id == plan and request.phase is not Phase.WAITING
         ]
-        return [step for request in hit for step in self._park(request, text, now)]
+        return [step for request in hit for step in self._park(request, text, now, keeps)]
 
     def park_restarted(
         self, plan: PlanId, begun: dict[PeerId, int], now: float
@@ -311,9 +326,12 @@ class SourceWork:
                 steps += self._park(request, f"{changed[0]} began the plan anew", now)
         return steps
 
-    def _park(self, request: Request, text: str, now: float) -> list[SourceStep]:
-        steps = self._let_go(request)
+    def _park(
+        self, request: Request, text: str, now: float, keeps: bool = True
+    ) -> list[SourceStep]:
+        """``keeps``: what this attempt has cached may serve the next one."""
         was_running = request.phase is Phase.RUNNING
+        steps = self._keep(request, now) if was_running and keeps else self._let_go(request)
         request.plan, request.cause = None, text
         if not was_running:
             self._enter(request, Phase.WAITING, now, keep_since=True)
@@ -321,12 +339,21 @@ class SourceWork:
         if request.failovers + 1 >= ATTEMPTS_MAX:
             return [*steps, *self._end(request, "error", f"gave up after {text}", now)]
         self._enter(request, Phase.WAITING, now)
+        request.may_resume, request.lost = keeps, text
         request.not_before = now + self.timing.retry_s * request.fruitless
         request.fruitless += 1
         request.failovers += 1
         if request.parked_at is None:
             request.parked_at = now
         return [*steps, RequestNotice(request.id, f"interrupted: {text}")]
+
+    def _keep(self, request: Request, now: float) -> list[SourceStep]:
+        assert request.slot is not None
+        cached, request.slot = request.slot.cached(), None
+        request.is_computing = False
+        request.left_on = request.plan
+        kept_until = now + self.timing.kept_s
+        return [*self.kept.keep(request.key, cached, kept_until)]
 
     def _enter(self, request: Request, phase: Phase, now: float, keep_since: bool = False) -> None:
         # Going back and forth between waiting and asking must not renew the deadline.
@@ -336,20 +363,24 @@ class SourceWork:
         self.revision += 1
 
     def _let_go(self, request: Request) -> list[SourceStep]:
-        """Free what this attempt holds, here and along the stages."""
-        plan = request.plan
+        """Free what this attempt holds, here and along the stages, and what earlier ones left."""
+        plan, steps = request.plan, list[SourceStep]()
+        request.is_computing, request.slot = False, None
+        if request.phase is Phase.RUNNING:
+            steps, request.left_on = [ReleaseCache(request.key)], plan
+        elif request.phase is Phase.ASKING and plan is not None:
+            steps.append(ReturnSlot(plan, request.id, request.attempt))
+        return [*steps, *self.kept.drop(request.id), *self._leave(request)]
+
+    def _leave(self, request: Request) -> list[SourceStep]:
+        """Free what is left of it along the stages of the plan that it last ran on."""
+        plan, request.left_on = request.left_on, None
         if plan is None:
             return []
-        request.is_computing = False
-        if request.phase is Phase.ASKING:
-            return [ReturnSlot(plan, request.id, request.attempt)]
-        if request.phase is not Phase.RUNNING:
-            return []
-        steps: list[SourceStep] = [ReleaseCache(request.key)]
         if not plan.stages:
-            return [*steps, ReturnSlot(plan, request.id, request.attempt)]
-        group = self._group(request, 0, 0, 0)
-        return [*steps, OfferFrame(plan, Frame(FrameKind.RELEASE, (group,)))]
+            return [ReturnSlot(plan, request.id, request.attempt)]
+        group = self.entry.group(request, plan, 0, 0, 0)
+        return [OfferFrame(plan, Frame(FrameKind.RELEASE, (group,)))]
 
     # --- the end --------------------------------------------------------------------------
 
@@ -367,17 +398,19 @@ class SourceWork:
         return [step for request in waiting for step in self._end(request, "error", text, now)]
 
     def tick(self, now: float, why_no_plan: str) -> list[SourceStep]:
-        steps: list[SourceStep] = []
+        steps: list[SourceStep] = [*self.kept.tick(now)]
         for request in list(self.requests.values()):
             if request.phase is Phase.ASKING and now >= request.ask_at:
-                steps.append(self._ask(request, now))
+                steps += self._ask(request, now)
+            if request.phase is Phase.ASKING and request.is_granted:
+                steps += self._begin_when_known(request, now)
             if now >= request.not_before:
                 request.not_before = 0.0
             if now < self._ends_at(request):
                 continue
             if request.phase is Phase.RUNNING:
                 text = f"no token for {self.timing.progress_s:.0f} s on plan {request.plan_id}"
-                steps += self._park(request, text, now)
+                steps += self._park(request, text, now, keeps=False)
             else:
                 is_asking = request.phase is Phase.ASKING
                 cause = request.cause or ("no slot came free" if is_asking else why_no_plan)

@@ -1,22 +1,26 @@
 """One shared stage of one plan: takes frames, has them computed, passes the results on.
 
 A request's rows are taken only for its current attempt and at exactly the position that comes
-next; everything else is answered with a reason or is a repeat that changes nothing.
+next; everything else is answered with a reason or is a repeat that changes nothing.  An attempt
+may go on where an earlier one was, on this plan or on one that is gone: what it lacks is computed
+again, from rows that were logged here or that come in replay frames.
 Knows nothing of edges' numbering or of how requests are owned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import count
 
+from edgeshard_p2p.core.cached import Cached, Resuming, Slot, reopened
 from edgeshard_p2p.core.edges import EdgeKind, EdgeSpec
-from edgeshard_p2p.core.effects import DropTensor, Effect, OpenCache, ReleaseCache, RunForward
+from edgeshard_p2p.core.effects import DropTensor, Effect, ReleaseCache, RunForward
 from edgeshard_p2p.core.events import ForwardDone
 from edgeshard_p2p.core.flow import Frame
 from edgeshard_p2p.core.ids import PeerId, RequestId, UnitRange
-from edgeshard_p2p.core.messages import AttemptRefused, FrameKind, RowFlag, RowGroupHeader
+from edgeshard_p2p.core.kept import KeptCaches
+from edgeshard_p2p.core.messages import AttemptRefused, FrameKind, Open, RowFlag, RowGroupHeader
 from edgeshard_p2p.core.plan import Plan
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.core.work import CacheKey, Job, RowGroup
@@ -28,17 +32,21 @@ ROLE = "stage"
 class StageRequest:
     attempt: int
     sampling: Sampling
-    length: int
-    """Cached length once everything accepted so far is computed."""
+    slot: Slot
 
 
 @dataclass(slots=True)
 class Running:
-    """A forward pass under way, and the frame that it belongs to."""
+    """A forward pass under way, and the frame that it belongs to; none for a replay that begins
+    here."""
 
-    spec: EdgeSpec
-    frame: Frame
     groups: tuple[RowGroupHeader, ...]
+    spec: EdgeSpec | None = None
+    micro_batch: int = 0
+
+    @property
+    def consumed(self) -> list[EdgeSpec]:
+        return [self.spec] if self.spec is not None else []
 
 
 @dataclass(slots=True)
@@ -57,6 +65,10 @@ class Outcome:
 class StageWork:
     plan: Plan
     index: int
+    kept: KeptCaches
+    """Of requests that no plan of this peer runs any more."""
+    may_log: Callable[[Plan], bool]
+    """Whether there is room for the log of one more request."""
     requests: dict[RequestId, StageRequest] = field(default_factory=dict)
     running: dict[int, Running] = field(default_factory=dict)
     job_numbers: Iterator[int] = field(default_factory=lambda: count(1))
@@ -98,22 +110,74 @@ class StageWork:
             if known is None and len(self.requests) >= self.plan.workload.batch:
                 outcome.refusals.append(self._refusal(group, "no_slot"))
                 continue
-            position = frame.body.position
-            self.requests[request] = StageRequest(group.attempt, frame.body.sampling, position)
-            outcome.effects.append(OpenCache(self._key(request), self.units, position))
+            self._open(group, frame.body, outcome)
+
+    def _open(self, group: RowGroupHeader, body: Open, outcome: Outcome) -> None:
+        request = self._request(group)
+        at = Resuming(self.index, self.units, self.plan.n_units, body.position, body.replays)
+        opening = reopened(self._key(request), self.cached(request), at)
+        if opening is None:
+            outcome.refusals.append(self._refusal(group, "missing_kv"))
+            return
+        if request not in self.requests:
+            if at.position and self.kept.has(request):
+                known_as = self.kept.take(request)
+                # A plan may come back under its id, and so may its requests.
+                opening = replace(opening, adopts=known_as if known_as != opening.key else None)
+            else:
+                outcome.effects += self.kept.drop(request)
+                outcome.effects += self.kept.make_room()
+        is_logged = not self.is_last and (bool(opening.logs) or self.may_log(self.plan))
+        opening = replace(opening, is_logged=is_logged)
+        slot = Slot.opened(opening)
+        slot.refill = at.refill()
+        self.requests[request] = StageRequest(group.attempt, body.sampling, slot)
+        outcome.effects.append(opening)
+        for replay in at.read():
+            for units, rows in at.passes(opening.key, replay):
+                self._replay(group, replay.end, units, rows, outcome)
+
+    def _replay(
+        self,
+        group: RowGroupHeader,
+        stop: int,
+        units: UnitRange,
+        rows: RowGroup,
+        outcome: Outcome,
+    ) -> None:
+        """Rows that were logged here go through ``units``, then on to where they are wanted."""
+        header = RowGroupHeader(
+            group.source_index,
+            group.sequence,
+            group.attempt,
+            rows.position,
+            rows.rows,
+            rows.position,
+            stop,
+            RowFlag.REPLAY,
+        )
+        if units:
+            self.requests[rows.key.request].slot.refilled(rows.rows)
+        number = next(self.job_numbers)
+        self.running[number] = Running((header,))
+        job = Job(self.plan.id, ROLE, number)
+        outcome.effects.append(RunForward(job, units, (rows,), is_from_log=True))
 
     def _on_hidden(self, spec: EdgeSpec, frame: Frame) -> Outcome:
         assert frame.tensor is not None
-        outcome = Outcome()
+        outcome, units = Outcome(), self.units
+        if len(frame.groups) == 1 and frame.groups[0].flags & RowFlag.REPLAY:
+            units = UnitRange(units.start, min(frame.groups[0].stop_unit, units.end))
         taken: list[RowGroupHeader] = []
         spans: list[tuple[int, int]] = []
         start = 0
         for group in frame.groups:
-            reason = self._reason_against(group)
+            reason = self._reason_against(group, len(frame.groups) == 1)
             if reason == "":
                 taken.append(group)
                 spans.append((start, group.rows))
-                self.requests[self._request(group)].length += group.rows
+                slot = self.requests[self._request(group)].slot
+                slot.refilled(group.rows) if _is_replay(group) else slot.extend(group.rows)
             elif reason != "repeat":
                 outcome.refusals.append(self._refusal(group, reason))
             start += group.rows
@@ -122,11 +186,11 @@ class StageWork:
             outcome.consumed.append(spec)
             return outcome
         number = next(self.job_numbers)
-        self.running[number] = Running(spec, frame, tuple(taken))
+        self.running[number] = Running(tuple(taken), spec, frame.micro_batch)
         outcome.effects.append(
             RunForward(
                 Job(self.plan.id, ROLE, number),
-                self.units,
+                units,
                 tuple(self._rows(group) for group in taken),
                 tensor=frame.tensor,
                 spans=tuple(spans) if len(taken) < len(frame.groups) else (),
@@ -134,23 +198,36 @@ class StageWork:
         )
         return outcome
 
-    def _reason_against(self, group: RowGroupHeader) -> str:
+    def _reason_against(self, group: RowGroupHeader, is_alone: bool) -> str:
         """Empty for rows that come next; ``repeat`` for those that are computed already."""
         known = self.requests.get(self._request(group))
         if known is None or group.attempt > known.attempt:
             return "missing_kv"
         if group.attempt < known.attempt:
             return "stale_attempt"
-        if group.flags & RowFlag.REPLAY or group.stop_unit < self.units.end:
-            return "no_replay_here"
-        if group.position + group.rows <= known.length:
+        if _is_replay(group) or group.stop_unit < self.units.end:
+            return "" if is_alone and self._is_wanted_again(group, known.slot) else "no_replay_here"
+        length = known.slot.length
+        if group.position + group.rows <= length:
             return "repeat"
-        return "" if group.position == known.length == group.cached_len else "missing_kv"
+        is_next = known.slot.refill is None and group.position == length == group.cached_len
+        return "" if is_next else "missing_kv"
+
+    def _is_wanted_again(self, group: RowGroupHeader, slot: Slot) -> bool:
+        refill = slot.refill
+        return (
+            refill is not None
+            and _is_replay(group)
+            and (refill.units.start, refill.stop) == (self.units.start, group.stop_unit)
+            and group.position == refill.position
+            and group.position + group.rows <= refill.until
+        )
 
     def _rows(self, group: RowGroupHeader) -> RowGroup:
         request = self._request(group)
         wants_token = bool(group.flags & RowFlag.LAST_CHUNK)
-        emits = self.is_last and wants_token and not group.flags & RowFlag.NO_EMIT
+        emits = self.is_last and wants_token and not _is_replay(group)
+        emits = emits and not group.flags & RowFlag.NO_EMIT
         sampling = self.requests[request].sampling if emits else None
         return RowGroup(self._key(request), group.position, group.rows, sampling)
 
@@ -160,14 +237,17 @@ class StageWork:
         running = self.running.pop(event.job.number, None)
         if running is None:
             return Outcome([DropTensor(event.hidden)] if event.hidden is not None else [])
-        outcome = Outcome(consumed=[running.spec])
-        if self.is_last:
+        outcome = Outcome(consumed=running.consumed)
+        stops_here = all(group.stop_unit <= self.units.end for group in running.groups)
+        if stops_here and _is_replay(running.groups[0]):
+            outcome.effects += [DropTensor(event.hidden)] if event.hidden is not None else []
+        elif self.is_last:
             outcome.offers += self._token_frames(running, event)
         else:
             frame = Frame(
                 FrameKind.HIDDEN,
                 running.groups,
-                running.frame.micro_batch,
+                running.micro_batch,
                 event.service_us,
                 event.hidden,
             )
@@ -188,7 +268,7 @@ class StageWork:
             frame = Frame(
                 FrameKind.TOKENS,
                 groups,
-                running.frame.micro_batch,
+                running.micro_batch,
                 event.service_us,
                 tokens=tuple(token for _, token in pairs),
             )
@@ -199,8 +279,14 @@ class StageWork:
         running = self.running.pop(number, None)
         if running is None:
             return Outcome()
-        refusals = [self._refusal(g, "compute_failed", detail) for g in running.groups]
-        return Outcome(refusals=refusals, consumed=[running.spec])
+        outcome = Outcome(consumed=running.consumed)
+        for group in running.groups:
+            outcome.refusals.append(self._refusal(group, "compute_failed", detail))
+            known = self.requests.get(self._request(group))
+            if known is not None and known.attempt == group.attempt:
+                # Nobody knows what is cached now: the next attempt finds nothing here.
+                outcome.effects += self.free(self._request(group))
+        return outcome
 
     def on_lost(self, frames: list[Frame]) -> Outcome:
         """The edge to the next stage (or back to a source) is lost with these frames on it."""
@@ -244,8 +330,24 @@ class StageWork:
         attempt = self.requests[request].attempt
         return RowGroupHeader(index, request.sequence, attempt, 0, 0, 0, 0, 0)
 
-    def free_all(self) -> list[Effect]:
-        return [effect for request in list(self.requests) for effect in self.free(request)]
+    def keep_all(self, until: float, elsewhere: Container[RequestId]) -> list[Effect]:
+        """The plan is gone; its requests may go on with what they have here, but for those that
+        run ``elsewhere`` already."""
+        effects: list[Effect] = []
+        for request, known in self.requests.items():
+            key = self._key(request)
+            if request in elsewhere:
+                effects.append(ReleaseCache(key))
+            else:
+                effects += self.kept.keep(key, known.slot.cached(), until)
+        self.requests.clear()
+        return effects
+
+    def cached(self, request: RequestId) -> Cached:
+        """What is here of the request, of this plan or of one that is gone."""
+        known = self.requests.get(request)
+        held = known.slot.cached() if known is not None else self.kept.of(request)
+        return held.within(self.units)
 
     def _key(self, request: RequestId) -> CacheKey:
         return CacheKey(request, ROLE, self.plan.id)
@@ -255,6 +357,10 @@ class StageWork:
 
     def _refusal(self, group: RowGroupHeader, reason: str, detail: str = "") -> AttemptRefused:
         return AttemptRefused(self._request(group), group.attempt, self.index, reason, detail)
+
+
+def _is_replay(group: RowGroupHeader) -> bool:
+    return bool(group.flags & RowFlag.REPLAY)
 
 
 def _token_group(group: RowGroupHeader) -> RowGroupHeader:

@@ -23,7 +23,7 @@ from edgeshard_p2p.core.solvers import LocalSearch, Solver
 
 REFINEMENTS = 2
 """Limits under which a local search looks for a better plan than the best of all sizes."""
-PROBE_STEPS, PROBES = 80, 2
+PROBE_STEPS, PROBES = 64, 2
 """Of the relaxation, for each time that is tried; and how many are, beside one for each size."""
 
 

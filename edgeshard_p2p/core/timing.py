@@ -45,6 +45,10 @@ class Timing:
     edge_lost_s: float = 5.0
     """No acknowledgement for this long: the edge is lost."""
     ask_repeat_s: float = 1.0
+    report_wait_s: float = 0.5
+    """With its slot granted, a request waits so long for what the stages have of it."""
+    kept_s: float = 60.0
+    """How long a peer keeps what it has of a request whose plan is gone."""
     retry_s: float = 0.5
     progress_s: float = 30.0
     """An attempt that yields nothing for this long is given up."""

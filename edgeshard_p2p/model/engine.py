@@ -138,6 +138,9 @@ class Engine:
     def open(self, key: CacheKey) -> None:
         self._cache(key).open(key)
 
+    def rename(self, key: CacheKey, to: CacheKey) -> None:
+        self._cache(key).rename(key, to)
+
     def is_open(self, key: CacheKey) -> bool:
         return key.role in self._kv and self._kv[key.role].is_open(key)
 

@@ -94,6 +94,14 @@ class KvCache:
         self._slot_of[request] = slot
         self._lengths[request] = {}
 
+    def rename(self, request: CacheKey, to: CacheKey) -> None:
+        """What is cached of ``request`` goes on under another name."""
+        if to in self._slot_of:
+            raise KvError(f"request {to} is open already")
+        slot = self.slot_of(request)
+        del self._slot_of[request]
+        self._slot_of[to], self._lengths[to] = slot, self._lengths.pop(request)
+
     def release(self, request: CacheKey) -> None:
         """Frees the slot of ``request``; one that is not open stays so."""
         for block in list(self._lengths.get(request, ())):

@@ -26,11 +26,12 @@ from edgeshard_p2p.model.engine import (
     use_one_thread,
 )
 from edgeshard_p2p.model.errors import ModelError
+from edgeshard_p2p.model.hidden_log import HiddenLogs, NotLogged
 from edgeshard_p2p.model.kv_cache import KvError
 from edgeshard_p2p.runtime.state import Profile
 from edgeshard_p2p.wire.frames import Buffer
 
-COMPUTE_ERRORS = (EngineError, KvError, ModelError, MemoryError, OSError, RuntimeError)
+COMPUTE_ERRORS = (EngineError, KvError, NotLogged, ModelError, MemoryError, OSError, RuntimeError)
 """What computing can fail with on a healthy program; torch reports a lack of memory as a
 RuntimeError.  Anything else is a bug and ends the peer."""
 
@@ -92,6 +93,7 @@ class ModelHost:
         self._engine: Engine | None = None
         self._made_for: tuple[str, str, int] | None = None
         """Model, dtype and tile rows of the engine."""
+        self._logs = HiddenLogs()
         use_one_thread()
 
     def open(self, path: Path, digest: str, name: str) -> ModelSpec:
@@ -110,12 +112,14 @@ class ModelHost:
     def load(self, effect: LoadUnits, progress: Progress) -> None:
         if not effect.units:
             self._engine = self._made_for = None
+            self._logs = HiddenLogs()
             return
         made_for = (effect.model, effect.dtype, effect.tile_rows)
         if self._engine is None or self._made_for != made_for:
             checkpoint = self._checkpoints[effect.model]
             self._engine = Engine(checkpoint, effect.dtype, effect.tile_rows, self._device)
             self._made_for = made_for
+            self._logs = HiddenLogs()
         engine = self._engine
         wanted = {unit for units in effect.units for unit in units}
         engine.drop(set(engine.held()) - wanted)
@@ -137,29 +141,50 @@ class ModelHost:
     def open_cache(self, effect: OpenCache) -> None:
         engine = self._engine
         assert engine is not None
+        if effect.adopts is not None:
+            engine.rename(effect.adopts, effect.key)
+        self._logs.open(effect)
         if not engine.is_open(effect.key):
             engine.open(effect.key)
             return
         for unit in effect.units:
             if engine.spec.is_block(unit):
-                engine.truncate(effect.key, unit, effect.position)
+                is_replayed = unit in effect.replayed
+                position = effect.replay_position if is_replayed else effect.position
+                engine.truncate(effect.key, unit, position)
 
     def release_cache(self, effect: ReleaseCache) -> None:
+        self._logs.drop(effect.key)
         if self._engine is not None:
             self._engine.release(effect.key)
 
     def forward(self, effect: RunForward, rows: Tensor | None) -> Passed:
-        """``rows``: hidden states; None where the units start with the embedding."""
+        """``rows``: hidden states; None where they are logged here, or where the units start with
+        the embedding."""
         assert self._engine is not None
         started_ns = time.perf_counter_ns()
-        if rows is None:
+        if effect.is_from_log:
+            (group,) = effect.groups
+            rows = self._logs.rows(group.key, effect.units.start, group.position, group.rows)
+        elif rows is None:
             rows = torch.tensor(effect.tokens)
         if effect.spans:
             rows = torch.cat([rows[start : start + n] for start, n in effect.spans])
+        if not effect.units:
+            return Passed(Computed.of(rows), (), (time.perf_counter_ns() - started_ns) // 1000)
         result = self._engine.forward(effect.units, effect.groups, rows)
         hidden = Computed.of(result.hidden) if result.hidden is not None else None
+        if result.hidden is not None:
+            self._log(effect, result.hidden)
         service_us = (time.perf_counter_ns() - started_ns) // 1000
         return Passed(hidden, result.tokens, service_us)
+
+    def _log(self, effect: RunForward, hidden: Tensor) -> None:
+        first = 0
+        for group in effect.groups:
+            rows = hidden[first : first + group.rows]
+            self._logs.append(group.key, effect.units.end, group.position, rows)
+            first += group.rows
 
 
 def _times(rows: tuple[profiler.Times, ...]) -> tuple[UnitTimes, ...]:

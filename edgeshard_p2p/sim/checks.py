@@ -136,7 +136,8 @@ class Safety:
         rolling = core.planning.rollout.plans.get(plan_id)
         assert rolling is not None, f"{core.me} computes for {plan_id}, which is not its plan"
         assert core.planning.is_loaded(plan_id), f"{core.me} computes for {plan_id}, not loaded"
-        assert effect.units in rolling.plan.units_of(core.me), f"{effect.units} not of {core.me}"
+        mine = [part for part in rolling.plan.units_of(core.me) if set(effect.units) <= set(part)]
+        assert mine, f"{effect.units} not of {core.me}"
         if effect.job.role == "entry":
             for other in rolling.plan.peers():
                 is_ready = other == core.me or (other, plan_id) in self._was_ready
@@ -213,7 +214,7 @@ def _check_bounds(core: PeerCore) -> None:
     """Every queue is under its bound."""
     serving, membership = core.serving, core.membership
     assert len(serving.source.requests) <= REQUESTS_MAX
-    assert len(serving.source.jobs) <= 4 * REQUESTS_MAX
+    assert len(serving.source.entry.passes) <= 4 * REQUESTS_MAX
     assert len(core.join.contacts) <= CONTACTS_MAX
     assert len(membership.members) <= MEMBERS_MAX
     assert len(membership._rumours) <= len(membership.members) + 2
@@ -291,11 +292,14 @@ def leftovers(swarm: Simulator) -> list[str]:
 def _leftovers(peer: SimPeer) -> Iterator[str]:
     core = peer.core
     assert core is not None
+    for key in peer.model.logs:
+        if key not in peer.model.caches:
+            yield f"{peer.id}: a log of {key.request} as {key.role}"
     for key in peer.model.caches:
         yield f"{peer.id}: KV of {key.request} as {key.role}"
     if peer.tensors:
         yield f"{peer.id}: {len(peer.tensors)} tensors"
-    if core.serving.source.jobs:
+    if core.serving.source.entry.passes:
         yield f"{peer.id}: passes that it waits for"
     for stage in core.serving.stages.values():
         if stage.requests or stage.running:

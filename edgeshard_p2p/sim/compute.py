@@ -37,7 +37,7 @@ def small_model(n_blocks: int = 4, name: str = "hash-chain") -> ModelSpec:
         name=name,
         digest=name.encode().hex().ljust(64, "0")[:64],
         family="hash",
-        hidden_size=8,
+        hidden_size=2,
         vocab_size=VOCABULARY,
         max_context=256,
         embedding_params=1000,
@@ -48,13 +48,21 @@ def small_model(n_blocks: int = 4, name: str = "hash-chain") -> ModelSpec:
     )
 
 
+def has_kv(unit: int, n_units: int) -> bool:
+    return 0 < unit < n_units - 1
+
+
 @dataclass(slots=True)
 class UnitCache:
-    """What one unit has seen of one request: per position, a hash of everything up to it."""
+    """What one unit has seen of one request: per position, a hash of everything up to it.  The
+    embedding and the head see one row at a time."""
 
+    has_kv: bool
     seen: list[State] = field(default_factory=list)
 
     def apply(self, unit: int, state: State) -> State:
+        if not self.has_kv:
+            return _hash(state, unit.to_bytes(2, "big"))
         before = self.seen[-1] if self.seen else b""
         self.seen.append(_hash(before, state))
         return _hash(state, unit.to_bytes(2, "big"), self.seen[-1])
@@ -64,7 +72,7 @@ class Oracle:
     """What one undisturbed peer answers to a prompt."""
 
     def __init__(self, prompt: Sequence[int], n_units: int) -> None:
-        self._units = [UnitCache() for _ in range(n_units)]
+        self._units = [UnitCache(has_kv(unit, n_units)) for unit in range(n_units)]
         self._tokens: list[int] = []
         self._rows = list(prompt)
 
@@ -79,13 +87,30 @@ class Oracle:
 
 
 @dataclass(slots=True)
+class RowLog:
+    """States that left the units of one request, from position ``start`` on."""
+
+    start: int
+    states: list[State]
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.states)
+
+
+@dataclass(slots=True)
 class HashModel:
     """One peer's part of the model, with KV slots as the engine has them.  Wrong use is an
     assertion: the core must not ask for it."""
 
+    n_units: int
     held: set[int] = field(default_factory=set)
     promised: dict[str, KvPromise] = field(default_factory=dict)
     caches: dict[CacheKey, dict[int, UnitCache]] = field(default_factory=dict)
+    logs: dict[CacheKey, dict[int, RowLog]] = field(default_factory=dict)
+    """By the unit that would have come next."""
+    logs_at: dict[CacheKey, int] = field(default_factory=dict)
+    """Where a request's rows are logged, if they are."""
     spoilt: set[CacheKey] = field(default_factory=set)
     """Requests of which a pass failed here: later passes of the same attempt must fail too."""
 
@@ -95,18 +120,39 @@ class HashModel:
         for key, by_unit in list(self.caches.items()):
             promise = self.promised.get(key.role)
             if promise is None:
-                del self.caches[key]
+                self._forget(key)
             else:
                 self.caches[key] = {u: c for u, c in by_unit.items() if u in promise.units}
         for role in self.promised:
             self._check_slots(role)
 
     def open(self, effect: OpenCache) -> None:
-        self.spoilt.discard(effect.key)
-        by_unit = self.caches.setdefault(effect.key, {})
+        key = effect.key
+        if effect.adopts is not None:
+            assert key not in self.caches, f"{key} is open, and adopts {effect.adopts}"
+            if effect.adopts in self.spoilt:
+                self.spoilt.add(key)
+            self.caches[key] = self.caches.pop(effect.adopts, {})
+            self.logs[key] = self.logs.pop(effect.adopts, {})
+            self._forget(effect.adopts)
+        if not effect.position:
+            self.spoilt.discard(key)
+        before, self.caches[key] = self.caches.get(key, {}), {}
         for unit in effect.units:
-            del by_unit.setdefault(unit, UnitCache()).seen[effect.position :]
-        self._check_slots(effect.key.role)
+            position = effect.replay_position if unit in effect.replayed else effect.position
+            cache = before.get(unit, UnitCache(has_kv(unit, self.n_units)))
+            del cache.seen[position:]
+            self.caches[key][unit] = cache
+        logs = self.logs.get(key, {})
+        self.logs[key] = {
+            log.unit: RowLog(log.start, logs[log.unit].states[: log.end - log.start])
+            for log in effect.logs
+            if log.unit in logs
+        }
+        self.logs_at.pop(key, None)
+        if effect.is_logged:
+            self.logs_at[key] = effect.units.end
+        self._check_slots(key.role)
 
     def _check_slots(self, role: str) -> None:
         assert role in self.promised, f"no KV is reserved for role {role}"
@@ -115,8 +161,12 @@ class HashModel:
         assert n_open <= n_slots, f"{n_open} requests open as {role}, {n_slots} slots"
 
     def release(self, effect: ReleaseCache) -> None:
-        self.caches.pop(effect.key, None)
-        self.spoilt.discard(effect.key)
+        self._forget(effect.key)
+
+    def _forget(self, key: CacheKey) -> None:
+        for by_key in (self.caches, self.logs, self.logs_at):
+            by_key.pop(key, None)
+        self.spoilt.discard(key)
 
     def spoil(self, effect: RunForward) -> None:
         """This pass fails, and leaves the caches of its requests behind the core's idea."""
@@ -133,13 +183,31 @@ class HashModel:
         self, effect: RunForward, states: list[State]
     ) -> tuple[list[State], list[int | None]]:
         """The rows after the units, and the token of each group that asks for one."""
+        if effect.is_from_log:
+            states = self._logged(effect)
         out: list[State] = []
         tokens: list[int | None] = []
         for group, (start, rows) in zip(effect.groups, _spans(effect), strict=True):
             after = self._run(effect.units, group.key, group.position, states[start : start + rows])
             out += after
+            if effect.units and self.logs_at.get(group.key) == effect.units.end:
+                self._log(group.key, effect.units.end, group.position, after)
             tokens.append(token_of(after[-1]) if group.emit is not None else None)
         return out, tokens
+
+    def _logged(self, effect: RunForward) -> list[State]:
+        (group,) = effect.groups
+        log = self.logs[group.key][effect.units.start]
+        states = log.states[group.position - log.start :][: group.rows]
+        is_complete = group.position >= log.start and len(states) == group.rows
+        assert is_complete, f"{group.key}: {group.position} + {group.rows} of {log} are not logged"
+        return states
+
+    def _log(self, key: CacheKey, unit: int, position: int, states: list[State]) -> None:
+        log = self.logs[key].get(unit)
+        if log is None or log.end != position:
+            log = self.logs[key][unit] = RowLog(position, [])
+        log.states += states
 
     def _run(
         self, units: UnitRange, key: CacheKey, position: int, states: list[State]
@@ -150,8 +218,9 @@ class HashModel:
             assert unit in self.held, f"unit {unit} computed but not held"
             cache = self.caches[key][unit]
             n_seen = len(cache.seen)
-            assert n_seen == position, f"{key} unit {unit}: {n_seen} cached, not {position}"
-            assert n_seen + len(states) <= context, f"{key} runs over its context of {context}"
+            is_next = n_seen == position or not cache.has_kv
+            assert is_next, f"{key} unit {unit}: {n_seen} cached, not {position}"
+            assert position + len(states) <= context, f"{key} runs over its context of {context}"
             states = [cache.apply(unit, state) for state in states]
         return states
 

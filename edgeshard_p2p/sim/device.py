@@ -47,7 +47,7 @@ class SimPeer:
 
     # Its present life.
     core: PeerCore | None = None
-    model: HashModel = field(default_factory=HashModel)
+    model: HashModel = field(init=False)
     opened: ModelSpec | None = None
     tensors: dict[int, list[State]] = field(default_factory=dict)
     busy_until: float = 0.0
@@ -85,7 +85,7 @@ class SimPeer:
             self.relived.add(self.id)
         self.lived.add(self.id)
         self.is_frozen, self.stopped, self.ringing_at = False, None, None
-        self.model = HashModel()
+        self.model = HashModel(self.models[0].n_units if self.models else 0)
         self.tensors, self.busy_until = {}, now
         self.backlog.clear()
         self.opened = None
@@ -151,6 +151,8 @@ class SimPeer:
     def forward(self, effect: fx.RunForward) -> ev.ForwardDone | ev.ForwardFailed:
         if effect.tensor is not None:
             states = self.tensors.pop(effect.tensor.id)
+        elif effect.is_from_log:
+            states = []
         else:
             states = embed(effect.tokens)
         if self.passes_to_fail:

@@ -32,8 +32,9 @@ SETTLE_S = 120.0
 """Beyond the memory of failures, which keeps a peer or a link out for a minute."""
 STAYS_S = 3.0
 END_S = 200.0
-GRACE_S = 30.0
-"""For releases to pass every stage, records to spread, and a change of plan that is under way."""
+GRACE_S = 90.0
+"""For releases to pass every stage, records to spread, a change of plan that is under way, and what
+is kept of requests that are over to be given up."""
 
 Fault = Callable[["Trial"], None]
 

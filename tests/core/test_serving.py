@@ -49,7 +49,9 @@ class Stage:
     def __init__(self, *plans: Plan) -> None:
         self.loaded = {plan.id for plan in plans}
         members = membership(A, C, D, me=B)
-        self.serving = Serving(B, members, TIMING, lambda plan_id: plan_id in self.loaded)
+        self.serving = Serving(
+            B, members, TIMING, lambda plan_id: plan_id in self.loaded, lambda _: 1000, 10**9
+        )
         for plan in plans:
             self.serving.start_plan(plan, MODEL)
             self.receive(plan, FrameKind.EDGE, 0)

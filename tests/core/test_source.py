@@ -17,14 +17,23 @@ from edgeshard_p2p.core.effects import (
     RequestNotice,
     RunForward,
 )
+from edgeshard_p2p.core.entry import CHUNKS_AHEAD
 from edgeshard_p2p.core.events import ForwardDone, PromptSubmitted
 from edgeshard_p2p.core.flow import Frame
 from edgeshard_p2p.core.ids import RequestId, UnitRange
-from edgeshard_p2p.core.messages import FrameKind, RowFlag
+from edgeshard_p2p.core.messages import (
+    CachedUnits,
+    CacheReport,
+    FrameKind,
+    LoggedRows,
+    Open,
+    Replay,
+    RowFlag,
+)
 from edgeshard_p2p.core.plan import Plan
-from edgeshard_p2p.core.request import AskSlot, OfferFrame, Phase, ReturnSlot, SourceStep
+from edgeshard_p2p.core.request import AskCaches, AskSlot, OfferFrame, Phase, ReturnSlot, SourceStep
 from edgeshard_p2p.core.sampling import Sampling
-from edgeshard_p2p.core.source import ATTEMPTS_MAX, CHUNK_ROWS, CHUNKS_AHEAD, SourceWork
+from edgeshard_p2p.core.source import ATTEMPTS_MAX, CHUNK_ROWS, SourceWork
 from edgeshard_p2p.core.work import RowGroup, TensorRef
 from tests.core.parts import MODEL, PLAN, SOLO, TIMING, A, B, C, of, request
 
@@ -36,8 +45,10 @@ class Source:
     """A SourceWork whose entry edge carries as many frames as ``load`` says."""
 
     def __init__(self) -> None:
-        self.load = 0
-        self.work = SourceWork(A, TIMING, lambda _: self.load)
+        self.load, self.may_log = 0, False
+        self.work = SourceWork(
+            A, TIMING, lambda _: self.load, lambda _: self.may_log, lambda _: 1000
+        )
 
     def submit(
         self, n_prompt: int = 3, max_tokens: int = 10, stop: frozenset[int] = frozenset()
@@ -56,8 +67,17 @@ class Source:
         return self.work.on_slot(ONE, attempt, plan.id, "granted", now)
 
     def begin(self, plan: Plan = PLAN, attempt: int = 1, now: float = 0.0) -> list[SourceStep]:
+        """With nothing left at any stage of earlier attempts."""
         self.start(plan, now)
+        for stage in range(len(plan.stages)):
+            self.report(stage)
         return self.grant(plan, attempt, now)
+
+    def report(self, stage: int, *units: CachedUnits, logs: int = 0) -> list[SourceStep]:
+        """The stage has these, and a log of so many positions of what it sent on."""
+        log = LoggedRows(PLAN.stages[stage].units.end, 0, logs)
+        told = CacheReport(PLAN.id, ONE, stage, units, (log,) if logs else ())
+        return self.work.on_report(told, 0.0)
 
     def done(self, steps: Sequence[Any], token: int | None = None) -> list[SourceStep]:
         """The pass among ``steps`` is computed."""
@@ -70,7 +90,7 @@ class Source:
     def token(
         self, token: int, position: int, attempt: int = 1, plan: Plan = PLAN, now: float = 0.0
     ) -> list[SourceStep]:
-        header = self.work._group(self.work.requests[ONE], position, 1, 0)
+        header = self.work.entry.group(self.work.requests[ONE], plan, position, 1, 0)
         frame = Frame(FrameKind.TOKENS, (replace(header, attempt=attempt),), tokens=(token,))
         return self.work.on_tokens(plan, frame, now)
 
@@ -302,20 +322,24 @@ def test_pass_within_the_prompt_draws_no_token() -> None:
 
 
 def test_refused_attempt_is_parked_and_prefilled_again_with_what_is_known() -> None:
+    """Where nothing is left of it."""
     source = running()
     source.done(source.token(7, position=3))
     steps = source.work.on_attempt_refused(ONE, 1, "stage 1 (b@1) refused: missing_kv", 1.0)
-    assert of(ReleaseCache, steps)
-    assert kinds(steps) == [FrameKind.RELEASE]
+    assert not of(ReleaseCache, steps)
     assert [notice.text for notice in of(RequestNotice, steps)] == [
         "interrupted: stage 1 (b@1) refused: missing_kv"
     ]
     assert source.phase() is Phase.WAITING
     assert source.work.running_plans() == ()
-    (ask,) = source.start(now=4.0)
-    assert ask == AskSlot(PLAN, ONE, 2, 3.0, True)  # Waiting since it was parked; running before.
-    steps = source.grant(attempt=2, now=4.0)
+    asks = source.start(now=4.0)
+    # Waiting since it was parked; running before.
+    assert asks == [AskCaches(PLAN, ONE, frozenset()), AskSlot(PLAN, ONE, 2, 3.0, True)]
+    assert source.grant(attempt=2, now=4.0) == []
+    assert source.report(1) == []
+    steps = source.report(0)
     assert rows_of(steps) == [(0, 4)]
+    assert of(OpenCache, steps)[0].position == 0
     assert of(RunForward, steps)[0].tokens == (100, 101, 102, 7)
     (frame,) = frames(source.done(steps))
     assert frame.groups[0].attempt == 2
@@ -330,7 +354,7 @@ def test_recovery_is_accounted_for() -> None:
     source.done(source.begin(attempt=2, now=2.0))
     source.token(8, position=4, attempt=2, now=4.5)
     stats = end(source.work.cancel(ONE, 5.0)).stats
-    assert (stats.failovers, stats.replayed_tokens, stats.recovery_ms) == (1, 4, 3500.0)
+    assert (stats.failovers, stats.replayed_tokens, stats.recovery_ms) == (1, 3, 3500.0)
     assert (stats.prompt_tokens, stats.generated_tokens) == (3, 2)
 
 
@@ -376,7 +400,7 @@ def test_pass_of_an_attempt_that_is_over_comes_to_nothing(plan: Plan, has_new_pl
     late = source.done(steps, token=5)
     assert late == ([] if plan.stages == () else [DropTensor(TensorRef(1, 32 * CHUNK_ROWS))])
     assert source.work.requests[ONE].generated == []
-    assert source.work.jobs == {}
+    assert source.work.entry.passes == {}
 
 
 @pytest.mark.parametrize("has_new_plan", [False, True], ids=["waiting", "asking"])
@@ -387,7 +411,9 @@ def test_failure_of_a_pass_that_is_over_ends_nothing(has_new_plan: bool) -> None
     source.work.on_attempt_refused(ONE, 1, "x", 0.0)
     if has_new_plan:
         source.start()
-    assert source.work.on_failed(run.job.number, "out of memory", 0.0) == []
+    # Nobody knows what is cached now: it does not serve the next attempt.
+    key = source.work.requests[ONE].key
+    assert source.work.on_failed(run.job.number, "out of memory", 0.0) == [ReleaseCache(key)]
     assert ONE in source.work.requests
 
 
@@ -546,3 +572,99 @@ def test_request_longer_than_the_new_context_ends_when_its_turn_comes() -> None:
     source.work.park_plan(PLAN.id, "gone", 0.0)
     finish = end(source.start(short))
     assert (finish.finish_reason, finish.tokens) == ("length", (7,))
+
+
+# --- going on ---------------------------------------------------------------------------------
+
+
+def interrupted(has_logs: bool) -> Source:
+    """Three tokens of prompt and two of answer, when the plan's second stage is lost."""
+    source = Source()
+    source.may_log = has_logs
+    source.submit()
+    source.done(source.begin())
+    source.done(source.token(7, position=3))
+    source.done(source.token(8, position=4))
+    assert source.phase() is Phase.RUNNING
+    source.work.park_plan(PLAN.id, "stage 2 of 2: c lost", 1.0)
+    return source
+
+
+def opening(steps: Sequence[Any]) -> Open:
+    (frame,) = [frame for frame in frames(steps) if frame.kind is FrameKind.OPEN]
+    assert frame.body is not None
+    return frame.body
+
+
+def test_only_what_was_lost_is_computed_again() -> None:
+    source = interrupted(has_logs=True)
+    source.start(now=2.0)
+    source.grant(attempt=2, now=2.0)
+    source.report(0, CachedUnits(UnitRange(2, 4), 5), logs=5)
+    steps = source.report(1)
+    body = opening(steps)
+    assert (body.position, body.replays) == (4, (Replay(0, 4, 5, 0),))
+    assert rows_of(steps) == [(4, 1)]
+    (story,) = of(RequestNotice, steps)
+    assert story.text == "recovering stage 2 of 2: c lost, replaying 4 tokens on c"
+
+
+def test_source_reads_its_own_log_for_the_first_stage() -> None:
+    source = interrupted(has_logs=True)
+    source.start(now=2.0)
+    source.grant(attempt=2, now=2.0)
+    source.report(0)
+    steps = source.report(1, CachedUnits(UnitRange(4, 6), 4))
+    assert opening(steps).replays == (Replay(-1, 2, 4, 0),)
+    replay, last = of(RunForward, steps)
+    assert replay.is_from_log
+    assert not replay.units
+    assert (replay.groups[0].position, replay.groups[0].rows) == (0, 4)
+    hidden = TensorRef(7, 128)
+    sent = source.work.on_done(ForwardDone(replay.job, 1, hidden), 2.0)
+    (group,) = frames(sent)[0].groups
+    assert (group.flags, group.stop_unit, group.position, group.rows) == (RowFlag.REPLAY, 4, 0, 4)
+    assert not last.is_from_log
+
+
+def test_without_a_log_the_known_tokens_are_prefilled_again() -> None:
+    source = interrupted(has_logs=False)
+    source.start(now=2.0)
+    source.grant(attempt=2, now=2.0)
+    source.report(0, CachedUnits(UnitRange(2, 4), 5))
+    steps = source.report(1)
+    assert (opening(steps).position, opening(steps).replays) == (0, ())
+    assert rows_of(steps) == [(0, 5)]
+    (story,) = of(RequestNotice, steps)
+    assert story.text == "recovering stage 2 of 2: c lost, prefilling 4 tokens again"
+
+
+def test_stage_that_does_not_report_is_not_waited_for() -> None:
+    source = interrupted(has_logs=True)
+    source.start(now=2.0)
+    source.grant(attempt=2, now=2.0)
+    source.report(0, CachedUnits(UnitRange(2, 4), 5), logs=5)
+    due = 2.0 + TIMING.report_wait_s
+    assert source.work.next_deadline() == due
+    assert opening(source.work.tick(due, "")).replays == (Replay(0, 4, 5, 0),)
+
+
+def test_attempt_that_went_on_and_got_nowhere_is_followed_by_a_new_prefill() -> None:
+    source = interrupted(has_logs=True)
+    source.start(now=2.0)
+    source.grant(attempt=2, now=2.0)
+    source.report(0, CachedUnits(UnitRange(2, 4), 5), logs=5)
+    source.report(1)
+    steps = source.work.on_attempt_refused(ONE, 2, "stage 2 (c@1) refused: missing_kv", 2.5)
+    assert kinds(steps) == [FrameKind.RELEASE]
+    source.work.requests[ONE].not_before = 0.0
+    assert source.start(now=9.0) == [AskSlot(PLAN, ONE, 3, 8.0, True)]
+    assert opening(source.grant(attempt=3, now=9.0)).position == 0
+
+
+def test_what_is_left_along_the_stages_is_freed_at_the_end() -> None:
+    source = interrupted(has_logs=True)
+    steps = source.work.cancel(ONE, 2.0)
+    assert kinds(steps) == [FrameKind.RELEASE]
+    assert of(ReleaseCache, steps)
+    assert source.work.kept.n_logs() == 0

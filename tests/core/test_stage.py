@@ -7,12 +7,21 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from edgeshard_p2p.core.cached import Cached
 from edgeshard_p2p.core.edges import EdgeKind, EdgeSpec
 from edgeshard_p2p.core.effects import DropTensor, OpenCache, ReleaseCache, RunForward
 from edgeshard_p2p.core.events import ForwardDone
 from edgeshard_p2p.core.flow import Frame
 from edgeshard_p2p.core.ids import UnitRange
-from edgeshard_p2p.core.messages import FrameKind, Open, RowFlag, RowGroupHeader
+from edgeshard_p2p.core.kept import KeptCaches
+from edgeshard_p2p.core.messages import (
+    FrameKind,
+    LoggedRows,
+    Open,
+    Replay,
+    RowFlag,
+    RowGroupHeader,
+)
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.core.stage import Outcome, StageWork
 from edgeshard_p2p.core.work import CacheKey, Job, RowGroup, TensorRef
@@ -41,8 +50,13 @@ def hidden(*groups: RowGroupHeader) -> Frame:
     return Frame(FrameKind.HIDDEN, groups, 7, 100, TENSOR)
 
 
+def stage_of(index: int, logs: bool = False) -> StageWork:
+    kept = KeptCaches("stage", lambda: 0)
+    return StageWork(TWO_SOURCES, index, kept, lambda _: logs)
+
+
 def opened(index: int = 0, n: int = 1) -> StageWork:
-    stage = StageWork(TWO_SOURCES, index)
+    stage = stage_of(index)
     for sequence in range(1, n + 1):
         stage.on_frame(IN, opening(sequence=sequence))
     return stage
@@ -61,7 +75,7 @@ def refusals(outcome: Outcome) -> list[tuple[str, str]]:
 
 
 def test_opening_takes_a_cache_and_goes_on_to_the_next_stage() -> None:
-    stage = StageWork(TWO_SOURCES, 0)
+    stage = stage_of(0)
     outcome = stage.on_frame(IN, opening())
     assert outcome.effects == [OpenCache(KEY, UnitRange(2, 4), 0)]
     assert outcome.offers == [(EdgeKind.INNER, -1, opening())]
@@ -69,14 +83,14 @@ def test_opening_takes_a_cache_and_goes_on_to_the_next_stage() -> None:
 
 
 def test_last_stage_passes_nothing_on() -> None:
-    assert StageWork(TWO_SOURCES, 1).on_frame(IN, opening()).offers == []
+    assert stage_of(1).on_frame(IN, opening()).offers == []
 
 
 def test_later_attempt_starts_anew_and_an_earlier_one_is_stale() -> None:
     stage = opened()
     stage.on_frame(IN, hidden(group()))
     stage.on_frame(IN, opening(attempt=3))
-    assert (stage.requests[request(1)].attempt, stage.requests[request(1)].length) == (3, 0)
+    assert (stage.requests[request(1)].attempt, stage.requests[request(1)].slot.length) == (3, 0)
     outcome = stage.on_frame(IN, opening(attempt=2))
     assert refusals(outcome) == [("a@1#1", "stale_attempt")]
     assert of(OpenCache, outcome.effects) == []
@@ -139,13 +153,13 @@ def test_only_the_rows_that_come_next_are_taken(rows: RowGroupHeader, reason: st
     outcome = stage.on_frame(IN, hidden(rows))
     if reason == "":
         assert job(outcome).groups == (RowGroup(KEY, 3, 2),)
-        assert stage.requests[request(1)].length == 5
+        assert stage.requests[request(1)].slot.length == 5
         return
     assert outcome.effects == [DropTensor(TENSOR)]
     assert outcome.consumed == [IN]
     expected = [] if reason == "repeat" else [(f"a@1#{rows.sequence}", reason)]
     assert refusals(outcome) == expected
-    assert stage.requests[request(1)].length == 3
+    assert stage.requests[request(1)].slot.length == 3
 
 
 def test_refused_rows_are_left_out_of_the_pass() -> None:
@@ -238,7 +252,8 @@ def test_requests_go_with_their_source() -> None:
     assert len(stage.free_source(A)) == 2
     assert list(stage.requests) == [request(1, D)]
     assert stage.free_source(C) == []
-    assert stage.free_all() == [ReleaseCache(CacheKey(request(1, D), "stage", TWO_SOURCES.id))]
+    key = CacheKey(request(1, D), "stage", TWO_SOURCES.id)
+    assert stage.keep_all(60.0, {request(1, D)}) == [ReleaseCache(key)]
 
 
 def test_what_gossip_frees_is_released_along_the_stages() -> None:
@@ -253,3 +268,103 @@ def test_what_gossip_frees_is_released_along_the_stages() -> None:
     assert [(g.sequence, g.attempt) for g in frame.groups] == [(1, 1), (2, 1)]
     assert stage.release_below(A, 3).offers == []
     assert opened(index=1, n=3).release_below(A, 3).offers == []
+
+
+# --- going on ---------------------------------------------------------------------------------
+
+
+def resuming(position: int, *replays: Replay, attempt: int = 2) -> Frame:
+    body = Open(SAMPLING, position, 1, replays)
+    return Frame(FrameKind.OPEN, (group(0, 0, attempt),), body=body)
+
+
+def replayed(position: int, rows: int, stop: int, attempt: int = 2) -> Frame:
+    flags = RowFlag.REPLAY
+    return hidden(group(position, rows, attempt, stop_unit=stop, flags=flags))
+
+
+def test_stage_that_has_everything_goes_on_where_it_was() -> None:
+    stage = opened()
+    stage.on_frame(IN, hidden(group(rows=5)))
+    (cut,) = stage.on_frame(IN, resuming(4)).effects
+    assert cut == OpenCache(KEY, UnitRange(2, 4), 4)
+    assert job(stage.on_frame(IN, hidden(group(4, 1, 2)))).groups[0].position == 4
+
+
+def test_stage_that_lacks_something_says_so_and_keeps_what_it_has() -> None:
+    stage = opened()
+    stage.on_frame(IN, hidden(group(rows=3)))
+    outcome = stage.on_frame(IN, resuming(4))
+    assert refusals(outcome) == [("a@1#1", "missing_kv")]
+    assert stage.cached(request(1)).length(2) == 3
+
+
+def test_replay_fills_a_stage_and_ends_in_it() -> None:
+    stage = stage_of(0)
+    (opening_,) = stage.on_frame(IN, resuming(4, Replay(-1, 2, 4, 0))).effects
+    assert (opening_.replayed, opening_.replay_position) == (UnitRange(2, 4), 0)
+    assert refusals(stage.on_frame(IN, hidden(group(4, 1, 2)))) == [("a@1#1", "missing_kv")]
+    run = job(stage.on_frame(IN, replayed(0, 4, stop=4)))
+    assert run.units == UnitRange(2, 4)
+    done = stage.on_done(ForwardDone(run.job, 9, TensorRef(8, 96)))
+    assert done.effects == [DropTensor(TensorRef(8, 96))]
+    assert done.offers == []
+    assert done.consumed == [IN]
+    assert job(stage.on_frame(IN, hidden(group(4, 1, 2)))).groups[0].position == 4
+
+
+def test_replay_goes_through_to_where_it_is_wanted() -> None:
+    first, last = stage_of(0), stage_of(1)
+    for stage in (first, last):
+        stage.on_frame(IN, resuming(4, Replay(-1, 2, 5, 0)))
+    run = job(first.on_frame(IN, replayed(0, 4, stop=5)))
+    ((kind, _, frame),) = first.on_done(ForwardDone(run.job, 9, TensorRef(8, 96))).offers
+    assert (kind, frame.groups[0].flags, frame.groups[0].stop_unit) == (
+        EdgeKind.INNER,
+        RowFlag.REPLAY,
+        5,
+    )
+    assert job(last.on_frame(IN, frame)).units == UnitRange(4, 5)
+
+
+def test_stage_replays_from_its_own_log() -> None:
+    stage = stage_of(0, logs=True)
+    stage.on_frame(IN, opening())
+    stage.on_frame(IN, hidden(group(rows=5)))
+    outcome = stage.on_frame(IN, resuming(4, Replay(0, 4, 6, 0)))
+    cut, run = outcome.effects
+    assert cut.logs == (LoggedRows(4, 0, 4),)
+    assert run.is_from_log
+    assert not run.units
+    ((_, _, frame),) = stage.on_done(ForwardDone(run.job, 9, TensorRef(8, 96))).offers
+    assert (frame.groups[0].position, frame.groups[0].rows) == (0, 4)
+    assert frame.groups[0].flags == RowFlag.REPLAY
+
+
+def test_what_a_plan_leaves_is_adopted_by_the_next() -> None:
+    kept = KeptCaches("stage", lambda: 0)
+    before = StageWork(TWO_SOURCES, 0, kept, lambda _: False)
+    before.on_frame(IN, opening())
+    before.on_frame(IN, hidden(group(rows=4)))
+    assert before.keep_all(60.0, ()) == []
+    next_plan = replace(TWO_SOURCES, entry_end=1)
+    after = StageWork(next_plan, 0, kept, lambda _: False)
+    (adopted,) = after.on_frame(IN, resuming(4)).effects
+    assert (adopted.adopts, adopted.key.plan, adopted.position) == (KEY, next_plan.id, 4)
+    assert not kept.has(request(1))
+
+
+@pytest.mark.parametrize(("position", "rows", "stop"), [(1, 3, 4), (0, 5, 4), (0, 4, 6), (0, 4, 3)])
+def test_replay_that_nobody_asked_for_is_refused(position: int, rows: int, stop: int) -> None:
+    stage = stage_of(0)
+    stage.on_frame(IN, resuming(4, Replay(-1, 2, 4, 0)))
+    outcome = stage.on_frame(IN, replayed(position, rows, stop))
+    assert refusals(outcome) == [("a@1#1", "no_replay_here")]
+
+
+def test_failed_pass_leaves_nothing_to_go_on_with() -> None:
+    stage = opened()
+    run = job(stage.on_frame(IN, hidden(group(rows=3))))
+    outcome = stage.on_failed(run.job.number, "no memory")
+    assert outcome.effects == [ReleaseCache(KEY)]
+    assert stage.cached(request(1)) == Cached()

@@ -133,7 +133,7 @@ def test_request_outlives_a_stage(how: str) -> None:
     assert request.finished is not None
     stats = request.finished.stats
     assert stats.failovers >= 1
-    assert stats.replayed_tokens >= len(PROMPT) + 3
+    assert stats.replayed_tokens >= len(PROMPT) + 2
     assert stats.recovery_ms > 0
 
 
@@ -323,13 +323,13 @@ def test_peer_without_the_files_is_a_member_that_is_not_planned() -> None:
 
 def test_too_little_memory_says_how_much_is_missing() -> None:
     """Two sources with room for their first layers only; the rest, with KV for one request of
-    three blocks, takes 40,576 bytes."""
+    three blocks, takes 40,576 bytes; a sixteenth of what a peer has is for logs."""
     swarm = swarm_of("ab", 20_000)
     assert settle(swarm) is None
     first = swarm.submit("a", PROMPT, 3)
     assert first.rejected is not None
-    assert "needs 32.2 KiB more memory than the 2 devices offer" in first.rejected
-    swarm.add("c", 40_576, is_source=False)
+    assert "needs 34.6 KiB more memory than the 2 devices offer" in first.rejected
+    swarm.add("c", 43_282, is_source=False)
     swarm.start("c", join=("a",))
     assert settle(swarm) is not None
     answer(swarm, swarm.submit("a", PROMPT, 3))

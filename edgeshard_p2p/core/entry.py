@@ -1,0 +1,159 @@
+"""A source's own first units: what its requests pass before the first stage.
+
+Opens an attempt here and along the stages, computes the known tokens chunk by chunk as the entry
+edge takes them, and reads its log for stages that have to compute known positions again.
+Knows nothing of why an attempt begins or ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from edgeshard_p2p.core.cached import Cached, Resuming, Slot, reopened
+from edgeshard_p2p.core.effects import DropTensor, RunForward
+from edgeshard_p2p.core.events import ForwardDone
+from edgeshard_p2p.core.flow import Frame
+from edgeshard_p2p.core.ids import PeerId, RequestId, UnitRange
+from edgeshard_p2p.core.kept import KeptCaches
+from edgeshard_p2p.core.messages import FrameKind, Open, RowFlag, RowGroupHeader
+from edgeshard_p2p.core.plan import CHUNK_ROWS, Plan
+from edgeshard_p2p.core.recovery import SOURCE, Part, Resumption, resumption
+from edgeshard_p2p.core.request import ROLE, OfferFrame, Request, SourceStep
+from edgeshard_p2p.core.work import Job, RowGroup
+
+CHUNKS_AHEAD = 4
+"""Prefill frames that may wait on the entry edge before the next chunk is computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPass:
+    request: RequestId
+    attempt: int
+    position: int
+    rows: int
+    stop: int = 0
+    """Of a replay, the unit before which it ends."""
+
+
+@dataclass(slots=True)
+class Entry:
+    me: PeerId
+    load: Callable[[Plan], int]
+    """Frames that wait on the entry edge of a plan."""
+    kept: KeptCaches
+    """Of requests that are parked."""
+    may_log: Callable[[Plan], bool]
+    """Whether there is room for the log of one more request."""
+    passes: dict[int, EntryPass] = field(default_factory=dict)
+    """By job number."""
+    _jobs: int = 0
+    _micro_batches: int = 0
+
+    def resumption(self, request: Request, row_us: Callable[[PeerId], int]) -> Resumption:
+        """Where to go on, from what this peer and the stages have; ``row_us`` is what one more
+        row of a prefill costs in one block of a peer."""
+        plan = request.plan
+        assert plan is not None
+        if not request.may_resume:
+            return Resumption(0)
+        here = self.kept.of(request.id).within(plan.entry)
+        parts = [Part(SOURCE, plan.entry, here, row_us(self.me))]
+        for index, stage in enumerate(plan.stages):
+            report = request.reports.get(index)
+            there = Cached(report.cached, report.logs) if report is not None else Cached()
+            parts.append(Part(index, stage.units, there, row_us(stage.peer)))
+        return resumption(parts, request.n_known)
+
+    def open(
+        self, request: Request, resumption: Resumption, oldest_live: int
+    ) -> list[SourceStep] | None:
+        """Begin the attempt where ``resumption`` says; None where what that needs is not here."""
+        plan = request.plan
+        assert plan is not None
+        n_units = plan.n_units
+        position, replays = resumption.position, resumption.replays
+        at = Resuming(SOURCE, plan.entry, n_units, position, replays)
+        opening = reopened(request.key, self.kept.of(request.id).within(plan.entry), at)
+        if opening is None:
+            return None
+        steps: list[SourceStep] = []
+        if position and self.kept.has(request.id):
+            self.kept.take(request.id)
+        else:
+            steps += self.kept.drop(request.id)
+            steps += self.kept.make_room()
+        is_logged = bool(plan.stages) and (bool(opening.logs) or self.may_log(plan))
+        opening = replace(opening, is_logged=is_logged)
+        request.slot = Slot.opened(opening)
+        request.slot.refill = at.refill()
+        steps.append(opening)
+        if plan.stages:
+            body = Open(request.prompt.sampling, position, oldest_live, replays)
+            group = self.group(request, plan, 0, 0, 0)
+            steps.append(OfferFrame(plan, Frame(FrameKind.OPEN, (group,), body=body)))
+        for replay in at.read():
+            for units, rows in at.passes(opening.key, replay):
+                steps.append(self._replay(request, replay.end, units, rows))
+        return [*steps, *self.next_pass(request)]
+
+    def _replay(self, request: Request, stop: int, units: UnitRange, rows: RowGroup) -> RunForward:
+        assert request.slot is not None
+        if units:
+            request.slot.refilled(rows.rows)
+        job = self._job(request, rows.position, rows.rows, stop)
+        return RunForward(job, units, (rows,), is_from_log=True)
+
+    def next_pass(self, request: Request) -> list[SourceStep]:
+        """Embedding and first layers for the next known tokens, when there are some and the
+        entry edge can take more."""
+        plan, slot = request.plan, request.slot
+        assert plan is not None
+        assert slot is not None
+        start = slot.length
+        rows = min(CHUNK_ROWS, request.n_known - start)
+        if rows == 0 or request.is_computing or self.load(plan) >= CHUNKS_AHEAD:
+            return []
+        slot.extend(rows)
+        request.is_computing = True
+        emits = not plan.stages and slot.length == request.n_known
+        sampling = request.prompt.sampling if emits else None
+        group = RowGroup(request.key, start, rows, sampling)
+        tokens = request.known[start : start + rows]
+        return [RunForward(self._job(request, start, rows), plan.entry, (group,), tokens)]
+
+    def _job(self, request: Request, position: int, rows: int, stop: int = 0) -> Job:
+        assert request.plan is not None
+        self._jobs += 1
+        self.passes[self._jobs] = EntryPass(request.id, request.attempt, position, rows, stop)
+        return Job(request.plan.id, ROLE, self._jobs)
+
+    def passed(self, request: Request, done: EntryPass, event: ForwardDone) -> list[SourceStep]:
+        """The rows of a pass go on to the first stage."""
+        plan = request.plan
+        assert plan is not None
+        if done.stop and done.stop <= plan.entry.end:
+            return [DropTensor(event.hidden)] if event.hidden is not None else []
+        self._micro_batches += 1
+        is_last = done.position + done.rows == request.n_known
+        flags = RowFlag.REPLAY if done.stop else RowFlag.LAST_CHUNK if is_last else 0
+        group = self.group(request, plan, done.position, done.rows, flags, done.stop)
+        frame = Frame(
+            FrameKind.HIDDEN, (group,), self._micro_batches, event.service_us, event.hidden
+        )
+        return [OfferFrame(plan, frame)]
+
+    def group(
+        self,
+        request: Request,
+        plan: Plan,
+        position: int,
+        rows: int,
+        flags: int,
+        stop: int = 0,
+    ) -> RowGroupHeader:
+        index, sequence = plan.sources.index(self.me), request.id.sequence
+        stop = stop or plan.n_units
+        return RowGroupHeader(
+            index, sequence, request.attempt, position, rows, position, stop, flags
+        )

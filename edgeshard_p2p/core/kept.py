@@ -1,0 +1,104 @@
+"""What peers keep of requests when no plan that they ran on is left: for a while, so that the next
+attempt need not compute it again.
+
+What is kept takes slots that are promised to the plans that live; it gives way to whoever needs
+one.  Knows nothing of attempts or of how a request goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from edgeshard_p2p.core.cached import Cached
+from edgeshard_p2p.core.effects import Effect, KvPromise, LoadUnits, ReleaseCache
+from edgeshard_p2p.core.ids import PeerId, RequestId
+from edgeshard_p2p.core.work import CacheKey
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    key: CacheKey
+    cached: Cached
+    until: float
+
+
+@dataclass(slots=True)
+class KeptCaches:
+    """Of one role; at most one of each request, the latest."""
+
+    role: str
+    n_open: Callable[[], int]
+    """Slots that requests of living plans hold."""
+    _kept: dict[RequestId, Kept] = field(default_factory=dict)
+    _promise: KvPromise | None = None
+    _made_for: tuple[str, str, int] | None = None
+    """Model, dtype and tile rows of what is kept and loaded."""
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def has(self, request: RequestId) -> bool:
+        return request in self._kept
+
+    def of(self, request: RequestId) -> Cached:
+        kept = self._kept.get(request)
+        return kept.cached if kept is not None else Cached()
+
+    def n_logs(self) -> int:
+        return sum(1 for kept in self._kept.values() if kept.cached.logs)
+
+    def next_deadline(self) -> float | None:
+        return min((kept.until for kept in self._kept.values()), default=None)
+
+    def keep(self, key: CacheKey, cached: Cached, until: float) -> list[Effect]:
+        effects = self.drop(key.request)
+        self._kept[key.request] = Kept(key, cached, until)
+        return effects
+
+    def take(self, request: RequestId) -> CacheKey:
+        """It goes on under another key."""
+        return self._kept.pop(request).key
+
+    def drop(self, request: RequestId) -> list[Effect]:
+        kept = self._kept.pop(request, None)
+        return [ReleaseCache(kept.key)] if kept is not None else []
+
+    def make_room(self) -> list[Effect]:
+        """Before one more slot is taken: what was kept first gives way."""
+        n_slots = self._promise.slots if self._promise is not None else 0
+        if self._kept and self.n_open() + len(self._kept) >= n_slots:
+            return self.drop(next(iter(self._kept)))
+        return []
+
+    def forget(self, is_gone: Callable[[RequestId], bool]) -> list[Effect]:
+        gone = [request for request in self._kept if is_gone(request)]
+        return [effect for request in gone for effect in self.drop(request)]
+
+    def forget_source(self, source: PeerId) -> list[Effect]:
+        return self.forget(lambda request: request.source == source)
+
+    def forget_below(self, source: PeerId, oldest_live: int) -> list[Effect]:
+        return self.forget(lambda r: r.source == source and r.sequence < oldest_live)
+
+    def tick(self, now: float) -> list[Effect]:
+        return self.forget(lambda request: self._kept[request].until <= now)
+
+    def on_load(self, load: LoadUnits) -> list[Effect]:
+        """Other units and other slots are about to stand here: what does not fit them goes."""
+        made_for = (load.model, load.dtype, load.tile_rows)
+        is_same_way = self._made_for in (None, made_for)
+        promise = next((one for one in load.kv if one.role == self.role), None)
+        self._made_for, self._promise = made_for, promise
+        if promise is None or not is_same_way:
+            return self.forget(lambda _: True)
+        units = set(promise.units)
+        for request, kept in self._kept.items():
+            self._kept[request] = Kept(kept.key, kept.cached.only(units), kept.until)
+        effects = self.forget(lambda request: self._is_too_long(request, promise.context))
+        while self._kept and self.n_open() + len(self._kept) > promise.slots:
+            effects += self.drop(next(iter(self._kept)))
+        return effects
+
+    def _is_too_long(self, request: RequestId, context: int) -> bool:
+        return any(run.length > context for run in self._kept[request].cached.units)
