@@ -1,8 +1,8 @@
 """A source's own first units: what its requests pass before the first stage.
 
 Opens an attempt here and along the stages, computes the known tokens chunk by chunk as the entry
-edge takes them, and reads its log for stages that have to compute known positions again.
-Knows nothing of why an attempt begins or ends.
+edge takes them, reads its log for stages that have to compute known positions again, and frees
+what an attempt holds.  Knows nothing of why an attempt begins or ends.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from edgeshard_p2p.core.cached import Cached, Resuming, Slot, reopened
-from edgeshard_p2p.core.effects import DropTensor, RunForward
+from edgeshard_p2p.core.effects import DropTensor, ReleaseCache, RunForward
 from edgeshard_p2p.core.events import ForwardDone
 from edgeshard_p2p.core.flow import Frame
 from edgeshard_p2p.core.ids import PeerId, RequestId, UnitRange
@@ -19,7 +19,7 @@ from edgeshard_p2p.core.kept import KeptCaches
 from edgeshard_p2p.core.messages import FrameKind, Open, RowFlag, RowGroupHeader
 from edgeshard_p2p.core.plan import CHUNK_ROWS, Plan
 from edgeshard_p2p.core.recovery import SOURCE, Part, Resumption, resumption
-from edgeshard_p2p.core.request import ROLE, OfferFrame, Request, SourceStep
+from edgeshard_p2p.core.request import ROLE, OfferFrame, Phase, Request, ReturnSlot, SourceStep
 from edgeshard_p2p.core.work import Job, RowGroup
 
 CHUNKS_AHEAD = 4
@@ -142,6 +142,36 @@ class Entry:
             FrameKind.HIDDEN, (group,), self._micro_batches, event.service_us, event.hidden
         )
         return [OfferFrame(plan, frame)]
+
+    # --- freeing --------------------------------------------------------------------------
+
+    def keep(self, request: Request, until: float) -> list[SourceStep]:
+        """The attempt is over; what it has, here and along the stages, may serve the next one."""
+        assert request.slot is not None
+        cached, request.slot = request.slot.cached(), None
+        request.is_computing = False
+        request.left_on = request.plan
+        return [*self.kept.keep(request.key, cached, until)]
+
+    def let_go(self, request: Request) -> list[SourceStep]:
+        """Free what this attempt holds, here and along the stages, and what earlier ones left."""
+        plan, steps = request.plan, list[SourceStep]()
+        request.is_computing, request.slot = False, None
+        if request.phase is Phase.RUNNING:
+            steps, request.left_on = [ReleaseCache(request.key)], plan
+        elif request.phase is Phase.ASKING and plan is not None:
+            steps.append(ReturnSlot(plan, request.id, request.attempt))
+        return [*steps, *self.kept.drop(request.id), *self.leave(request)]
+
+    def leave(self, request: Request) -> list[SourceStep]:
+        """Free what is left of it along the stages of the plan that it last ran on."""
+        plan, request.left_on = request.left_on, None
+        if plan is None:
+            return []
+        if not plan.stages:
+            return [ReturnSlot(plan, request.id, request.attempt)]
+        group = self.group(request, plan, 0, 0, 0)
+        return [OfferFrame(plan, Frame(FrameKind.RELEASE, (group,)))]
 
     def group(
         self,

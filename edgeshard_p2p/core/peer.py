@@ -15,6 +15,7 @@ from typing import Any
 
 from edgeshard_p2p.core import events as ev
 from edgeshard_p2p.core import messages as msg
+from edgeshard_p2p.core.door import Door
 from edgeshard_p2p.core.effects import (
     Accepted,
     Effect,
@@ -95,6 +96,15 @@ class PeerCore:
             log_bytes,
         )
         self.serving = self.planning.serving
+        self.door = Door(
+            self.me,
+            config.is_source,
+            config.tile_rows,
+            self.membership,
+            self.gossip,
+            self.local,
+            self.planning,
+        )
         self.is_stopping = False
         self._started_at = 0.0
         self._now = 0.0
@@ -282,12 +292,12 @@ class PeerCore:
     # --- requests -------------------------------------------------------------------------
 
     def is_source(self) -> bool:
-        """Whether prompts may enter here: by its flag, and by the plan where there is one."""
-        plan = self.planning.rollout.active_plan()
-        return self.config.is_source and (plan is None or self.me in plan.sources)
+        """Whether prompts may enter here."""
+        return self.door.is_source()
 
     def _on_prompt(self, event: ev.PromptSubmitted, now: float) -> list[Effect]:
-        refusal = self._reason_against_prompt(event)
+        refusal = f"{self.me} is leaving the swarm" if self.is_stopping else ""
+        refusal = refusal or self.door.reason_against(event)
         if refusal:
             return [Rejected(event.client, refusal)]
         if len(self.serving.source.requests) >= REQUESTS_MAX:
@@ -301,36 +311,6 @@ class PeerCore:
             why = self.planning.why_waiting()
             effects.append(RequestNotice(request.id, f"waiting: {why}"))
         return effects
-
-    def _reason_against_prompt(self, event: ev.PromptSubmitted) -> str:
-        model = model_of(self.gossip)
-        if self.is_stopping:
-            return f"{self.me} is leaving the swarm"
-        if not self.is_source():
-            sources = self._sources()
-            hint = f"; ask {' or '.join(sources)}" if sources else "; the swarm has no source"
-            return f"{self.me} is not a source{hint}"
-        if model is None or self.local.trouble:
-            return f"{self.me} cannot serve: {self.local.trouble or self.planning.why_no_plan()}"
-        if not event.prompt:
-            return "the prompt is empty"
-        context = workload_of(self.gossip, model, self.config.tile_rows).context
-        if len(event.prompt) >= context:
-            return (
-                f"the prompt has {len(event.prompt)} tokens, the swarm's context is {context}; "
-                "shorten it, or start the swarm with a larger --context"
-            )
-        if self.planning.is_hopeless():
-            return f"the swarm cannot serve: {self.planning.why_no_plan()}"
-        return ""
-
-    def _sources(self) -> list[str]:
-        found = []
-        for member in self.membership.present():
-            record = self.gossip.of(member.peer, DeviceRecord)
-            if isinstance(record, DeviceRecord) and record.is_source:
-                found.append(f"{member.peer.name} at {member.address}")
-        return found
 
     def _on_cancelled(self, event: ev.RequestCancelled, now: float) -> list[Effect]:
         return self.serving.run(self.serving.source.cancel(event.request, now), now)

@@ -225,6 +225,11 @@ class Plan(Struct, frozen=True, dict=True):
     def n_units(self) -> int:
         return self.stages[-1].units.end if self.stages else self.entry.end
 
+    @property
+    def admitting(self) -> PeerId:
+        """Admission has one place: the first shared stage, or the source that runs everything."""
+        return self.stages[0].peer if self.stages else self.sources[0]
+
     def units_of(self, peer: PeerId) -> tuple[UnitRange, ...]:
         """What ``peer`` must hold: its entry as a source, its shared stage, or both."""
         ranges = [self.entry] if peer in self.sources else []

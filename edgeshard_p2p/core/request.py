@@ -16,6 +16,7 @@ from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
 from edgeshard_p2p.core.messages import CacheReport
 from edgeshard_p2p.core.plan import Plan
 from edgeshard_p2p.core.recovery import Resumption
+from edgeshard_p2p.core.timing import Timing
 from edgeshard_p2p.core.work import CacheKey
 
 ROLE = "entry"
@@ -93,6 +94,20 @@ class Request:
     def is_prefilling(self) -> bool:
         """Whether it runs, and no token has come of this attempt."""
         return self.phase is Phase.RUNNING and self.last_token_at <= self.phase_since
+
+    def wakes_at(self, timing: Timing) -> float:
+        if self.phase is Phase.ASKING:
+            at = self.begin_by if self.is_granted else self.ask_at
+            return min(self.ends_at(timing), self.ask_at, at)
+        if self.phase is Phase.WAITING and self.not_before:
+            return self.not_before
+        return self.ends_at(timing)
+
+    def ends_at(self, timing: Timing) -> float:
+        """When what it waits for is given up."""
+        if self.phase is Phase.RUNNING:
+            return self.progress_at + timing.progress_s
+        return self.phase_since + timing.request_wait_s
 
     def asks_for(self, plan: PlanId, attempt: int) -> bool:
         """Whether it waits for a slot for this very attempt on this plan."""

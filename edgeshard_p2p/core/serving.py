@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from edgeshard_p2p.core.admission import RETRY_MS, Admission, Waiting
+from edgeshard_p2p.core.cache_desk import CacheDesk
 from edgeshard_p2p.core.edges import EdgeKind, EdgeSpec
 from edgeshard_p2p.core.effects import DropTensor, Effect, LoadUnits, Send
 from edgeshard_p2p.core.events import ForwardDone, ForwardFailed, FrameReceived
@@ -56,6 +57,7 @@ class Serving:
     stages: dict[PlanId, StageWork] = field(default_factory=dict)
     admissions: dict[PlanId, Admission] = field(default_factory=dict)
     source: SourceWork = field(init=False)
+    caches: CacheDesk = field(init=False)
     kept: KeptCaches = field(init=False)
     """What stages of plans that are gone have left here."""
     failed_edges: list[EdgeSpec] = field(default_factory=list)
@@ -65,17 +67,12 @@ class Serving:
     _epochs: dict[str, int] = field(default_factory=lambda: {"last": 0})
 
     def __post_init__(self) -> None:
-        self.kept = KeptCaches("stage", lambda: sum(len(s.requests) for s in self.stages.values()))
+        self.caches = CacheDesk(self.stages, self.flows, self.is_loaded, self.log_bytes)
+        self.kept = self.caches.kept
         self.source = SourceWork(self.me, self.timing, self._entry_load, self._may_log, self.row_us)
 
     def _may_log(self, plan: Plan) -> bool:
-        """A log may grow as long as the context."""
-        slots = [known.slot for s in self.stages.values() for known in s.requests.values()]
-        slots += [r.slot for r in self.source.requests.values() if r.slot is not None]
-        n_logs = sum(1 for slot in slots if slot.is_logged)
-        n_logs += self.kept.n_logs() + self.source.kept.n_logs()
-        row_bytes = self.flows[plan.id].model.hidden_bytes(plan.workload.dtype)
-        return (n_logs + 1) * row_bytes * plan.workload.context <= self.log_bytes
+        return self.caches.may_log(plan, self.source.n_logs())
 
     def _entry_load(self, plan: Plan) -> int:
         flow = self.flows.get(plan.id)
@@ -104,7 +101,7 @@ class Serving:
                 self.stages[plan.id] = StageWork(
                     plan, index, self.kept, self._may_log, job_numbers=self._job_numbers
                 )
-        if _admitting_peer(plan) == self.me:
+        if plan.admitting == self.me:
             self.admissions[plan.id] = Admission(plan.workload.batch)
 
     def end_plan(self, plan_id: PlanId, why: str, now: float) -> list[Effect]:
@@ -307,7 +304,7 @@ class Serving:
         return flow.offer(self._entry(flow), step.frame, now)
 
     def _ask(self, step: AskSlot, now: float) -> list[Effect]:
-        admitting = _admitting_peer(step.plan)
+        admitting = step.plan.admitting
         waited_ms = max(0, int(step.waited_s * 1e3))
         ask = SlotAsk(step.plan.id, step.request, step.attempt, waited_ms, step.is_running)
         if admitting == self.me:
@@ -322,24 +319,18 @@ class Serving:
             if index in step.known:
                 continue
             if stage.peer == self.me:
-                report = self._report(step.plan.id, step.request)
+                report = self.caches.report(step.plan.id, step.request)
                 effects += self.on_cache_report(self.me, report, now) if report else []
             elif address is not None:
                 effects.append(Send(address, CacheAsk(step.plan.id, step.request)))
         return effects
 
     def on_cache_ask(self, sender: PeerId, ask: CacheAsk) -> list[Effect]:
-        address, report = self.membership.address_of(sender), self._report(ask.plan, ask.request)
-        if address is None or report is None or ask.request.source != sender:
+        address = self.membership.address_of(sender)
+        if address is None or ask.request.source != sender:
             return []
-        return [Send(address, report)]
-
-    def _report(self, plan_id: PlanId, request: RequestId) -> CacheReport | None:
-        stage = self.stages.get(plan_id)
-        if stage is None or not self.is_loaded(plan_id):
-            return None
-        cached = stage.cached(request)
-        return CacheReport(plan_id, request, stage.index, cached.units, cached.logs)
+        report = self.caches.report(ask.plan, ask.request)
+        return [Send(address, report)] if report is not None else []
 
     def on_cache_report(self, sender: PeerId, report: CacheReport, now: float) -> list[Effect]:
         flow = self.flows.get(report.plan)
@@ -349,7 +340,7 @@ class Serving:
         return self._run(self.source.on_report(report, now), now)
 
     def _return_slot(self, step: ReturnSlot, now: float) -> list[Effect]:
-        admitting = _admitting_peer(step.plan)
+        admitting = step.plan.admitting
         back = SlotReturn(step.plan.id, step.request, step.attempt)
         if admitting == self.me:
             return self.on_slot_return(back, now)
@@ -409,8 +400,3 @@ class Serving:
                 address = self.membership.address_of(granted.request.source)
                 effects += [Send(address, answer)] if address is not None else []
         return effects
-
-
-def _admitting_peer(plan: Plan) -> PeerId:
-    """Admission has one place: the first shared stage, or the source that runs everything."""
-    return plan.stages[0].peer if plan.stages else plan.sources[0]

@@ -16,7 +16,6 @@ from edgeshard_p2p.core.effects import (
     DropTensor,
     EmitToken,
     FinishRequest,
-    ReleaseCache,
     RequestNotice,
 )
 from edgeshard_p2p.core.entry import Entry
@@ -24,17 +23,15 @@ from edgeshard_p2p.core.events import ForwardDone, PromptSubmitted
 from edgeshard_p2p.core.flow import Frame
 from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
 from edgeshard_p2p.core.kept import KeptCaches
-from edgeshard_p2p.core.messages import CacheReport, FrameKind
+from edgeshard_p2p.core.messages import CacheReport
 from edgeshard_p2p.core.plan import CHUNK_ROWS, Plan
 from edgeshard_p2p.core.recovery import Resumption
 from edgeshard_p2p.core.request import (
     ROLE,
     AskCaches,
     AskSlot,
-    OfferFrame,
     Phase,
     Request,
-    ReturnSlot,
     SourceStep,
     stats_of,
     story,
@@ -76,6 +73,10 @@ class SourceWork:
     def oldest_live(self) -> int:
         return min((r.sequence for r in self.requests), default=self._sequence + 1)
 
+    def n_logs(self) -> int:
+        slots = [r.slot for r in self.requests.values() if r.slot is not None]
+        return self.kept.n_logs() + sum(1 for slot in slots if slot.is_logged)
+
     def running_plans(self) -> tuple[PlanId, ...]:
         """Plans that still run requests of this source, sorted."""
         ids = {r.plan_id for r in self.requests.values() if r.phase is not Phase.WAITING}
@@ -89,23 +90,9 @@ class SourceWork:
         return request
 
     def next_deadline(self) -> float | None:
-        times = [self._wakes_at(request) for request in self.requests.values()]
+        times = [request.wakes_at(self.timing) for request in self.requests.values()]
         times += [time for time in (self.kept.next_deadline(),) if time is not None]
         return min(times, default=None)
-
-    def _wakes_at(self, request: Request) -> float:
-        if request.phase is Phase.ASKING:
-            at = request.begin_by if request.is_granted else request.ask_at
-            return min(self._ends_at(request), request.ask_at, at)
-        if request.phase is Phase.WAITING and request.not_before:
-            return request.not_before
-        return self._ends_at(request)
-
-    def _ends_at(self, request: Request) -> float:
-        """When what it waits for is given up."""
-        if request.phase is Phase.RUNNING:
-            return request.progress_at + self.timing.progress_s
-        return request.phase_since + self.timing.request_wait_s
 
     # --- coming and going -----------------------------------------------------------------
 
@@ -130,7 +117,7 @@ class SourceWork:
                 steps += self._end(request, "error", text, now)
                 continue
             if request.left_on is not None and request.left_on.id != plan.id:
-                steps += self._leave(request)
+                steps += self.entry.leave(request)
             request.plan, request.begun = plan, begun
             if request.n_known >= plan.workload.context:
                 steps += self._end_too_long(request, now)
@@ -331,7 +318,12 @@ class SourceWork:
     ) -> list[SourceStep]:
         """``keeps``: what this attempt has cached may serve the next one."""
         was_running = request.phase is Phase.RUNNING
-        steps = self._keep(request, now) if was_running and keeps else self._let_go(request)
+        kept_until = now + self.timing.kept_s
+        steps = (
+            self.entry.keep(request, kept_until)
+            if was_running and keeps
+            else self.entry.let_go(request)
+        )
         request.plan, request.cause = None, text
         if not was_running:
             self._enter(request, Phase.WAITING, now, keep_since=True)
@@ -347,40 +339,12 @@ class SourceWork:
             request.parked_at = now
         return [*steps, RequestNotice(request.id, f"interrupted: {text}")]
 
-    def _keep(self, request: Request, now: float) -> list[SourceStep]:
-        assert request.slot is not None
-        cached, request.slot = request.slot.cached(), None
-        request.is_computing = False
-        request.left_on = request.plan
-        kept_until = now + self.timing.kept_s
-        return [*self.kept.keep(request.key, cached, kept_until)]
-
     def _enter(self, request: Request, phase: Phase, now: float, keep_since: bool = False) -> None:
         # Going back and forth between waiting and asking must not renew the deadline.
         if not keep_since and Phase.RUNNING in (phase, request.phase):
             request.phase_since = now
         request.phase = phase
         self.revision += 1
-
-    def _let_go(self, request: Request) -> list[SourceStep]:
-        """Free what this attempt holds, here and along the stages, and what earlier ones left."""
-        plan, steps = request.plan, list[SourceStep]()
-        request.is_computing, request.slot = False, None
-        if request.phase is Phase.RUNNING:
-            steps, request.left_on = [ReleaseCache(request.key)], plan
-        elif request.phase is Phase.ASKING and plan is not None:
-            steps.append(ReturnSlot(plan, request.id, request.attempt))
-        return [*steps, *self.kept.drop(request.id), *self._leave(request)]
-
-    def _leave(self, request: Request) -> list[SourceStep]:
-        """Free what is left of it along the stages of the plan that it last ran on."""
-        plan, request.left_on = request.left_on, None
-        if plan is None:
-            return []
-        if not plan.stages:
-            return [ReturnSlot(plan, request.id, request.attempt)]
-        group = self.entry.group(request, plan, 0, 0, 0)
-        return [OfferFrame(plan, Frame(FrameKind.RELEASE, (group,)))]
 
     # --- the end --------------------------------------------------------------------------
 
@@ -406,7 +370,7 @@ class SourceWork:
                 steps += self._begin_when_known(request, now)
             if now >= request.not_before:
                 request.not_before = 0.0
-            if now < self._ends_at(request):
+            if now < request.ends_at(self.timing):
                 continue
             if request.phase is Phase.RUNNING:
                 text = f"no token for {self.timing.progress_s:.0f} s on plan {request.plan_id}"
@@ -419,7 +383,7 @@ class SourceWork:
         return steps
 
     def _end(self, request: Request, reason: str, error: str, now: float) -> list[SourceStep]:
-        steps = self._let_go(request)
+        steps = self.entry.let_go(request)
         del self.requests[request.id]
         self.revision += 1
         stats = stats_of(request)

@@ -1,0 +1,49 @@
+"""What the stages of this peer have of requests, for their sources to know; and whether there is
+room for one more log.
+
+Knows nothing of what a source does with the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from edgeshard_p2p.core.flow import Flow
+from edgeshard_p2p.core.ids import PlanId, RequestId
+from edgeshard_p2p.core.kept import KeptCaches
+from edgeshard_p2p.core.messages import CacheReport
+from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.stage import ROLE, StageWork
+
+
+@dataclass(slots=True)
+class CacheDesk:
+    stages: dict[PlanId, StageWork]
+    flows: dict[PlanId, Flow]
+    is_loaded: Callable[[PlanId], bool]
+    log_bytes: int
+    """For all logs of hidden states together."""
+    kept: KeptCaches = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.kept = KeptCaches(ROLE, self._n_open)
+
+    def _n_open(self) -> int:
+        return sum(len(stage.requests) for stage in self.stages.values())
+
+    def may_log(self, plan: Plan, n_others: int) -> bool:
+        """Beside ``n_others`` that stages have no part in.  A log may grow as long as the
+        context."""
+        slots = [known.slot for s in self.stages.values() for known in s.requests.values()]
+        n_logs = n_others + self.kept.n_logs() + sum(1 for slot in slots if slot.is_logged)
+        row_bytes = self.flows[plan.id].model.hidden_bytes(plan.workload.dtype)
+        return (n_logs + 1) * row_bytes * plan.workload.context <= self.log_bytes
+
+    def report(self, plan_id: PlanId, request: RequestId) -> CacheReport | None:
+        """Of this peer's stage of the plan, once that stands."""
+        stage = self.stages.get(plan_id)
+        if stage is None or not self.is_loaded(plan_id):
+            return None
+        cached = stage.cached(request)
+        return CacheReport(plan_id, request, stage.index, cached.units, cached.logs)
