@@ -155,10 +155,10 @@ class Rollout:
         """Move every plan as far as the records allow."""
         effects: list[Log | LoadUnits] = []
         for plan_id in list(self.plans):
-            gone = [peer for peer in self.plans[plan_id].plan.peers() if not is_present(peer)]
+            plan = self.plans[plan_id].plan
+            gone = [peer for peer in plan.peers() if not is_present(peer)]
             if gone:
-                verb = "is" if len(gone) == 1 else "are"
-                effects += self._retire(plan_id, f"{', '.join(map(str, gone))} {verb} gone")
+                effects += self._retire(plan_id, _lost(plan, gone))
         self._supersede(effects)
         self._retire_drained(held_of, effects)
         effects += self._load(held_of)
@@ -275,6 +275,16 @@ class Rollout:
         if self.target == plan_id:
             self.target = None
         return [Log(f"plan {rolling.plan} {rolling.life.name} -> RETIRED: {why}")]
+
+
+def _lost(plan: Plan, gone: list[PeerId]) -> str:
+    """``stage 2 of 3: dev-b lost``"""
+    names = " and ".join(peer.name for peer in gone)
+    numbers = [str(n) for n, stage in enumerate(plan.stages, start=1) if stage.peer in gone]
+    if not numbers:
+        return f"source {names} lost"
+    stages = "stage" if len(numbers) == 1 else "stages"
+    return f"{stages} {' and '.join(numbers)} of {len(plan.stages)}: {names} lost"
 
 
 def _way_of(plan: Plan) -> tuple[str, str, int]:
