@@ -45,6 +45,15 @@ class ContactFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectionLost:
+    """A connection that stood has ended from the other end; ``is_refused``: the port there takes
+    no new one, as that of a process that is gone."""
+
+    address: Address
+    is_refused: bool
+
+
+@dataclass(frozen=True, slots=True)
 class MessageReceived:
     sender: PeerId
     message: ControlMessage
@@ -153,6 +162,7 @@ Event = (
     | DeadlineReached
     | PeerDiscovered
     | ContactFailed
+    | ConnectionLost
     | MessageReceived
     | FrameReceived
     | ModelOpened

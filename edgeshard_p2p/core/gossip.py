@@ -21,7 +21,6 @@ from edgeshard_p2p.core.records import Record, RecordValue, Setting
 from edgeshard_p2p.core.settings import SettingValue, is_valid
 
 RECORDS_PER_DELTA = 128
-PUSH_FANOUT = 8
 COUNTER_MAX = 2**40
 """A setting's counter counts decisions; one beyond this was made up."""
 
@@ -82,9 +81,7 @@ class Gossip:
             self.revision += 1
 
     def _push(self, delta: Delta, membership: Membership) -> list[Effect]:
-        present = membership.present()
-        some = present if len(present) <= PUSH_FANOUT else self.rng.sample(present, PUSH_FANOUT)
-        return [Send(member.address, delta) for member in some]
+        return [Send(member.address, delta) for member in membership.first_to_tell()]
 
     # --- hearing --------------------------------------------------------------------------
 

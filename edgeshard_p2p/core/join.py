@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from edgeshard_p2p.core.effects import Effect, Log, SaveGeneration, Send, Stop
 from edgeshard_p2p.core.ids import PeerId
-from edgeshard_p2p.core.membership import BELIEVABLE_MAX, Member, Membership
+from edgeshard_p2p.core.member import Member
+from edgeshard_p2p.core.membership import BELIEVABLE_MAX, Membership
 from edgeshard_p2p.core.messages import (
     WIRE_MAX,
     WIRE_MIN,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from edgeshard_p2p.core.effects import Effect, Log, SendProbe
 from edgeshard_p2p.core.ids import PeerId
-from edgeshard_p2p.core.membership import Member
+from edgeshard_p2p.core.member import Member
 from edgeshard_p2p.core.records import LinkFigures
 from edgeshard_p2p.core.timing import Timing
 

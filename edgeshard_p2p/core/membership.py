@@ -2,6 +2,9 @@
 
 Beliefs about members, probing, suspicion and refutation.  A belief changes only to one that is
 newer in (generation, incarnation, state); only a member itself raises its incarnation.
+
+Silence takes its time; a port that refuses is evidence at once.  A suspicion is short where this
+peer was refused and a helper gets no answer either: one peer alone may stand before a firewall.
 Knows nothing of plans, settings or how a peer was found.
 """
 
@@ -13,12 +16,24 @@ from math import ceil, log2
 from random import Random
 
 from edgeshard_p2p.core.effects import Effect, Log, SaveGeneration, Send
+from edgeshard_p2p.core.events import ConnectionLost
 from edgeshard_p2p.core.ids import PeerId
+from edgeshard_p2p.core.member import (
+    PRESENT,
+    Member,
+    MemberChanged,
+    Probe,
+    first_to_tell,
+    is_clash,
+    neighbours,
+    supersedes,
+)
 from edgeshard_p2p.core.messages import (
     Ack,
     Address,
     Identity,
     MemberState,
+    Nack,
     News,
     Ping,
     PingReq,
@@ -35,56 +50,6 @@ BELIEVABLE_MAX = 2**40
 """Incarnations and generations count events; a number beyond this was made up, and believing it
 would leave its owner no room above."""
 
-PRESENT = (MemberState.ALIVE, MemberState.SUSPECT)
-
-
-@dataclass(slots=True)
-class Member:
-    """What this peer believes of another."""
-
-    identity: Identity
-    incarnation: int
-    state: MemberState
-    since: float
-    missed_direct: int = 0
-
-    @property
-    def peer(self) -> PeerId:
-        return self.identity.peer
-
-    @property
-    def address(self) -> Address:
-        return self.identity.address
-
-    @property
-    def is_present(self) -> bool:
-        """Suspects count as present until they are dead."""
-        return self.state in PRESENT
-
-    def update(self) -> Update:
-        return Update(self.identity, self.incarnation, self.state)
-
-
-@dataclass(slots=True)
-class Probe:
-    """One probe of one member: ``ask_helpers_at`` ends the direct part, ``ends_at`` the whole."""
-
-    target: PeerId
-    ask_helpers_at: float | None
-    ends_at: float
-    on_behalf_of: tuple[Address, int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MemberChanged:
-    """A belief changed, or a departure was forgotten (then ``was`` is the member's state still);
-    ``was`` is None for a member that was not known."""
-
-    member: Member
-    was: MemberState | None
-    replaced: PeerId | None = None
-    """The older generation that this one takes the place of."""
-
 
 @dataclass(slots=True)
 class Membership:
@@ -95,6 +60,10 @@ class Membership:
     refutations: int = 0
     members: dict[str, Member] = field(default_factory=dict)
     changes: list[MemberChanged] = field(default_factory=list)
+    circle: tuple[str, ...] = ()
+    """Members that depend on each other, in the same order for all.  If this peer is one of them
+    it probes its neighbours there in every period, however large the swarm, and tells these
+    members its news first."""
     _probes: dict[int, Probe] = field(default_factory=dict)
     _next_probe_at: float | None = None
     _order: list[str] = field(default_factory=list)
@@ -145,8 +114,17 @@ class Membership:
         """When a suspicion becomes a verdict, or a departure is forgotten."""
         if member.state is MemberState.ALIVE:
             return None
-        is_suspect = member.state is MemberState.SUSPECT
-        return member.since + (self.timing.suspicion_s if is_suspect else self.timing.forget_s)
+        if member.state is not MemberState.SUSPECT:
+            return member.since + self.timing.forget_s
+        timing, is_gone = self.timing, self._is_gone(member)
+        return member.since + (timing.gone_suspicion_s if is_gone else timing.suspicion_s)
+
+    def _is_gone(self, member: Member) -> bool:
+        """Whether this peer was refused and somebody else gets no answer either; with nobody to
+        ask its own word has to do."""
+        if member.is_missed or not member.is_refused:
+            return member.is_refused
+        return all(m.is_refused or m.state is MemberState.SUSPECT for m in self.present())
 
     # --- messages -------------------------------------------------------------------------
 
@@ -164,23 +142,46 @@ class Membership:
             return effects
         del self._probes[ack.nonce]
         member = self.members.get(ack.target.name)
+        if member is not None:
+            member.answered(is_direct=sender == member.peer)
         if probe.on_behalf_of is not None:
             asker, nonce = probe.on_behalf_of
             return [*effects, Send(asker, Ack(nonce, ack.target, self._updates()))]
-        if member is not None:
-            member.missed_direct = 0 if sender == member.peer else member.missed_direct + 1
         return effects
+
+    def on_nack(self, _: PeerId, nack: Nack, now: float) -> list[Effect]:
+        probe, member = self._probes.get(nack.nonce), self.members.get(nack.target.name)
+        if probe is None or member is None or not probe.target == member.peer == nack.target:
+            return []
+        member.is_missed = True
+        return self._suspect_gone(member, now)
 
     def on_ping_req(self, sender: PeerId, req: PingReq, now: float) -> list[Effect]:
         effects = self.apply_all(req.updates, now)
         asker, target = self.address_of(sender), self.members.get(req.target)
         if asker is None or target is None:
             return effects
+        if target.is_refused:
+            return [*effects, Send(asker, Nack(req.nonce, target.peer))]
         ends_at = now + self.timing.probe_period_s
         return [*effects, self._ping(target, Probe(target.peer, None, ends_at, (asker, req.nonce)))]
 
     def on_news(self, news: News, now: float) -> list[Effect]:
         return self.apply_all(news.updates, now)
+
+    def on_connection_lost(self, event: ConnectionLost, now: float) -> list[Effect]:
+        """Ask at once about the member that was there, this peer's helpers too."""
+        effects: list[Effect] = []
+        for member in [member for member in self.present() if member.address == event.address]:
+            if event.is_refused:
+                member.is_refused = True
+                for probe in self._probes.values():
+                    probe.end_for_asker(member.peer, now)
+                # One that could have been asked may be gone as well.
+                effects += [e for m in self.present() for e in self._suspect_gone(m, now)]
+            if not any(p.is_asking_helpers(member.peer) for p in self._probes.values()):
+                effects += self._probe(member, now, helps_at=now)
+        return [*effects, *self._tick_probes(now)]
 
     def verdict_on(self, sender: PeerId) -> list[Effect]:
         """A message from a member held dead is answered with that verdict, so it can refute.
@@ -209,10 +210,10 @@ class Membership:
         if known is None:
             is_news = update.state in PRESENT and len(self.members) < MEMBERS_MAX
             return self._believe(update, None, now) if is_news else []
-        if _is_clash(update, known):
+        if is_clash(update, known):
             # It does not know that it lived before: tell it, and it takes a later generation.
             return [Send(known.address, News((known.update(),)))]
-        return self._believe(update, known, now) if _supersedes(update, known) else []
+        return self._believe(update, known, now) if supersedes(update, known) else []
 
     def _apply_own(self, update: Update) -> list[Effect]:
         """Somebody's word about this peer: refute it, or learn that a life was forgotten."""
@@ -236,7 +237,7 @@ class Membership:
         replaced = None
         if known is not None and known.peer != update.identity.peer:
             was, replaced = None, known.peer
-        member = Member(update.identity, update.incarnation, update.state, now)
+        member = Member.of(update, known, now)
         self.members[member.peer.name] = member
         self._spread(update)
         if was is update.state:
@@ -248,9 +249,10 @@ class Membership:
     def broadcast(self, update: Update) -> list[Effect]:
         """Tell up to eight present members now; the rest hears by piggyback."""
         self._spread(update)
-        present = self.present()
-        chosen = present if len(present) <= 8 else self.rng.sample(present, 8)
-        return [Send(member.address, News((update,))) for member in chosen]
+        return [Send(member.address, News((update,))) for member in self.first_to_tell()]
+
+    def first_to_tell(self) -> list[Member]:
+        return first_to_tell(self.present(), self.circle, self.rng)
 
     def leave(self) -> list[Effect]:
         return self.broadcast(Update(self.me, self.incarnation, MemberState.LEFT))
@@ -258,11 +260,25 @@ class Membership:
     # --- time -----------------------------------------------------------------------------
 
     def tick(self, now: float) -> list[Effect]:
+        self._allow_for_lateness(now)
         return [
             *self._tick_probes(now),
             *self._tick_suspects(now),
             *self._tick_next_probe(now),
         ]
+
+    def _allow_for_lateness(self, now: float) -> None:
+        """While this peer itself did not run, or ran late, it could not have heard the others: that
+        time does not count against them (as "local health" in Dadgar, Phillips, Currey 2018)."""
+        due = self.next_deadline()
+        late_s = now - due if due is not None else 0.0
+        if late_s <= 0:
+            return
+        for probe in self._probes.values():
+            probe.put_off(late_s)
+        for member in self.members.values():
+            if member.state is MemberState.SUSPECT:
+                member.since += late_s
 
     def _tick_probes(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -283,8 +299,16 @@ class Membership:
 
     def _probe_failed(self, probe: Probe, now: float) -> list[Effect]:
         member = self.members.get(probe.target.name)
-        if probe.on_behalf_of is not None or member is None or member.peer != probe.target:
+        if probe.on_behalf_of is not None:
+            return _nack(probe)
+        if member is None or member.peer != probe.target:
             return []
+        return self._suspect(member, now)
+
+    def _suspect_gone(self, member: Member, now: float) -> list[Effect]:
+        return self._suspect(member, now) if self._is_gone(member) else []
+
+    def _suspect(self, member: Member, now: float) -> list[Effect]:
         if member.state is not MemberState.ALIVE:
             return []
         suspicion = Update(member.identity, member.incarnation, MemberState.SUSPECT)
@@ -310,12 +334,22 @@ class Membership:
         if self._next_probe_at is not None and now < self._next_probe_at:
             return []
         self._next_probe_at = now + self.timing.probe_period_s
-        target = self._next_target()
-        if target is None:
-            return []
-        ask_at = now + self.timing.ack_timeout_s
+        targets = self._neighbours()
+        following = self._next_target()
+        if following is not None and following not in targets:
+            targets.append(following)
+        helps_at = now + self.timing.ack_timeout_s
+        return [e for target in targets for e in self._probe(target, now, helps_at)]
+
+    def _neighbours(self) -> list[Member]:
+        """Of the present members of the circle, the one before this peer and the one after it."""
+        here = {self.me.peer.name, *(member.peer.name for member in self.present())}
+        ring = [name for name in self.circle if name in here]
+        return [self.members[name] for name in neighbours(ring, self.me.peer.name)]
+
+    def _probe(self, target: Member, now: float, helps_at: float) -> list[Effect]:
         ends_at = now + 2 * self.timing.probe_period_s
-        return [self._ping(target, Probe(target.peer, ask_at, ends_at))]
+        return [self._ping(target, Probe(target.peer, helps_at, ends_at))]
 
     def _next_target(self) -> Member | None:
         """Round robin over a shuffled list (SWIM section 4.3): every member within 2n - 1."""
@@ -354,21 +388,8 @@ class Membership:
             yield update
 
 
-def _supersedes(update: Update, known: Member) -> bool:
-    """Whether ``update`` is newer than what is believed."""
-    new, old = update.identity.peer.generation, known.peer.generation
-    if not update.identity.is_same_device(known.identity):
-        # Another device under this name: only once the first is gone, and as a later life.
-        return not known.is_present and new > old and update.state in PRESENT
-    if new != old:
-        return new > old
-    if known.state is MemberState.LEFT:
-        return False
-    return (update.incarnation, update.state) > (known.incarnation, known.state)
-
-
-def _is_clash(update: Update, known: Member) -> bool:
-    """Whether a device that lost its state directory uses a generation that it had before."""
-    mine, theirs = known.identity, update.identity
-    is_device = mine.address == theirs.address and mine.install_id != theirs.install_id
-    return is_device and theirs.peer.generation <= mine.peer.generation
+def _nack(probe: Probe) -> list[Effect]:
+    """To whoever asked for this probe, in vain."""
+    assert probe.on_behalf_of is not None
+    asker, nonce = probe.on_behalf_of
+    return [Send(asker, Nack(nonce, probe.target))]

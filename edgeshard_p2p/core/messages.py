@@ -120,6 +120,13 @@ class PingReq(Struct, frozen=True, array_like=True, tag=6):
     updates: Updates
 
 
+class Nack(Struct, frozen=True, array_like=True, tag=8):
+    """A helper's answer to a PingReq: it does not get an answer from this life either."""
+
+    nonce: Count
+    target: PeerId
+
+
 class News(Struct, frozen=True, array_like=True, tag=7):
     """Updates that should not wait for the next probe: a departure, a verdict, a refutation."""
 
@@ -267,6 +274,7 @@ ControlMessage = (
     | Ping
     | Ack
     | PingReq
+    | Nack
     | News
     | Digest
     | Delta

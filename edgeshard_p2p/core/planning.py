@@ -166,9 +166,15 @@ class Planning:
         effects += self.replan.tick(now)
         effects += self._follow_plans(now)
         effects += self._follow_drain(now)
+        self.membership.circle = self._circle()
         effects += self._follow_restarts(now)
         effects += self._dispatch(now)
         return effects + self.gossip.publish(self.held(), self.membership)
+
+    def _circle(self) -> tuple[str, ...]:
+        """Everybody with a part in a plan that lives here: the loss of one concerns all."""
+        plans = [rolling.plan for rolling in self.rollout.plans.values()]
+        return tuple(sorted({peer.name for plan in plans for peer in plan.peers()}))
 
     def _follow_loading(self, now: float) -> list[Effect]:
         """A load that takes too long is one that failed: the swarm goes round this peer until the

@@ -11,6 +11,8 @@ class Timing:
     probe_period_s: float = 0.5
     ack_timeout_s: float = 0.2
     suspicion_s: float = 2.0
+    gone_suspicion_s: float = 0.4
+    """Where two peers have found that nobody is there: time for a refutation, and no more."""
     forget_s: float = 60.0
     """How long a departure is remembered, so that old news does not bring the member back."""
 

@@ -51,6 +51,28 @@ HANDSHAKE_EVENTS = (
 )
 
 
+LOOKS_AFTER_S = (0.01, 0.1)
+"""Pauses before one looks whether a port takes no connection: that of a process that is being
+ended may still take one."""
+LOOK_S = 1.0
+
+
+async def _is_refused(at: Address) -> bool:
+    """Whether that machine says that nobody listens there.
+
+    NOTE: libzmq tries again by itself, but does not say what became of it: a refusal and a time
+    out are the same event of its monitor."""
+    try:
+        async with asyncio.timeout(LOOK_S):
+            _, writer = await asyncio.open_connection(at.host, at.port)
+    except ConnectionRefusedError:
+        return True
+    except (OSError, UnicodeError):
+        return False
+    writer.close()
+    return False
+
+
 def why_refused(has_secret: bool) -> str:
     """A handshake failed: what the other end has, seen from this one, and what to do.
 
@@ -76,6 +98,8 @@ class Callbacks:
     on_client: Callable[[bytes, memoryview], bool]
     on_frame: Callable[[list[memoryview]], None]
     on_contact_failed: Callable[[Address, str], None]
+    on_connection_lost: Callable[[Address, bool], None]
+    """A connection that stood has ended from the other end; whether a new one is refused."""
     refusal: Callable[[], bytes]
     """What a connection is told of which nothing is read any more: a message of a peer."""
 
@@ -97,6 +121,7 @@ class Transport:
         self._edges: dict[tuple[bytes, int], tuple[int, zmq.Socket[bytes]]] = {}
         self._probes: dict[Address, zmq.Socket[bytes]] = {}
         self._admission: Admission | None = None
+        self._looks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Bind both ports.  Raises BindError."""
@@ -149,6 +174,8 @@ class Transport:
         )
 
     async def close(self) -> None:
+        for look in self._looks:
+            look.cancel()
         for receiver in self._receivers:
             receiver.close()
         for socket in self._monitored:
@@ -158,6 +185,20 @@ class Transport:
         if self._admission is not None:
             self._admission.close()
         self._context.destroy(linger=200)
+
+    def note_end(self, address: Address) -> None:
+        """The other end has ended a connection.  Whether it is there no more it says itself."""
+        self._callbacks.on_connection_lost(address, False)
+        look = asyncio.get_running_loop().create_task(self._look_after(address))
+        self._looks.add(look)
+        look.add_done_callback(self._looks.discard)
+
+    async def _look_after(self, address: Address) -> None:
+        for pause_s in LOOKS_AFTER_S:
+            await asyncio.sleep(pause_s)
+            if await _is_refused(address):
+                self._callbacks.on_connection_lost(address, True)
+                return
 
     # --- receiving ------------------------------------------------------------------------
 
@@ -274,13 +315,14 @@ class Transport:
 
 class Contact:
     """The DEALER to one address.  Watches its handshakes: a refused one tries the next secret,
-    and when none is left says why."""
+    and when none is left says why.  And watches for the end of a connection that stood."""
 
     def __init__(self, transport: Transport, address: Address) -> None:
         self.address = address
         self.secret_index = 0
         self._transport = transport
         self._refusals = 0
+        self._stands = False
         self._next_round: asyncio.TimerHandle | None = None
         self._open()
 
@@ -289,7 +331,7 @@ class Contact:
         self.socket = transport._socket(zmq.DEALER, CONTROL_QUEUE, CONTROL_BYTES_MAX)
         transport._security.connect(self.socket, self.secret_index)
         self.hears = Receiver(self.socket, self._on_message)
-        self._monitor = self.socket.get_monitor_socket(HANDSHAKE_EVENTS)
+        self._monitor = self.socket.get_monitor_socket(HANDSHAKE_EVENTS | zmq.EVENT_DISCONNECTED)
         self._watch = Receiver(self._monitor, self._on_event)
         transport._connect_to(self.socket, self.address.host, self.address.port)
 
@@ -312,8 +354,13 @@ class Contact:
 
     def _on_event(self, parts: list[zmq.Frame]) -> None:
         event = parse_monitor_message([part.bytes for part in parts])["event"]
+        if event == zmq.EVENT_DISCONNECTED:
+            if self._stands:
+                self._stands = False
+                self._transport.note_end(self.address)
+            return
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self._refusals = 0
+            self._refusals, self._stands = 0, True
             self._cancel_next_round()
             return
         if self._next_round is not None:

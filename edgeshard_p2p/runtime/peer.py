@@ -191,6 +191,9 @@ class _Life:
             on_contact_failed=lambda address, reason: self.driver.post(
                 ev.ContactFailed(address, reason)
             ),
+            on_connection_lost=lambda address, is_refused: self.driver.post(
+                ev.ConnectionLost(address, is_refused)
+            ),
             refusal=lambda: self.driver.refusal(),
         )
         self.transport = Transport(self._config.listen, self._security, callbacks)

@@ -31,6 +31,9 @@ class Network:
         for x, y in product(list(a), list(b)):
             self.cuts |= {(x, y), (y, x)}
 
+    def are_joined(self, a: str, b: str) -> bool:
+        return not {(a, b), (b, a)} & self.cuts
+
     def repair(self) -> None:
         self.cuts.clear()
 

@@ -107,8 +107,27 @@ class Simulator:
     def restart(self, host: str) -> None:
         """End its life, if there is one, and begin the next as the last was begun."""
         peer = self.peers[host]
+        if peer.core is not None:
+            self._end(peer)
         peer.generation += 1
         self._begin(peer)
+
+    def _end(self, peer: SimPeer) -> None:
+        """The system closes the connections of a process that ends; its port refuses new ones."""
+        peer.end()
+        for other in self.lives():
+            if self.network.are_joined(peer.host, other.host):
+                self._hang_up(peer, other)
+
+    def _hang_up(self, peer: SimPeer, other: SimPeer) -> None:
+        life = other.life
+
+        def find() -> None:
+            event = ev.ConnectionLost(peer.address, is_refused=peer.core is None)
+            self._feed(other, event)
+
+        arrives_s = self.network.delay_s
+        self._at(self.now + arrives_s, lambda: self._when_awake(other, life, find))
 
     def _begin(self, peer: SimPeer) -> None:
         core = peer.begin(self.now, Random(self.rng.random()))
@@ -123,8 +142,14 @@ class Simulator:
         self._later(self.peers[host], 0.0, ev.PeerDiscovered(self.peers[other].address))
 
     def crash(self, host: str) -> None:
-        self.peers[host].end()
+        self._end(self.peers[host])
         self._tell(f"{self.peers[host].id} crashes")
+
+    def reject(self, host: str, other: str) -> None:
+        """A firewall ends and refuses the connections that ``host`` makes to ``other``."""
+        self.network.cut(host, other)
+        event = ev.ConnectionLost(self.peers[other].address, is_refused=True)
+        self._later(self.peers[host], 0.0, event)
 
     def leave(self, host: str) -> None:
         self._feed(self.peers[host], ev.StopAsked())
@@ -364,11 +389,11 @@ class Simulator:
 
     def _relive(self, peer: SimPeer, effect: fx.SaveGeneration) -> None:
         """An earlier life went further: this one ends, and a later one begins at once."""
-        peer.end()
+        self._end(peer)
         peer.generation = effect.generation
         self._at(self.now, lambda: self._begin(peer) if peer.core is None else None)
 
     def _stop(self, peer: SimPeer, effect: fx.Stop) -> None:
         peer.stopped = effect
-        peer.end()
+        self._end(peer)
         self._tell(f"{peer.id} stops: {effect.exit_code} {effect.text}")

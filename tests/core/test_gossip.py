@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 from edgeshard_p2p.core.effects import Effect
-from edgeshard_p2p.core.gossip import COUNTER_MAX, PUSH_FANOUT, RECORDS_PER_DELTA, Gossip
+from edgeshard_p2p.core.gossip import COUNTER_MAX, RECORDS_PER_DELTA, Gossip
 from edgeshard_p2p.core.ids import PeerId
+from edgeshard_p2p.core.member import NEWS_FANOUT
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.messages import Delta, Digest
 from edgeshard_p2p.core.records import (
@@ -46,7 +47,7 @@ def test_push_reaches_a_bounded_number() -> None:
     g = gossip()
     m = membership(*(PeerId(f"p{k}", 1) for k in range(20)))
     hosts = [to for to, _ in sent(g.publish(HELD, m), Delta)]
-    assert len(set(hosts)) == PUSH_FANOUT
+    assert len(set(hosts)) == NEWS_FANOUT
 
 
 def test_newer_version_of_a_kind_wins_in_any_order() -> None:

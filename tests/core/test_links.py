@@ -16,7 +16,7 @@ from edgeshard_p2p.core.links import (
     SMALL_BYTES,
     LinkProber,
 )
-from edgeshard_p2p.core.membership import Member
+from edgeshard_p2p.core.member import Member
 from edgeshard_p2p.core.records import LinkFigures
 from tests.core.parts import TIMING, B, C, membership, of, some
 

@@ -7,15 +7,17 @@ from itertools import permutations
 
 import pytest
 
-from edgeshard_p2p.core.effects import Log, SaveGeneration, Send
+from edgeshard_p2p.core.effects import Effect, Log, SaveGeneration, Send
+from edgeshard_p2p.core.events import ConnectionLost
 from edgeshard_p2p.core.ids import PeerId
+from edgeshard_p2p.core.member import NEWS_FANOUT
 from edgeshard_p2p.core.membership import (
     BELIEVABLE_MAX,
     SILENT_AFTER,
     UPDATES_PER_MESSAGE,
     Membership,
 )
-from edgeshard_p2p.core.messages import Ack, MemberState, News, Ping, PingReq, Update
+from edgeshard_p2p.core.messages import Ack, MemberState, Nack, News, Ping, PingReq, Update
 from tests.core.parts import (
     TIMING,
     A,
@@ -37,11 +39,20 @@ from tests.core.parts import (
 ALIVE, SUSPECT, DEAD, LEFT = MemberState
 B2 = PeerId("b", 2)
 PERIOD_S, ACK_S, VERDICT_S = TIMING.probe_period_s, TIMING.ack_timeout_s, TIMING.suspicion_s
+GONE_S = TIMING.gone_suspicion_s
 
 
 def belief(m: Membership, name: str = "b") -> tuple[int, int, MemberState]:
     member = m.members[name]
     return member.peer.generation, member.incarnation, member.state
+
+
+def tick_until(m: Membership, now: float) -> list[Effect]:
+    """Every deadline in time; what the last one brings."""
+    effects: list[Effect] = []
+    while (due := m.next_deadline()) is not None and due <= now:
+        effects = m.tick(due)
+    return effects
 
 
 # --- which news is believed -----------------------------------------------------------------
@@ -191,11 +202,11 @@ def test_silent_member_is_asked_for_by_others_then_suspected_then_dead() -> None
     assert [(to, req.nonce, req.target) for to, req in sent(asked, PingReq)] == [
         ("c", ping.nonce, "b")
     ]
-    m.tick(PERIOD_S)  # The next probe begins; it cannot speed up the first one's end.
-    effects = m.tick(2 * PERIOD_S)
+    # The next probe begins meanwhile; it cannot speed up the first one's end.
+    effects = tick_until(m, 2 * PERIOD_S)
     assert belief(m) == (1, 0, SUSPECT)
     assert sorted(sent(effects, News)) == [(to, News((suspect(B),))) for to in "bc"]
-    m.tick(2 * PERIOD_S + VERDICT_S)
+    tick_until(m, 2 * PERIOD_S + VERDICT_S)
     assert belief(m) == (1, 0, DEAD)
     assert [member.peer for member in m.present()] == [C]
 
@@ -256,7 +267,7 @@ def test_other_life_at_the_address_does_not_answer_for_the_one_probed() -> None:
     m = membership(B)
     _, ping = probed(m, 0.0)
     m.on_ack(B2, Ack(ping.nonce, B2, ()), 0.1)
-    m.tick(2 * PERIOD_S)
+    tick_until(m, 2 * PERIOD_S)
     assert belief(m) == (1, 0, SUSPECT)
 
 
@@ -282,6 +293,146 @@ def test_dead_member_that_speaks_hears_the_verdict() -> None:
     m.apply(dead(B, 3), 0.0)
     assert m.verdict_on(B) == [Send(address("b"), News((alive(A), dead(B, 3))))]
     assert m.verdict_on(B2) == []
+
+
+# --- connections that end -------------------------------------------------------------------
+
+
+def lost(peer: PeerId, is_refused: bool = True) -> ConnectionLost:
+    return ConnectionLost(address(peer.name), is_refused)
+
+
+def asked_nonce(effects: list[Effect]) -> int:
+    """Of the question about b that these effects put to helpers."""
+    nonces = {req.nonce for _, req in sent(effects, PingReq) if req.target == "b"}
+    assert len(nonces) == 1
+    return nonces.pop()
+
+
+def test_refused_peer_asks_others_at_once_and_suspects_nobody_by_itself() -> None:
+    m = membership(B, C, D)
+    effects = m.on_connection_lost(lost(B), 0.0)
+    assert sorted(to for to, _ in sent(effects, PingReq)) == ["c", "d"]
+    assert belief(m) == (1, 0, ALIVE)
+    assert sent(m.on_connection_lost(lost(B), 0.0), PingReq) == []  # They are being asked.
+
+
+def test_peer_whose_end_two_have_seen_is_soon_dead() -> None:
+    m = membership(B, C)
+    nonce = asked_nonce(m.on_connection_lost(lost(B), 0.0))
+    assert sent(m.on_nack(C, Nack(nonce, B), 0.1), News)
+    assert belief(m) == (1, 0, SUSPECT)
+    tick_until(m, 0.1 + GONE_S - 0.01)
+    assert belief(m) == (1, 0, SUSPECT)
+    tick_until(m, 0.1 + GONE_S)
+    assert belief(m) == (1, 0, DEAD)
+
+
+def test_with_nobody_to_ask_its_own_word_has_to_do() -> None:
+    m = membership(B)
+    m.on_connection_lost(lost(B), 0.0)
+    assert belief(m) == (1, 0, SUSPECT)
+    tick_until(m, GONE_S)
+    assert belief(m) == (1, 0, DEAD)
+
+
+def test_two_that_end_at_once_are_no_help_for_each_other() -> None:
+    m = membership(B, C)
+    m.on_connection_lost(lost(B), 0.0)
+    m.on_connection_lost(lost(C), 0.0)
+    tick_until(m, 2 * GONE_S)
+    assert (belief(m, "b")[2], belief(m, "c")[2]) == (DEAD, DEAD)
+
+
+def test_one_that_others_reach_lives_on_behind_its_firewall() -> None:
+    m = membership(B, C)
+    nonce = asked_nonce(m.on_connection_lost(lost(B), 0.0))
+    m.on_ack(C, Ack(nonce, B, ()), 0.1)
+    assert m.on_nack(C, Nack(nonce, B), 0.2) == []
+    assert belief(m) == (1, 0, ALIVE)
+    assert not m.members["b"].is_refused
+
+
+def test_refutation_ends_the_short_suspicion_too() -> None:
+    m = membership(B, C)
+    nonce = asked_nonce(m.on_connection_lost(lost(B), 0.0))
+    m.on_nack(C, Nack(nonce, B), 0.1)
+    m.apply(alive(B, 1), 0.2)
+    m.apply(suspect(B, 1), 0.3)  # By somebody else, and for the usual time.
+    assert m._belief_ends_at(m.members["b"]) == 0.3 + VERDICT_S
+
+
+def test_word_of_a_helper_alone_shortens_nothing() -> None:
+    m = membership(B, C)
+    _, ping = probed(m, 0.0)
+    while ping.nonce not in m._probes or m._probes[ping.nonce].target != B:
+        m.on_ack(C, Ack(ping.nonce, C, ()), 0.0)
+        _, ping = probed(m, m.next_deadline() or 0.0)
+    assert m.on_nack(C, Nack(ping.nonce, B), 0.1) == []
+    assert belief(m) == (1, 0, ALIVE)
+
+
+def test_end_that_is_no_refusal_is_a_reason_to_ask_only() -> None:
+    m = membership(B, C)
+    nonce = asked_nonce(m.on_connection_lost(lost(B, is_refused=False), 0.0))
+    m.on_nack(C, Nack(nonce, B), 0.1)
+    assert belief(m) == (1, 0, ALIVE)
+
+
+@pytest.mark.parametrize("event", [lost(C), lost(PeerId("x", 1))], ids=["dead", "unknown"])
+def test_end_of_a_connection_to_nobody_present_is_no_news(event: ConnectionLost) -> None:
+    m = membership(B)
+    m.apply(alive(C), 0.0)
+    m.apply(dead(C), 0.0)
+    assert m.on_connection_lost(event, 0.0) == []
+
+
+def test_helper_tells_when_it_gets_no_answer_and_at_once_when_it_is_refused() -> None:
+    helper = membership(A, B, me=C)
+    helper.on_ping_req(A, PingReq(77, "b", ()), 0.0)
+    assert ("a", Nack(77, B)) in sent(helper.tick(PERIOD_S), Nack)
+    helper.on_ping_req(A, PingReq(78, "b", ()), 1.0)
+    assert sent(helper.on_connection_lost(lost(B), 1.1), Nack) == [("a", Nack(78, B))]
+    assert sent(helper.on_ping_req(A, PingReq(79, "b", ()), 1.2), Nack) == [("a", Nack(79, B))]
+
+
+# --- late timers, and who looks after whom ---------------------------------------------------
+
+
+def test_time_in_which_a_peer_did_not_run_does_not_count_against_others() -> None:
+    m = membership(B, C)
+    m.apply(suspect(B), 0.0)
+    m.tick(0.0)
+    stopped_s = 10 * VERDICT_S
+    m.tick(ACK_S + stopped_s)
+    assert belief(m) == (1, 0, SUSPECT)
+    assert belief(m, "c") == (1, 0, ALIVE)
+    tick_until(m, stopped_s + VERDICT_S - 0.01)
+    assert belief(m) == (1, 0, SUSPECT)
+    tick_until(m, stopped_s + VERDICT_S + 0.01)
+    assert belief(m) == (1, 0, DEAD)
+
+
+def test_neighbours_in_the_circle_are_probed_in_every_period() -> None:
+    others = [PeerId(f"p{k}", 1) for k in range(20)]
+    m = membership(*others)
+    m.circle = ("a", "p3", "p5", "p7")
+    for k in range(5):
+        hosts = [to for to, _ in sent(m.tick(k * PERIOD_S), Ping)]
+        assert {"p3", "p7"} <= set(hosts)
+        assert len(hosts) == len(set(hosts)) <= 3
+        for nonce, probe in list(m._probes.items()):
+            m.on_ack(probe.target, Ack(nonce, probe.target, ()), k * PERIOD_S)
+    m.apply(dead(others[3]), 3.0)
+    assert {"p5", "p7"} <= {to for to, _ in sent(m.tick(5 * PERIOD_S), Ping)}
+
+
+def test_news_goes_to_the_circle_first() -> None:
+    m = membership(*(PeerId(f"p{k:02}", 1) for k in range(30)))
+    m.circle = ("a", "p03", "p05", "p29")
+    told = [to for to, _ in sent(m.broadcast(suspect(PeerId("p07", 1))), News)]
+    assert {"p03", "p05", "p29"} <= set(told)
+    assert len(set(told)) == len(told) == NEWS_FANOUT
 
 
 # --- departures and rumours -----------------------------------------------------------------

@@ -21,11 +21,13 @@ class Endpoint:
         self.requests: list[tuple[bytes, bytes]] = []
         self.frames: list[list[bytes]] = []
         self.failures: list[tuple[Address, str]] = []
+        self.lost: list[tuple[Address, bool]] = []
         callbacks = Callbacks(
             on_peer=self._on_peer,
             on_client=self._on_client,
             on_frame=lambda parts: self.frames.append([bytes(part) for part in parts]),
             on_contact_failed=lambda address, reason: self.failures.append((address, reason)),
+            on_connection_lost=lambda address, is_refused: self.lost.append((address, is_refused)),
             refusal=lambda: b"refused",
         )
         self.transport = Transport(address, security, callbacks)

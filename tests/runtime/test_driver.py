@@ -61,6 +61,7 @@ async def peer(directory: Path, is_bound: bool = True) -> AsyncIterator[Driver]:
         on_client=lambda identity, data: True,
         on_frame=lambda parts: driver.on_frame(parts),
         on_contact_failed=lambda to, why: driver.post(ev.ContactFailed(to, why)),
+        on_connection_lost=lambda to, is_refused: driver.post(ev.ConnectionLost(to, is_refused)),
         refusal=lambda: driver.refusal(),
     )
     transport = Transport(address, OPEN, callbacks)

@@ -53,7 +53,7 @@ def third_party_raises_an_incarnation(patch: Patch) -> None:
 def anyone_comes_back_without_a_word_of_its_own(patch: Patch) -> None:
     """DEAD gives way to ALIVE at the same incarnation."""
     patch.setattr(
-        "edgeshard_p2p.core.membership._supersedes",
+        "edgeshard_p2p.core.membership.supersedes",
         lambda update, known: (
             (update.identity.peer.generation, update.incarnation)
             >= (known.peer.generation, known.incarnation)

@@ -149,7 +149,7 @@ def test_request_outlives_two_losses_and_a_return() -> None:
     assert len(answer(swarm, request)) == LONG
 
 
-def test_departure_is_known_at_once_a_crash_by_probing() -> None:
+def test_departure_is_known_at_once_a_crash_within_a_second() -> None:
     swarm = swarm_of("abc", EVERYTHING)
     settle(swarm)
     swarm.leave("b")
@@ -157,8 +157,45 @@ def test_departure_is_known_at_once_a_crash_by_probing() -> None:
     assert belief(swarm, "a", "b") is MemberState.LEFT
     swarm.crash("c")
     swarm.run(swarm.now + 0.1)
+    assert belief(swarm, "a", "c") is MemberState.SUSPECT
+    assert swarm.run_until(lambda: belief(swarm, "a", "c") is MemberState.DEAD, 1.0)
+
+
+def test_crash_that_ends_no_connection_is_found_by_probing() -> None:
+    swarm = swarm_of("abc", EVERYTHING)
+    settle(swarm)
+    swarm.network.partition("c", "ab")
+    swarm.crash("c")
+    swarm.run(swarm.now + 0.1)
     assert belief(swarm, "a", "c") is MemberState.ALIVE
     assert swarm.run_until(lambda: belief(swarm, "a", "c") is MemberState.DEAD, 10.0)
+
+
+def test_firewall_that_rejects_one_peer_kills_nobody() -> None:
+    swarm = swarm_of("abc", EVERYTHING)
+    settle(swarm)
+    swarm.reject("a", "b")
+    swarm.run(swarm.now + 30.0)
+    assert not [line for line in swarm.log if "DEAD" in line]
+    assert core(swarm, "a").membership.silent() == ("b",)
+
+
+def test_frozen_stage_is_found_in_time_in_a_crowd() -> None:
+    """Those who serve together look after each other: in a large swarm the probing of everybody
+    in turn would take longer."""
+    names = "abcdefghijkl"
+    for pause_s in (0.0, 0.3):
+        swarm = swarm_of(names[:3])
+        settle(swarm)
+        for name in names[3:]:
+            swarm.add(name, 1_000, is_source=False)
+            swarm.start(name, join=("a",))
+        settle(swarm)
+        swarm.run(swarm.now + pause_s)
+        lost = only_stage(swarm, "a")
+        swarm.freeze(lost)
+        swarm.run(swarm.now + 4.0)
+        assert {belief(swarm, name, lost) for name in "abc" if name != lost} == {MemberState.DEAD}
 
 
 def test_frozen_peer_is_found_and_refutes_its_death() -> None:
