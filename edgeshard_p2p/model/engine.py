@@ -25,6 +25,7 @@ from edgeshard_p2p.model.kv_cache import KvCache
 from edgeshard_p2p.model.sampling import sample
 from edgeshard_p2p.model.tiles import Numerics, Run, ladder, tiles_of
 from edgeshard_p2p.model.units import Block, Embedding, Head, Rotary, load_generic_block
+from edgeshard_p2p.model.widths import Widths
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -186,6 +187,22 @@ class Engine:
     def exact_widths(self) -> tuple[int, ...]:
         """Tile widths in use in `exact`; none means that each row runs alone, which is slow."""
         return self.numerics.widths
+
+    def widths(self) -> Widths:
+        """What has been found out about tile widths, for another engine of this model."""
+        return Widths(
+            self.numerics.widths if self._has_block_widths else None,
+            self._head_numerics.widths if self._has_head_widths else None,
+        )
+
+    def use_widths(self, known: Widths) -> None:
+        """Spares finding them out again."""
+        if known.block is not None and self.tile_rows:
+            self.numerics = replace(self.numerics, widths=known.block)
+            self._has_block_widths = True
+        if known.head is not None and self.tile_rows:
+            self._head_numerics = Numerics(self.tile_rows, known.head)
+            self._has_head_widths = True
 
     @torch.inference_mode()
     def _check_widths(self) -> None:

@@ -42,7 +42,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 def probe(dtype: str, state_dir: Path) -> Verdict:
     """The verdict on ``dtype``; takes seconds the first time, and is read from disk afterwards."""
-    file = state_dir / f"kernels-{dtype}-{_machine()}.json"
+    file = state_dir / f"kernels-{dtype}-{machine()}.json"
     try:
         return msgspec.json.decode(file.read_bytes(), type=Verdict)
     except (FileNotFoundError, msgspec.DecodeError):
@@ -82,7 +82,7 @@ def _try(dtype: str, cap: str) -> str:
     return lines[-1] if lines else f"exit status {child.returncode}"
 
 
-def _machine() -> str:
+def machine() -> str:
     """Changes with whatever may change the verdict: processor, system, torch."""
     try:
         text = Path("/proc/cpuinfo").read_text()

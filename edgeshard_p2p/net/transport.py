@@ -51,7 +51,7 @@ HANDSHAKE_EVENTS = (
 )
 
 
-LOOKS_AFTER_S = (0.01, 0.1)
+LOOKS_AFTER_S = (0.01, 0.04, 0.1)
 """Pauses before one looks whether a port takes no connection: that of a process that is being
 ended may still take one."""
 LOOK_S = 1.0

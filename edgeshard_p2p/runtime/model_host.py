@@ -17,7 +17,7 @@ from torch import Tensor
 from edgeshard_p2p.core.effects import LoadUnits, OpenCache, ReleaseCache, RunForward
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.records import UnitTimes
-from edgeshard_p2p.model import profiler
+from edgeshard_p2p.model import library, profiler, widths
 from edgeshard_p2p.model.checkpoint import Checkpoint, open_checkpoint
 from edgeshard_p2p.model.engine import (
     Engine,
@@ -107,6 +107,7 @@ class ModelHost:
         engine = Engine(self._checkpoints[digest], dtype, tile_rows, self._device)
         context = min(MEASURED_CONTEXT, engine.spec.max_context)
         measured = profiler.measure(engine, context, progress)
+        widths.keep(_widths_file(digest, dtype, tile_rows), engine.widths())
         return Profile(_times(measured.decode), _times(measured.prefill))
 
     def load(self, effect: LoadUnits, progress: Progress) -> None:
@@ -118,9 +119,11 @@ class ModelHost:
         if self._engine is None or self._made_for != made_for:
             checkpoint = self._checkpoints[effect.model]
             self._engine = Engine(checkpoint, effect.dtype, effect.tile_rows, self._device)
+            self._engine.use_widths(widths.read(_widths_file(*made_for)))
             self._made_for = made_for
             self._logs = HiddenLogs()
         engine = self._engine
+        known = engine.widths()
         wanted = {unit for units in effect.units for unit in units}
         engine.drop(set(engine.held()) - wanted)
         missing = sorted(wanted - set(engine.held()))
@@ -134,6 +137,8 @@ class ModelHost:
             engine.unreserve(role)
         for p in effect.kv:
             engine.reserve(p.role, p.units, p.slots, p.context)
+        if engine.widths() != known:
+            widths.keep(_widths_file(*made_for), engine.widths())
         has_blocks = any(engine.spec.is_block(unit) for unit in wanted)
         if effect.tile_rows and has_blocks and not rows_are_exact(engine):
             progress("exact numerics: some row counts give other bits here, so passes are smaller")
@@ -185,6 +190,10 @@ class ModelHost:
             rows = hidden[first : first + group.rows]
             self._logs.append(group.key, effect.units.end, group.position, rows)
             first += group.rows
+
+
+def _widths_file(digest: str, dtype: str, tile_rows: int) -> Path:
+    return widths.file_of(library.cache_dir() / "kernels", digest, dtype, tile_rows)
 
 
 def _times(rows: tuple[profiler.Times, ...]) -> tuple[UnitTimes, ...]:

@@ -85,7 +85,7 @@ def test_another_machine_or_a_broken_file_is_probed_again(
 ) -> None:
     tried = children(monkeypatch, "")
     probe("fp32", tmp_path)
-    monkeypatch.setattr(kernel_probe, "_machine", lambda: "other")
+    monkeypatch.setattr(kernel_probe, "machine", lambda: "other")
     probe("fp32", tmp_path)
     assert len(tried.tried) == 2
     (tmp_path / "kernels-fp32-other.json").write_text("{")

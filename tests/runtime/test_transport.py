@@ -241,6 +241,46 @@ def test_forgotten_sockets_are_opened_again() -> None:
     uvloop.run(scenario())
 
 
+# --- connections that end -----------------------------------------------------------------
+
+
+def test_end_of_the_other_process_is_seen_and_that_its_port_refuses() -> None:
+    async def scenario() -> None:
+        async with endpoint() as a:
+            async with endpoint() as b:
+                say(a, b, b"hello")
+                await until(lambda: b.messages == [b"hello"])
+                assert a.lost == []
+            await until(lambda: (b.address, True) in a.lost)
+            assert a.lost == [(b.address, False), (b.address, True)]
+
+    uvloop.run(scenario())
+
+
+def test_end_of_a_connection_is_no_refusal_where_somebody_listens() -> None:
+    async def scenario() -> None:
+        async with endpoint() as a, endpoint() as b:
+            say(a, b, bytes(CONTROL_BYTES_MAX + 1))  # Whereupon b hangs up.
+            await until(lambda: a.lost)
+            await until(lambda: not a.transport._looks)
+            assert set(a.lost) == {(b.address, False)}
+
+    uvloop.run(scenario())
+
+
+def test_own_goodbye_is_no_loss() -> None:
+    async def scenario() -> None:
+        async with endpoint() as a, endpoint() as b:
+            say(a, b, b"hello")
+            await until(lambda: b.messages)
+            a.transport.forget(b.address)
+            say(a, b, b"again")
+            await until(lambda: len(b.messages) == 2)
+            assert a.lost == []
+
+    uvloop.run(scenario())
+
+
 # --- clients ------------------------------------------------------------------------------
 
 
