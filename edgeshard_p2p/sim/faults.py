@@ -109,6 +109,10 @@ class Trial:
         sender, receiver = self.rng.sample(self.names, 2)
         self.swarm.network.cut(sender, receiver)
 
+    def reject(self) -> None:
+        host, other = self.rng.sample(self.names, 2)
+        self.swarm.reject(host, other)
+
     def repair(self) -> None:
         self.swarm.network.repair()
         self.discover()
@@ -197,6 +201,7 @@ FAULTS: Faults = (
     (2, Trial.thaw),
     (2, Trial.partition),
     (2, Trial.cut),
+    (1, Trial.reject),
     (3, Trial.repair),
     (1, Trial.slow_down),
     (1, Trial.fail_load),
