@@ -30,7 +30,11 @@ def status(peer_address: str, swarm: str, secret_file: Path | None, as_json: boo
 def set_setting(
     assignment: str, peer_address: str, swarm: str, secret_file: Path | None, as_json: bool
 ) -> None:
-    """Set a setting of the whole swarm, for instance batch=8."""
+    """Set a setting of the whole swarm, for instance batch=8.
+
+    pin=NAME:0-10,NAME:10-32 puts the units where you say, for as long as these peers and the one
+    that is asked are there; pin= lifts it.
+    """
     from edgeshard_p2p.wire.client import Okay, Set
 
     key, equals, value = assignment.partition("=")

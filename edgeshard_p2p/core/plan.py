@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 
 from edgeshard_p2p.core.ids import Count, Name, PeerId, PlanId, UnitRange
 from edgeshard_p2p.core.model_spec import DtypeName, ModelSpec, weight_bytes_of
+from edgeshard_p2p.core.pin import Pin
 
 PLANNER_VERSION = 4
 
@@ -147,6 +148,8 @@ class Snapshot(Struct, frozen=True, dict=True):
     links: tuple[Link, ...]
     goal: Goal = DEFAULT_GOAL
     framing: Framing = DEFAULT_FRAMING
+    pin: Pin | None = None
+    """While its peers and whoever set it are there."""
 
     @cached_property
     def id(self) -> str:
@@ -160,10 +163,11 @@ def snapshot(
     links: Iterable[Link],
     goal: Goal = DEFAULT_GOAL,
     framing: Framing = DEFAULT_FRAMING,
+    pin: Pin | None = None,
 ) -> Snapshot:
     """A Snapshot with its inputs in their one order, whatever order they came in."""
     in_order = tuple(sorted(devices, key=lambda device: device.peer))
-    return Snapshot(model, workload, in_order, tuple(sorted(links)), goal, framing)
+    return Snapshot(model, workload, in_order, tuple(sorted(links)), goal, framing, pin)
 
 
 def times_for(rows: int, known: tuple[RowTimes, ...]) -> tuple[int, ...]:

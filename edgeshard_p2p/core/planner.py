@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from edgeshard_p2p.core.answers import Answer, answered, in_units
 from edgeshard_p2p.core.footprint import entry_of, needed_bytes, offered_bytes, own_bytes
 from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Problem
+from edgeshard_p2p.core.pinned import pinned_answer
 from edgeshard_p2p.core.plan import Choice, Device, Snapshot
 from edgeshard_p2p.core.pool import (
     Pool,
@@ -38,7 +39,19 @@ def choose(snapshot: Snapshot) -> Choice:
 
 
 def answer(snapshot: Snapshot) -> Answer:
-    """The best layout for ``snapshot``, or why there is none.
+    """The pinned layout where there is one that can be served, else the best (see ``best``)."""
+    if snapshot.pin is None:
+        return best(snapshot)
+    pinned = pinned_answer(snapshot, snapshot.pin)
+    if pinned.layout is not None:
+        return pinned
+    found = best(snapshot)
+    notes = [f"the pin is not followed: {pinned.reason}", *([found.reason] if found.reason else [])]
+    return replace(found, reason="; ".join(notes))
+
+
+def best(snapshot: Snapshot) -> Answer:
+    """The best layout for ``snapshot``, or why there is none; a pin is not looked at.
 
     Plans: each source runs ``[0, entry_end)`` for its own prompts, then shared stages follow,
     one contiguous run per device.  Several sources keep the default entry, taken from their

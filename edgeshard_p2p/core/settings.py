@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgeshard_p2p.core.model_spec import DTYPE_BYTES, ModelSpec
+from edgeshard_p2p.core.pin import parse_pin
 
 SettingValue = ModelSpec | str | int
 
@@ -20,6 +21,11 @@ def _between(low: int, high: int) -> Callable[[SettingValue], bool]:
     return lambda value: isinstance(value, int) and low <= value <= high
 
 
+def _is_pin(value: SettingValue) -> bool:
+    """The empty text lifts a pin."""
+    return isinstance(value, str) and (not value or parse_pin(value) is not None)
+
+
 _VALID: dict[str, Callable[[SettingValue], bool]] = {
     "model": lambda value: isinstance(value, ModelSpec),
     "dtype": _one_of(*DTYPE_BYTES),
@@ -28,6 +34,7 @@ _VALID: dict[str, Callable[[SettingValue], bool]] = {
     "context": _between(1, 2**24),
     "batch": _between(1, 4096),
     "first_layer": _one_of("block", "embedding"),
+    "pin": _is_pin,
 }
 
 

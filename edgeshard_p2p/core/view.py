@@ -12,6 +12,7 @@ from edgeshard_p2p.core.gossip import Gossip
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.model_spec import ModelSpec
+from edgeshard_p2p.core.pin import Pin, parse_pin
 from edgeshard_p2p.core.plan import (
     Device,
     Link,
@@ -91,7 +92,19 @@ def view(membership: Membership, gossip: Gossip, tile_rows: int) -> View:
     if not devices:
         return View(None, "no peer is ready to be planned yet", excluded)
     links = _links(gossip, [device.peer for device in devices], failed)
-    return View(snapshot(model, workload, devices, links), "", excluded)
+    pin = _pin(membership, gossip)
+    return View(snapshot(model, workload, devices, links, pin=pin), "", excluded)
+
+
+def _pin(membership: Membership, gossip: Gossip) -> Pin | None:
+    """The swarm's pin, while all of its peers and the life that set it are there."""
+    setting = gossip.settings.get("pin")
+    pin = parse_pin(setting.value) if setting and isinstance(setting.value, str) else None
+    if setting is None or pin is None:
+        return None
+    here = {membership.me.peer, *(member.peer for member in membership.present())}
+    names = {peer.name for peer in here}
+    return pin if setting.by in here and names.issuperset(pin.names()) else None
 
 
 def _reason_against(gossip: Gossip, peer: PeerId, model: ModelSpec, workload: Workload) -> str:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from edgeshard_p2p.core.ids import Name
+from edgeshard_p2p.core.pin import PIN_CHARS_MAX
 from edgeshard_p2p.core.plan import Snapshot
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.wire.errors import UNREADABLE, WireError
@@ -36,7 +37,7 @@ class Status(Struct, frozen=True, tag="status"):
 
 class Set(Struct, frozen=True, tag="set"):
     key: Annotated[str, Meta(max_length=40)]
-    value: Annotated[str, Meta(max_length=200)]
+    value: Annotated[str, Meta(max_length=PIN_CHARS_MAX)]
 
 
 class View(Struct, frozen=True, tag="view"):

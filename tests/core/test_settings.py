@@ -27,6 +27,10 @@ from tests.core.parts import MODEL
         ("first_layer", "embedding", True),
         ("first_layer", "head", False),
         ("objective", "latency", True),
+        ("pin", "a:0-2,b:2-6", True),
+        ("pin", "", True),
+        ("pin", "a:0-2,b:3-6", False),
+        ("pin", 8, False),
         ("no_such_setting", 1, False),
     ],
 )

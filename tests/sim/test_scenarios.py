@@ -115,6 +115,28 @@ def test_swarm_goes_round_a_peer_whose_loading_hangs() -> None:
     assert core(swarm, "a").gossip.of(b, FailuresRecord) == said
 
 
+def test_pinned_plan_is_served_until_a_peer_of_it_is_lost() -> None:
+    swarm = swarm_of("abcd")
+    settle(swarm)
+    swarm.set("a", "pin", "a:0-2,d:2-3,c:3-5,b:5-6")
+    settle(swarm)
+    assert stage_peers(swarm) == ["d", "c", "b"]
+    request = submit_and_watch(swarm, "a")
+    swarm.crash("c")
+    answer(swarm, request)
+    settle(swarm)
+    assert "c" not in stage_peers(swarm)
+    swarm.restart("c")
+    settle(swarm)
+    assert stage_peers(swarm) == ["d", "c", "b"]
+    swarm.set("b", "pin", "")
+    settle(swarm)
+    swarm.set("b", "pin", "d:0-2,b:2-4,c:4-6")
+    settle(swarm)
+    assert stage_peers(swarm, "b") == ["b", "c"]
+    answer(swarm, swarm.submit("d", PROMPT, 8))
+
+
 # --- losses -------------------------------------------------------------------------------------
 
 
