@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from edgeshard_p2p import __version__
+from edgeshard_p2p.cli.fault import fault
 from edgeshard_p2p.cli.fetch import fetch, secret
 from edgeshard_p2p.cli.peer import peer
 from edgeshard_p2p.cli.plan import plan
@@ -22,5 +23,5 @@ def main() -> None:
     """
 
 
-for command in (peer, run, status, set_setting, plan, simulate, fetch, secret):
+for command in (peer, run, status, set_setting, plan, simulate, fault, fetch, secret):
     main.add_command(command)

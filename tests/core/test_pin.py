@@ -64,7 +64,7 @@ def test_same_plan_whatever_the_order_of_the_inputs() -> None:
 
 
 def test_batch_is_what_the_pinned_plan_holds() -> None:
-    # Unit 1 MiB; KV of one sequence in one block: 1,024 positions of 2 x 64 bf16, 256 KiB: two of them fit b.
+    # Unit 1 MiB; KV of one sequence in one block 256 KiB: two of them fit b beside its units.
     made = swarm(
         [device("a", 100, is_source=True), device("b", 2.6)], kv_width=64 * 2, context=1024, batch=8
     )

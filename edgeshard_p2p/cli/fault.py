@@ -1,0 +1,133 @@
+"""``edgeshard fault run``: do a scenario's faults to a swarm, and say what became of the answer."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from edgeshard_p2p.cli.common import FAILED, USAGE, fail
+
+
+@click.group()
+def fault() -> None:
+    """Faults on purpose: how a swarm takes the loss of its peers."""
+
+
+@fault.command("run")
+@click.argument("scenario", type=click.Path(path_type=Path), metavar="SCENARIO.toml")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option(
+    "--via",
+    metavar="TEMPLATE",
+    help="For peers that run on devices of their own: how a command gets there, for instance "
+    "'ssh {host} {command}'.",
+)
+@click.option("--swarm", default="default", show_default=True, help="Theirs, with --via.")
+@click.option(
+    "--secret-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Their swarm's secret, with --via.",
+)
+@click.option("--model", metavar="NAME|PATH", help="In place of the scenario's.")
+@click.option(
+    "--logs", type=click.Path(path_type=Path), metavar="DIR", help="Keep the peers' logs there."
+)
+def run_scenario(
+    scenario: Path,
+    as_json: bool,
+    via: str | None,
+    swarm: str,
+    secret_file: Path | None,
+    model: str | None,
+    logs: Path | None,
+) -> None:
+    """Start the peers that SCENARIO.toml names, ask one of them, do the faults, and report.
+
+    See scripts/faults for scenarios and what may stand in one.  Exit code 1: not as expected.
+    """
+    from edgeshard_p2p.faults.devices import FaultError
+    from edgeshard_p2p.faults.scenario import TopologyError, read_scenario
+    from edgeshard_p2p.faults.telling import as_object, in_words
+
+    _end_on_term()
+    try:
+        read = read_scenario(scenario)
+        devices = _devices(read, via, swarm, secret_file, model, logs)
+        outcome = _outcome(read, devices)
+    except TopologyError as error:
+        fail(str(error), USAGE, as_json)
+    except FaultError as error:
+        fail(str(error), error.exit_code, as_json)
+    except KeyboardInterrupt:
+        fail("cancelled", FAILED, as_json)
+    told = as_object(outcome)
+    print(json.dumps(told) if as_json else in_words(told), flush=True)
+    sys.exit(0 if told["as_expected"] else FAILED)
+
+
+def _outcome(read: Any, devices: Any) -> Any:
+    from edgeshard_p2p.faults.swarm import FaultSwarm
+
+    with devices:
+        swarm = FaultSwarm(read, devices, lambda text: click.echo(text, err=True))
+        swarm.open()
+        try:
+            return swarm.disturb()
+        finally:
+            swarm.unpin()
+
+
+def _devices(
+    read: Any,
+    via: str | None,
+    swarm: str,
+    secret_file: Path | None,
+    model: str | None,
+    logs: Path | None,
+) -> Any:
+    from edgeshard_p2p.faults.devices import FaultError
+    from edgeshard_p2p.faults.local import LocalDevices
+    from edgeshard_p2p.faults.via import RemoteDevices, parse_via
+    from edgeshard_p2p.model.errors import ModelError
+    from edgeshard_p2p.model.library import DEMO_NAME, fetch_demo_model, resolve
+    from edgeshard_p2p.net.security import SecretError, open_security, read_secrets
+
+    if read.is_remote:
+        if via is None:
+            raise FaultError(
+                f"{read.name} names devices: say how a command gets there with --via, "
+                "for instance --via 'ssh {host} {command}'",
+                USAGE,
+            )
+        try:
+            keys = read_secrets(secret_file) if secret_file is not None else ()
+        except SecretError as error:
+            raise FaultError(str(error), USAGE) from None
+        return RemoteDevices(read, parse_via(via), open_security(swarm, keys))
+    if via is not None:
+        raise FaultError(f'--via: the peers of {read.name} have no address = "HOST:PORT"', USAGE)
+    name = model or read.swarm.model
+    try:
+        found = (
+            fetch_demo_model(lambda line: click.echo(line, err=True))
+            if name == DEMO_NAME
+            else resolve(name)
+        )
+    except ModelError as error:
+        raise FaultError(str(error), USAGE) from None
+    return LocalDevices(read, str(found.path), logs)
+
+
+def _end_on_term() -> None:
+    """As Ctrl-C does: what was started has to end."""
+
+    def end(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)

@@ -1,0 +1,304 @@
+"""Peers as processes of this machine, on loopback or each in a network namespace of its own.
+
+Everything that is started here ends with the context, whatever happens.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from edgeshard_p2p.core.messages import Address
+from edgeshard_p2p.faults.devices import FaultError
+from edgeshard_p2p.faults.namespaces import NamespaceError, Namespaces
+from edgeshard_p2p.faults.scenario import FaultScenario, PeerEntry
+from edgeshard_p2p.faults.throttle import Throttle, throttle
+from edgeshard_p2p.model.library import cache_dir
+from edgeshard_p2p.net.security import open_security, read_secrets
+
+T = TypeVar("T")
+
+EDGESHARD = (sys.executable, "-m", "edgeshard_p2p")
+SWARM = "faults"
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}
+PROFILE_TIMEOUT_S = 180.0
+END_TIMEOUT_S = 4.0
+POLL_S = 0.1
+NAMESPACE_PORT = 7911
+FIRST_PORTS = (12_000, 30_000)
+"""Below those that systems take for outgoing connections: one of these could be in the way by the
+time a peer binds."""
+
+
+def free_ports() -> Iterator[int]:
+    """The first ones of pairs of neighbouring ports that nobody has."""
+    low, high = FIRST_PORTS
+    begin = random.SystemRandom().randrange(low, high, 2)
+    for port in (*range(begin, high, 2), *range(low, begin, 2)):
+        if _is_free(port) and _is_free(port + 1):
+            yield port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe, suppress(OSError):
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
+def bare_mib(model: str) -> int:
+    """What a peer takes here before any layer: it says so when it is given too little.  Found once
+    for an installation."""
+    known = cache_dir() / "bare_mib"
+    installed = Path(sys.prefix, "pyvenv.cfg")
+    since = installed.stat().st_mtime if installed.exists() else 0.0
+    if known.exists() and known.stat().st_mtime > since:
+        return int(known.read_text())
+    with tempfile.TemporaryDirectory() as state_dir:
+        command = [*EDGESHARD, "peer", "--memory", "1MiB", "--model", model]
+        command += ["--state-dir", state_dir, "--no-mdns"]
+        environment = os.environ | ONE_THREAD
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+    match = re.search(r"needs (\d+) MiB before any layer", done.stderr)
+    if match is None:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise FaultError(f"a peer does not start here: {last.removeprefix('edgeshard: ')}")
+    known.parent.mkdir(parents=True, exist_ok=True)
+    known.write_text(match[1])
+    return int(match[1])
+
+
+@dataclass
+class _Process:
+    popen: subprocess.Popen[bytes]
+    log: Path
+    throttle: Throttle | None = None
+
+    def signal(self, number: int) -> None:
+        if self.popen.poll() is None:
+            self.popen.send_signal(number)
+
+    def restore(self) -> None:
+        throttle, self.throttle = self.throttle, None
+        if throttle is not None:
+            throttle.end()
+
+    def kill(self) -> None:
+        """With what it started, in the session that it was given."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
+
+    def last_word(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+
+class LocalDevices:
+    """``model``: a name or path that a peer takes; ``logs``: where the peers' logs are kept, else
+    they go with everything else."""
+
+    def __init__(self, scenario: FaultScenario, model: str, logs: Path | None = None) -> None:
+        self._scenario, self._model, self._logs = scenario, model, logs
+        self._entries = {peer.name: peer for peer in scenario.peers}
+        self._processes: dict[str, _Process] = {}
+        self._past: list[_Process] = []
+        self._ports: dict[str, int] = {}
+        self._namespaces: Namespaces | None = None
+        self._secret_file: Path | None = None
+        self._directory = Path()
+        self._profiles = Path()
+        """What the first peer to measure this machine has found: the others need not do it."""
+        self._ends = ExitStack()
+        self.network = "namespaces" if scenario.wants_namespaces else "loopback"
+        self.security = open_security(SWARM, ())
+
+    def __enter__(self) -> LocalDevices:
+        with self._ends:
+            self._open()
+            self._ends = self._ends.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.close()
+
+    def _open(self) -> None:
+        scratch = tempfile.TemporaryDirectory(prefix="edgeshard-faults-")
+        self._directory = Path(self._ends.enter_context(scratch))
+        self._profiles = self._directory / "profiles"
+        if self._logs is not None:
+            self._logs.mkdir(parents=True, exist_ok=True)
+        if self._scenario.wants_namespaces:
+            self._open_namespaces()
+        else:
+            self._ports = dict(zip(self._entries, free_ports(), strict=False))
+        self._ends.callback(self._end_all)
+        for name in self._entries:
+            self.start(name)
+            if not self._profiles.exists():
+                self._wait_for_profile(name)
+
+    def _open_namespaces(self) -> None:
+        try:
+            self._namespaces = Namespaces(self._entries)
+        except NamespaceError as error:
+            raise FaultError(str(error)) from None
+        self._ends.callback(self._namespaces.close)
+        self._secret_file = self._directory / "swarm.secret"
+        self._secret_file.touch(mode=0o600)
+        self._secret_file.write_text(secrets.token_urlsafe(32) + "\n")
+        self.security = open_security(SWARM, read_secrets(self._secret_file))
+
+    def _wait_for_profile(self, name: str) -> None:
+        directory = self._directory / name / "profiles"
+        ends_at = time.monotonic() + PROFILE_TIMEOUT_S
+        pause = threading.Event()
+        while not list(directory.glob("*.json")):
+            if self.why_ended():
+                raise FaultError(self.why_ended())
+            if time.monotonic() > ends_at:
+                raise FaultError(f"{name} has not measured itself in {PROFILE_TIMEOUT_S:.0f} s")
+            pause.wait(POLL_S)
+        shutil.copytree(directory, self._profiles)
+
+    def _end_all(self) -> None:
+        processes = [*self._past, *self._processes.values()]
+        for process in processes:
+            process.restore()
+            process.signal(signal.SIGCONT)
+            process.signal(signal.SIGTERM)
+        ends_at = time.monotonic() + END_TIMEOUT_S
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.popen.wait(max(0.0, ends_at - time.monotonic()))
+            process.kill()
+
+    # --- where they are -------------------------------------------------------------------
+
+    def address(self, name: str) -> Address:
+        if self._namespaces is not None:
+            return Address(self._namespaces.host(name), NAMESPACE_PORT)
+        return Address("127.0.0.1", self._ports[name])
+
+    def enter(self, name: str) -> None:
+        if self._namespaces is not None:
+            self._namespaces.enter(name)
+
+    def reach(self, name: str, work: Callable[[], T]) -> T:
+        if self._namespaces is None:
+            return work()
+        with ThreadPoolExecutor(1, initializer=self.enter, initargs=(name,)) as thread:
+            return thread.submit(work).result()
+
+    def why_ended(self) -> str:
+        for name, process in self._processes.items():
+            if process.popen.poll() is not None:
+                return f"{name} has ended: {process.last_word()}"
+        return ""
+
+    # --- what is done to them -------------------------------------------------------------
+
+    def start(self, name: str) -> None:
+        if name in self._processes and self._processes[name].popen.poll() is None:
+            raise FaultError(f"{name} is running already")
+        entry, state_dir = self._entries[name], self._directory / name
+        if self._profiles.exists():
+            shutil.copytree(self._profiles, state_dir / "profiles", dirs_exist_ok=True)
+        log = (self._logs or self._directory) / f"{name}.log"
+        command = self._namespaces.command(name) if self._namespaces is not None else []
+        command = [*command, *EDGESHARD, "peer", *self._flags(entry), "--state-dir", str(state_dir)]
+        with log.open("ab") as out:
+            popen = subprocess.Popen(
+                command,
+                env=os.environ | ONE_THREAD,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        self._processes[name] = _Process(popen, log)
+
+    def _flags(self, entry: PeerEntry) -> list[str]:
+        swarm = self._scenario.swarm
+        flags = ["--name", entry.name, "--listen", str(self.address(entry.name))]
+        flags += ["--model", self._model, "--swarm", SWARM, "--no-mdns"]
+        flags += ["--source" if entry.source else "--no-source"]
+        flags += ["--min-members", str(len(self._entries))]
+        for other in self._entries:
+            flags += ["--join", str(self.address(other))] if other != entry.name else []
+        if self._secret_file is not None:
+            flags += ["--secret-file", str(self._secret_file)]
+        layers_mib = entry.layers_mib or swarm.layers_mib
+        if layers_mib is not None:
+            flags += ["--memory", f"{bare_mib(self._model) + layers_mib}MiB"]
+        return [*flags, *swarm.flags, *entry.flags]
+
+    def kill(self, name: str) -> None:
+        self._end(name, signal.SIGKILL)
+
+    def leave(self, name: str) -> None:
+        self._end(name, signal.SIGINT)
+
+    def stop(self, name: str) -> None:
+        self._end(name, signal.SIGTERM)
+
+    def _end(self, name: str, number: int) -> None:
+        process = self._living(name)
+        process.signal(number)
+        del self._processes[name]
+        self._past.append(process)
+        process.restore()
+
+    def freeze(self, name: str) -> None:
+        self._living(name).signal(signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        self._living(name).signal(signal.SIGCONT)
+
+    def slow(self, name: str, by: float) -> str:
+        process = self._living(name)
+        process.restore()
+        process.throttle = throttle(process.popen.pid, by)
+        return process.throttle.how
+
+    def restore(self, name: str) -> None:
+        self._living(name).restore()
+
+    def _living(self, name: str) -> _Process:
+        process = self._processes.get(name)
+        if process is None or process.popen.poll() is not None:
+            raise FaultError(f"{name} does not run")
+        return process
+
+    def partition(self, names: Iterable[str]) -> None:
+        assert self._namespaces is not None, "a scenario with a partition wants namespaces"
+        self._namespaces.partition(names)
+
+    def heal(self) -> None:
+        assert self._namespaces is not None, "a scenario with a partition wants namespaces"
+        self._namespaces.heal()

@@ -1,0 +1,19 @@
+"""Words for prompts."""
+
+from __future__ import annotations
+
+from itertools import cycle, islice
+
+_TEXT = """
+The old harbour lies where the river meets the sea, and every morning before the sun is up the boats
+go out past the long stone wall to look for fish. An old man who has lived there all his life keeps
+a book in which he writes down how the wind blew, how high the water stood, which boats came home
+and what they brought. In the evening people sit on the steps of his house and he reads to them from
+it, about the storm that took the roof of the church, about the winter when the river froze and
+children walked to the island, about the stranger who came one day in a boat without a sail and
+would not say from where. This is the story that he told them on the first warm night of spring:
+"""
+
+
+def words(n: int) -> str:
+    return " ".join(islice(cycle(_TEXT.split()), n))
