@@ -93,7 +93,7 @@ class FaultSwarm:
         self._frozen: set[str] = set()
         self._slowed: set[str] = set()
         self._cut_off: set[str] = set()
-        self.prompt = ""
+        self.prompt, self.prompt_tokens = "", 0
         self.wanted: list[int] = []
         """The tokens of an undisturbed run."""
 
@@ -136,7 +136,7 @@ class FaultSwarm:
         self._wait_until_serving(is_pinned=False)
         self.pin()
         self._say(f"serving: {self._plan_in_words()}")
-        self.prompt = self._prompt()
+        self.prompt, self.prompt_tokens = self._prompt()
         self._say("an undisturbed run")
         self.wanted = self._undisturbed()
 
@@ -193,17 +193,17 @@ class FaultSwarm:
     def _run(self, max_tokens: int) -> Run:
         return Run(self.prompt, True, max_tokens, self.scenario.request.sampling)
 
-    def _prompt(self) -> str:
+    def _prompt(self) -> tuple[str, int]:
         """As near to the tokens wished for as words can get: no tokenizer is needed here."""
         wish = self.scenario.request.prompt_tokens
-        n_words, best = wish, (wish, "")
+        n_words, best = wish, (wish, "", 0)
         for _ in range(PROMPT_TRIES):
             self.prompt = words(n_words)
             answer = self.ask(self.scenario.source, self._run(1), PROBE_TIMEOUT_S)
             if not isinstance(answer, Done):
                 raise FaultError(f"{self.scenario.source} does not answer: {_why(answer)}")
             off = answer.prompt_tokens - wish
-            best = min(best, (abs(off), self.prompt))
+            best = min(best, (abs(off), self.prompt, answer.prompt_tokens))
             if not off:
                 break
             n_words = (
@@ -211,7 +211,7 @@ class FaultSwarm:
                 if abs(off) > 3
                 else (max(1, n_words - off))
             )
-        return best[1]
+        return best[1], best[2]
 
     def _undisturbed(self) -> list[int]:
         with Watch(
@@ -266,7 +266,7 @@ class FaultSwarm:
             len(watch.token_ids),
             watch.done,
             watch.error,
-            watch.done.prompt_tokens if watch.done is not None else 0,
+            self.prompt_tokens,
             left_over,
             missed,
         )

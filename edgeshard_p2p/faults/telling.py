@@ -30,13 +30,21 @@ def as_object(outcome: Outcome) -> dict[str, Any]:
         "failovers": done.failovers if done is not None else None,
         "replayed_tokens": replayed,
         "recovery_ms": round(done.recovery_ms, 1) if done is not None else None,
-        "replay_ms_per_token": fig.replay_ms_per_token(times, replayed),
+        "replay_ms_per_token": replay_of(outcome),
         "left_over": outcome.left_over,
         "poll_ms": POLL_S * 1e3,
         "resolution_ms": fig.resolution_ms(observed),
         "as_expected": not unexpected,
         "unexpected": unexpected,
     }
+
+
+def replay_of(outcome: Outcome) -> float | None:
+    """None where more than one fault makes it nobody's."""
+    harms = outcome.harms()
+    if outcome.done is None or len(harms) != 1:
+        return None
+    return fig.replay_ms_per_token(outcome.times(), outcome.done.replayed_tokens)
 
 
 def _step(observed: fig.Observed, fault: fig.Fault, begun: float) -> dict[str, Any]:
