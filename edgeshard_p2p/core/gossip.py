@@ -2,7 +2,8 @@
 
 A digest lists what its sender has (van Renesse et al. 2008, "Efficient Reconciliation and Flow
 Control for Anti-Entropy Protocols"); the answer carries what is newer.  Versions are kept per owner
-and kind, so a push of one record never hides another.
+and kind, so a push of one record never hides another.  Where they are many, a digest of the list
+goes first: what a quiet swarm says does not grow with it.
 Knows nothing of what the records mean.
 """
 
@@ -21,6 +22,8 @@ from edgeshard_p2p.core.records import Record, RecordValue, Setting
 from edgeshard_p2p.core.settings import SettingValue, is_valid
 
 RECORDS_PER_DELTA = 128
+VERSIONS_AT_ONCE = 64
+"""Up to so many are listed unasked: some 1.5 KB, and a difference is mended a round trip sooner."""
 COUNTER_MAX = 2**40
 """A setting's counter counts decisions; one beyond this was made up."""
 
@@ -36,6 +39,8 @@ class Gossip:
     """Rises with every change of what is known here."""
     _version: int = 0
     _next_at: float | None = None
+    _summary: tuple[int, str] = (-1, "")
+    """The digest of all versions, and the revision that it is of."""
 
     # --- questions ------------------------------------------------------------------------
 
@@ -89,6 +94,11 @@ class Gossip:
         address = membership.address_of(sender)
         if address is None:
             return []
+        if digest.versions_digest:
+            is_same = digest.versions_digest == self._versions_digest()
+            if is_same and digest.settings_digest == self._settings_digest():
+                return []
+            return [Send(address, self._digest(wants_reply=True))]
         theirs = {(v.owner, v.kind): v.version for v in digest.versions}
         newer = [
             record
@@ -147,7 +157,10 @@ class Gossip:
         present = membership.present()
         if not present:
             return []
-        return [Send(self.rng.choice(present).address, self._digest(wants_reply=True))]
+        to = self.rng.choice(present).address
+        if sum(map(len, self.records.values())) <= VERSIONS_AT_ONCE:
+            return [Send(to, self._digest(wants_reply=True))]
+        return [Send(to, Digest((), self._settings_digest(), True, self._versions_digest()))]
 
     # --- digests --------------------------------------------------------------------------
 
@@ -161,10 +174,16 @@ class Gossip:
         return any(version > ours.get(key, 0) for key, version in theirs.items())
 
     def _digest(self, wants_reply: bool) -> Digest:
-        versions = tuple(
-            OwnerVersion(r.owner, _kind_of(r.value), r.version) for r in self._all_records()
-        )
-        return Digest(versions, self._settings_digest(), wants_reply)
+        return Digest(self._versions(), self._settings_digest(), wants_reply)
+
+    def _versions(self) -> tuple[OwnerVersion, ...]:
+        records = self._all_records()
+        return tuple(OwnerVersion(r.owner, _kind_of(r.value), r.version) for r in records)
+
+    def _versions_digest(self) -> str:
+        if self._summary[0] != self.revision:
+            self._summary = (self.revision, digest_of(self._versions()))
+        return self._summary[1]
 
     def _settings_digest(self) -> str:
         return digest_of(self.all_settings())

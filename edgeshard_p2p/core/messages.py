@@ -149,6 +149,9 @@ class Digest(Struct, frozen=True, array_like=True, tag=10):
     versions: Annotated[tuple[OwnerVersion, ...], Meta(max_length=2048)]
     settings_digest: Annotated[str, Meta(max_length=16)]
     wants_reply: bool
+    versions_digest: Annotated[str, Meta(max_length=16)] = ""
+    """In place of ``versions`` where they are many: whoever has others answers with all of its
+    own."""
 
 
 class Delta(Struct, frozen=True, array_like=True, tag=11):

@@ -5,7 +5,12 @@ from __future__ import annotations
 import random
 
 from edgeshard_p2p.core.effects import Effect
-from edgeshard_p2p.core.gossip import COUNTER_MAX, RECORDS_PER_DELTA, Gossip
+from edgeshard_p2p.core.gossip import (
+    COUNTER_MAX,
+    RECORDS_PER_DELTA,
+    VERSIONS_AT_ONCE,
+    Gossip,
+)
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.member import NEWS_FANOUT
 from edgeshard_p2p.core.membership import Membership
@@ -155,14 +160,17 @@ def test_impossible_settings_are_not_believed() -> None:
 # --- repair ---------------------------------------------------------------------------------
 
 
+MANY = [PeerId(f"p{k:03}", 1) for k in range(VERSIONS_AT_ONCE + 1)]
+
+
 def members_of(one: Gossip) -> Membership:
-    return membership(*(peer for peer in (A, B, C) if peer != one.me), me=one.me)
+    return membership(*(peer for peer in (A, B, C, *MANY) if peer != one.me), me=one.me)
 
 
-def exchange(one: Gossip, other: Gossip) -> int:
+def exchange(one: Gossip, other: Gossip, first: Digest | None = None) -> int:
     """Let ``one`` send its digest and both answer until nothing is left; the deltas sent."""
     pair = {one.me.name: one, other.me.name: other}
-    digest = one._digest(wants_reply=True)
+    digest = first or one._digest(wants_reply=True)
     queue: list[tuple[PeerId, str, object]] = [(one.me, other.me.name, digest)]
     n_deltas = 0
     while queue:
@@ -191,6 +199,25 @@ def test_digests_bring_two_peers_to_the_same() -> None:
     assert one.settings == other.settings
     assert exchange(one, other) == 0
     assert exchange(other, one) == 0
+
+
+def test_of_many_records_a_digest_goes_first() -> None:
+    """It is all that is said while both have the same; what differs is mended both ways."""
+    one, other = gossip(A), gossip(B)
+    for here in (one, other):
+        take(here, records(*(Record(peer, 1, HELD) for peer in MANY)), members_of(here))
+    ((_, first),) = sent(one.tick(membership(B), 0.0), Digest)
+    assert (first.versions, first.wants_reply) == ((), True)
+    assert other.on_digest(A, first, members_of(other)) == []
+    take(one, records(Record(MANY[7], 2, HELD_LATER)), members_of(one))
+    take(other, records(Record(MANY[9], 3, HELD_LATER)), members_of(other))
+    other.set("batch", 3, membership(me=B))
+    ((_, second),) = sent(one.tick(membership(B), 1.0), Digest)
+    assert exchange(one, other, second) > 0
+    assert one.records == other.records
+    assert one.setting("batch") == 3
+    ((_, third),) = sent(one.tick(membership(B), 2.0), Digest)
+    assert other.on_digest(A, third, members_of(other)) == []
 
 
 def test_lost_push_of_one_kind_is_repaired_though_a_later_one_arrived() -> None:
