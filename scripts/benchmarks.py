@@ -434,6 +434,35 @@ def recovery(quick: bool, kinds: tuple[str, ...]) -> None:
     sys.exit(0 if is_whole else 1)
 
 
+# ---- crowd
+
+
+@main.command()
+@click.option("--seeds", default=20, show_default=True, help="Deaths.")
+@click.option("--peers", "n_peers", default=200, show_default=True)
+def crowd(seeds: int, n_peers: int) -> None:
+    """A death among many simulated peers that lose 2 % of their messages: in how many periods of
+    probing (0.5 s) all others know, and what a peer sends per second while nothing happens."""
+    from edgeshard_p2p.sim.crowd import LOSS, run_death, run_steady, tally
+
+    deaths = []
+    for seed in range(seeds):
+        deaths.append(run_death(seed, n_peers))
+        if seed % 20 == 19:
+            say(f"{seed + 1} of {seeds}")
+    steady = {n: run_steady(0, n) for n in (n_peers // 8, n_peers // 4, n_peers // 2, n_peers)}
+    report(
+        "crowd",
+        {
+            "peers": n_peers,
+            "loss": LOSS,
+            **tally(deaths),
+            "bytes_per_s": {n: round(sum(kinds.values())) for n, kinds in steady.items()},
+            "bytes_per_s_by_kind": {k: round(n) for k, n in steady[n_peers].items()},
+        },
+    )
+
+
 # ---- wire
 
 
