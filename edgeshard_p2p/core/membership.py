@@ -247,9 +247,14 @@ class Membership:
         return [Log(f"{member.peer} {before} -> {member.state.name} (inc {member.incarnation})")]
 
     def broadcast(self, update: Update) -> list[Effect]:
-        """Tell up to eight present members now; the rest hears by piggyback."""
+        """Tell up to eight present members now, and a suspect; the rest hears by piggyback."""
         self._spread(update)
-        return [Send(member.address, News((update,))) for member in self.first_to_tell()]
+        chosen = self.first_to_tell()
+        suspect = self.members.get(update.identity.peer.name)
+        if suspect is not None and suspect.is_present and suspect not in chosen:
+            # Of many it would hear by chance, and perhaps too late to refute.
+            chosen = [suspect, *chosen]
+        return [Send(member.address, News((update,))) for member in chosen]
 
     def first_to_tell(self) -> list[Member]:
         return first_to_tell(self.present(), self.circle, self.rng)

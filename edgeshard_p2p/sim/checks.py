@@ -77,25 +77,34 @@ class Safety:
 
     def _owner(self, identity: Identity) -> PeerCore | None:
         """Who lives as exactly this: a peer that lost its disk may count from 1 again."""
-        lives = [p.core for p in self._swarm.peers.values() if p.name == identity.peer.name]
-        owners = [c for c in lives if c is not None and c.membership.me == identity]
-        return owners[0] if owners else None
+        for peer in self._swarm.peers.values():
+            core = peer.core
+            if core is not None and core.membership.me == identity:
+                return core
+        return None
 
     def _is_relived(self, peer: PeerId) -> bool:
         return any(peer in sim_peer.relived for sim_peer in self._swarm.peers.values())
 
     def _check_beliefs(self, peer: SimPeer, core: PeerCore) -> None:
-        now: dict[str, Belief] = {}
-        for name, member in core.membership.members.items():
-            now[name] = (member.peer.generation, member.incarnation, member.state)
-            owner = self._owner(member.identity)
-            if owner is not None:
-                highest = owner.membership.incarnation
-                assert member.incarnation <= highest, f"{core.me} raised that of {member.peer}"
+        members = core.membership.members
+        now: dict[str, Belief] = {
+            name: (member.identity.peer.generation, member.incarnation, member.state)
+            for name, member in members.items()
+        }
         before = self._beliefs.get((peer.host, peer.life), {})
+        if now == before:
+            return
         for name, belief in now.items():
-            if name in before and before[name] != belief:
+            if name in before and before[name] == belief:
+                continue
+            if name in before:
                 _check_step(core, name, before[name], belief)
+            # A belief that was right stays right: an owner never lowers its incarnation.
+            owner = self._owner(members[name].identity)
+            if owner is not None:
+                is_owners = members[name].incarnation <= owner.membership.incarnation
+                assert is_owners, f"{core.me} raised that of {members[name].peer}"
         self._beliefs[peer.host, peer.life] = now
 
     def _check_records(self, peer: SimPeer, core: PeerCore) -> None:

@@ -1,10 +1,26 @@
 """A random swarm, random faults, and then peace: all drawn from one seed.
 
     run_seed(7)      raises AssertionError when anything is not as it must be
+    run_few(7)       likewise; 2 to 6 peers, up to 8 units: the seeds of ``tests/sim/test_found.py``
     run_busy(7)      likewise; members stay, and there is much traffic
 
-While faults happen, safety is checked after every event (``checks.Safety``).  Once they stop, the
-swarm must settle, stay settled, answer a prompt at every source, and hold nothing afterwards.
+What ``run_seed`` draws:
+
+    peers    3 to 12, by N_PEERS: 64 % have 3 or 4, the median is 4; the first is a source, each
+             other one with 1/2; one in 20 of the others lacks the model's files
+    units    3 to 6, by N_BLOCKS: the blocks, the embedding and the head
+    devices  memory from BUDGETS, speed from BLOCK_US; in 1 of 5 swarms all are alike, on a network
+             without jitter, so that plans tie
+    meeting  by multicast, or each by the addresses of all others: 1/2 each
+    network  1/2 lose 1, 5 or 10 % of all messages, and of these 1/2 double 5 %, 1/2 hold up 5 %
+             by up to 0.3 s so that later ones overtake, 1/2 ring alarms up to 50 ms late
+    faults   2 to 9 by the weights of FAULTS, each after 0 to 15 s: crash (the disk lost or not),
+             restart, leave, freeze, thaw, partition, one-way cut, repair, slow link, slow device,
+             failing load or pass, new setting, prompts, cancel
+    peace    in 1/2 of the swarms who is down comes back
+
+While faults happen, safety is checked after every event; once they stop, the swarm must come to
+life.  What both mean stands in ``checks``.
 """
 
 from __future__ import annotations
@@ -14,6 +30,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from edgeshard_p2p.sim import checks
+from edgeshard_p2p.sim.network import Pace
 from edgeshard_p2p.sim.request import SimRequest
 from edgeshard_p2p.sim.simulator import Simulator
 
@@ -28,6 +45,13 @@ SETTINGS: dict[str, tuple[str | int, ...]] = {
     "context": (96, 160, 256),
     "first_layer": ("embedding",),
 }
+N_PEERS = {3: 30, 4: 34, 5: 12, 6: 8, 7: 5, 8: 4, 9: 2, 10: 2, 11: 1, 12: 2}
+"""In so many of 100 swarms; the median is 4."""
+N_BLOCKS = (1, 2, 3, 4, 4)
+"""With embedding and head 3 to 6 units."""
+SLOW_DELAYS_S = (0.005, 0.05, 0.2)
+SLOW_BYTES_PER_S = (2e4, 2e5, 2e6)
+"""A link's usual pace is 1 ms and 1e8."""
 SETTLE_S = 120.0
 """Beyond the memory of failures, which keeps a peer or a link out for a minute."""
 STAYS_S = 3.0
@@ -113,6 +137,11 @@ class Trial:
         host, other = self.rng.sample(self.names, 2)
         self.swarm.reject(host, other)
 
+    def slow_link(self) -> None:
+        sender, receiver = self.rng.sample(self.names, 2)
+        pace = Pace(self.rng.choice(SLOW_DELAYS_S), self.rng.choice(SLOW_BYTES_PER_S))
+        self.swarm.network.slow_down(sender, receiver, pace)
+
     def repair(self) -> None:
         self.swarm.network.repair()
         self.discover()
@@ -192,7 +221,7 @@ class Trial:
 
 Faults = tuple[tuple[int, Fault], ...]
 
-FAULTS: Faults = (
+FAULTS_OF_FEW: Faults = (
     (3, Trial.crash),
     (1, Trial.lose_disk),
     (3, Trial.restart),
@@ -212,6 +241,8 @@ FAULTS: Faults = (
 )
 """What may happen, and how often of all."""
 
+FAULTS: Faults = (*FAULTS_OF_FEW, (3, Trial.slow_link))
+
 TRAFFIC: Faults = (
     (8, Trial.submit),
     (2, Trial.cancel),
@@ -226,8 +257,24 @@ TRAFFIC: Faults = (
 
 def random_trial(seed: int) -> Trial:
     rng = Random(seed)
-    swarm = Simulator(seed, n_blocks=rng.choice((2, 4, 4, 6)))
-    names = list("abcdef"[: rng.choice((2, 3, 3, 4, 4, 5, 6))])
+    (n_peers,) = rng.choices(list(N_PEERS), list(N_PEERS.values()))
+    trial = _random_trial(seed, rng, n_peers, rng.choice(N_BLOCKS))
+    if rng.random() < 0.2:
+        trial.swarm.network.jitter_s = 0.0
+        budget_bytes, block_us = rng.choice(BUDGETS), rng.choice(BLOCK_US)
+        for peer in trial.swarm.peers.values():
+            peer.budget_bytes, peer.block_us = budget_bytes, block_us
+    return trial
+
+
+def trial_of_few(seed: int) -> Trial:
+    rng = Random(seed)
+    n_blocks = rng.choice((2, 4, 4, 6))
+    return _random_trial(seed, rng, rng.choice((2, 3, 3, 4, 4, 5, 6)), n_blocks)
+
+
+def _random_trial(seed: int, rng: Random, n_peers: int, n_blocks: int) -> Trial:
+    swarm, names = Simulator(seed, n_blocks), list("abcdefghijkl"[:n_peers])
     if rng.random() < 0.5:
         swarm.network.loss = rng.choice((0.01, 0.05, 0.1))
         swarm.network.doubled = rng.choice((0.0, 0.05))
@@ -256,6 +303,14 @@ def run_seed(seed: int) -> Trial:
     trial = random_trial(seed)
     trial.start_all()
     _suffer(trial, FAULTS, trial.rng.randint(2, 9), (0, 1, 4, 4, 15))
+    return _end(trial)
+
+
+def run_few(seed: int) -> Trial:
+    """A whole trial of two to six peers.  Raises AssertionError."""
+    trial = trial_of_few(seed)
+    trial.start_all()
+    _suffer(trial, FAULTS_OF_FEW, trial.rng.randint(2, 9), (0, 1, 4, 4, 15))
     return _end(trial)
 
 

@@ -238,6 +238,16 @@ def test_helper_probes_and_passes_the_answer_on() -> None:
     assert (to, ack.nonce, ack.target) == ("a", 77, B)
 
 
+def test_suspect_among_many_is_told_at_once() -> None:
+    """By chance alone it might hear of it too late to refute."""
+    m = membership(*(PeerId(f"p{k:02}", 1) for k in range(40)))
+    target, _ = probed(m, 0.0)
+    m.tick(ACK_S)
+    told = sent(m.tick(2 * PERIOD_S), News)
+    assert len(told) == 9
+    assert target in {to for to, _ in told}
+
+
 def test_helper_that_hears_nothing_suspects_nobody() -> None:
     helper = membership(A, B, me=C)
     helper.on_ping_req(A, PingReq(77, "b", ()), 0.0)

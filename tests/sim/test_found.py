@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeshard_p2p.sim.faults import run_seed
+from edgeshard_p2p.sim.faults import run_few
 
 FOUND = {
     26: "two that held each other dead answered verdict with verdict until the next Hello",
@@ -22,8 +22,8 @@ FOUND = {
 
 @pytest.mark.parametrize("seed", sorted(FOUND))
 def test_seed(seed: int) -> None:
-    run_seed(seed)
+    run_few(seed)
 
 
 def test_one_seed_is_one_story() -> None:
-    assert run_seed(12).swarm.log == run_seed(12).swarm.log
+    assert run_few(12).swarm.log == run_few(12).swarm.log
