@@ -6,7 +6,7 @@ Knows nothing of requests; it moves frames.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from edgeshard_p2p.core.edges import WINDOW, EdgeKind, EdgeSpec, InEdge, OutEdge, edges_of
@@ -75,6 +75,8 @@ class Flow:
     """Edges found lost, for the peer to act on."""
     revision: int = 0
     """Rises when an edge opens or is lost."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Frames that were not taken, by reason."""
     _specs: dict[int, EdgeSpec] = field(default_factory=dict)
     _owed: dict[int, list[Frame]] = field(default_factory=dict)
     """Releases that an edge was lost with: they go first when it is open again."""
@@ -234,15 +236,16 @@ class Flow:
         header = event.header
         edge = self.in_.get(header.edge)
         if edge is None or header.sender != edge.sender_tag:
-            return [*_drop(event), *refuse(header, "not_my_edge", self.membership)]
+            return self._refuse(event, "not_my_edge")
         if header.kind is FrameKind.EDGE:
             return self._on_opening(edge, header)
         if not self._fits(edge.spec, event):
-            return [*_drop(event), *refuse(header, "does_not_fit", self.membership)]
+            return self._refuse(event, "does_not_fit")
         if header.epoch > edge.epoch:
             # This end began anew since the edge was opened.
-            return [*_drop(event), *refuse(header, "edge_not_open", self.membership)]
+            return self._refuse(event, "edge_not_open")
         if not edge.accepts(header.epoch, header.sequence):
+            self.refused["out_of_turn"] += 1
             return [*_drop(event), *self._ack(edge)]
         body = event.body if isinstance(event.body, Open) else None
         frame = Frame(
@@ -257,8 +260,13 @@ class Flow:
         self.arrived.append((edge.spec, frame))
         return self._ack(edge)
 
+    def _refuse(self, event: FrameReceived, reason: str) -> list[Effect]:
+        self.refused[reason] += 1
+        return [*_drop(event), *refuse(event.header, reason, self.membership)]
+
     def _on_opening(self, edge: InEdge, header: FrameHeader) -> list[Effect]:
         if not edge.on_open(header.epoch):
+            self.refused["out_of_turn"] += 1
             return []
         address = self.membership.address_of(edge.spec.sender)
         if address is None:

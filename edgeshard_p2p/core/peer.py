@@ -155,10 +155,10 @@ class PeerCore:
             msg.FrameRefused: self.serving.on_refused,
             msg.AttemptRefused: self.serving.on_attempt_refused,
             msg.SlotAsk: self.serving.on_slot_ask,
-            msg.SlotAnswer: lambda _, m, now: self.serving.on_slot_answer(m, now),
+            msg.SlotAnswer: self.serving.on_slot_answer,
             msg.CacheAsk: lambda sender, m, _: self.serving.on_cache_ask(sender, m),
             msg.CacheReport: self.serving.on_cache_report,
-            msg.SlotReturn: lambda _, m, now: self.serving.on_slot_return(m, now),
+            msg.SlotReturn: self.serving.on_slot_return,
         }
 
     # --- the two entries ------------------------------------------------------------------
@@ -267,9 +267,10 @@ class PeerCore:
         self.gossip.on_delta(delta, self.membership)
         effects: list[Effect] = []
         for record in delta.records:
-            if isinstance(record.value, HeldRecord):
-                below = record.value.oldest_live
-                effects += self.serving.free_below(record.owner, below, now)
+            # Only what is believed: the record at hand may be an older one, or a made-up one.
+            held = self.gossip.of(record.owner, HeldRecord)
+            if isinstance(record.value, HeldRecord) and held == record.value:
+                effects += self.serving.free_below(record.owner, held.oldest_live, now)
         return effects
 
     # --- links ----------------------------------------------------------------------------

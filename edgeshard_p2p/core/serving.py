@@ -7,7 +7,7 @@ Decides nothing itself.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -62,6 +62,8 @@ class Serving:
     """What stages of plans that are gone have left here."""
     failed_edges: list[EdgeSpec] = field(default_factory=list)
     """Edges that could not be opened in time, for the caller to publish; it empties this."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """What arrived and was not taken, by reason."""
     _retired: deque[PlanId] = field(default_factory=lambda: deque(maxlen=RETIRED_REMEMBERED))
     _job_numbers: Iterator[int] = field(default_factory=lambda: count(1))
     _epochs: dict[str, int] = field(default_factory=lambda: {"last": 0})
@@ -95,7 +97,9 @@ class Serving:
     # --- plans come and go ----------------------------------------------------------------
 
     def start_plan(self, plan: Plan, model: ModelSpec) -> None:
-        self.flows[plan.id] = Flow(plan, model, self.me, self.membership, self.timing, self._epochs)
+        flow = Flow(plan, model, self.me, self.membership, self.timing, self._epochs)
+        flow.refused = self.refused
+        self.flows[plan.id] = flow
         for index, stage in enumerate(plan.stages):
             if stage.peer == self.me:
                 self.stages[plan.id] = StageWork(
@@ -155,6 +159,7 @@ class Serving:
             # The work goes out before the acknowledgement: somebody waits for its result.
             answers = flow.on_frame(event, now)
             return [*self._pump(now), *answers]
+        self.refused[reason] += 1
         dropped = [DropTensor(event.tensor)] if event.tensor is not None else []
         return [*dropped, *refuse(event.header, reason, self.membership)]
 
@@ -162,7 +167,10 @@ class Serving:
         """The flow in which this edge leads to ``sender``: nobody else may speak of it."""
         flow = self.flows.get(plan_id)
         out = flow.out.get(edge) if flow is not None else None
-        return flow if out is not None and out.spec.receiver == sender else None
+        if out is not None and out.spec.receiver == sender:
+            return flow
+        self.refused["not_their_edge"] += 1
+        return None
 
     def on_answer(self, sender: PeerId, answer: EdgeAnswer, now: float) -> list[Effect]:
         flow = self._flow_towards(sender, answer.plan, answer.edge)
@@ -255,6 +263,7 @@ class Serving:
             leads_to = index + 1 if kind is EdgeKind.INNER else index
             effects += flow.offer(flow.find(kind, leads_to, source_index), frame, now)
         for refusal in outcome.refusals:
+            self.refused[refusal.reason] += 1
             effects += self._tell_source(flow.plan, refusal, now)
         for spec in outcome.consumed:
             effects += flow.consumed(spec)
@@ -270,6 +279,11 @@ class Serving:
         self, sender: PeerId, refusal: AttemptRefused, now: float
     ) -> list[Effect]:
         if refusal.reason == "stale_attempt":
+            return []
+        request = self.source.requests.get(refusal.request)
+        stages = request.plan.stages if request is not None and request.plan is not None else ()
+        if refusal.stage >= len(stages) or stages[refusal.stage].peer != sender:
+            self.refused["not_theirs_to_say"] += 1
             return []
         detail = f": {refusal.detail}" if refusal.detail else ""
         text = f"stage {refusal.stage + 1} ({sender}) refused: {refusal.reason}{detail}"
@@ -343,7 +357,7 @@ class Serving:
         admitting = step.plan.admitting
         back = SlotReturn(step.plan.id, step.request, step.attempt)
         if admitting == self.me:
-            return self.on_slot_return(back, now)
+            return self.on_slot_return(self.me, back, now)
         address = self.membership.address_of(admitting)
         return [Send(address, back)] if address is not None else []
 
@@ -369,7 +383,11 @@ class Serving:
     def _take_answer(self, answer: SlotAnswer, now: float) -> list[SourceStep]:
         return self.source.on_slot(answer.request, answer.attempt, answer.plan, answer.verdict, now)
 
-    def on_slot_answer(self, answer: SlotAnswer, now: float) -> list[Effect]:
+    def on_slot_answer(self, sender: PeerId, answer: SlotAnswer, now: float) -> list[Effect]:
+        flow = self.flows.get(answer.plan)
+        if flow is None or _admitting_peer(flow.plan) != sender:
+            self.refused["not_theirs_to_say"] += 1
+            return []
         steps = self._take_answer(answer, now)
         if not steps and answer.verdict == "granted" and answer.request.source == self.me:
             return self._return_unwanted(answer, now)
@@ -382,7 +400,10 @@ class Serving:
             return []
         return self._return_slot(ReturnSlot(flow.plan, answer.request, answer.attempt), now)
 
-    def on_slot_return(self, back: SlotReturn, now: float) -> list[Effect]:
+    def on_slot_return(self, sender: PeerId, back: SlotReturn, now: float) -> list[Effect]:
+        if back.request.source != sender:
+            self.refused["not_theirs_to_say"] += 1
+            return []
         admission = self.admissions.get(back.plan)
         if admission is None:
             return []

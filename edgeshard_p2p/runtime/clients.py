@@ -61,20 +61,20 @@ class Clients:
             if identity in self._by_identity:
                 self._post(ev.RequestCancelled(self._by_identity[identity]))
         elif isinstance(request, wire.Status):
-            self._answer(identity, wire.StatusReport(report(self._core) | self._counters()))
+            self.answer(identity, wire.StatusReport(report(self._core) | self._counters()))
         elif isinstance(request, wire.View):
-            self._answer(identity, self._swarm_view())
+            self.answer(identity, self._swarm_view())
         else:
             self._set(identity, request)
 
     def _run(self, identity: bytes, request: wire.Run, spawn: Any) -> None:
         client = identity.hex()
         if client in self._pending or len(self._pending) >= PENDING_MAX:
-            self._answer(identity, wire.Failed("this peer is overloaded", retry_ms=2_000))
+            self.answer(identity, wire.Failed("this peer is overloaded", retry_ms=2_000))
             return
         if self._is_opening():
             text = f"{self._core.me} is still opening the model"
-            self._answer(identity, wire.Failed(text, retry_ms=2_000))
+            self.answer(identity, wire.Failed(text, retry_ms=2_000))
             return
         self._pending[client] = identity
         if not self._core.is_source() or self.tokenizer is None:
@@ -97,7 +97,7 @@ class Clients:
                 prompt = await asyncio.to_thread(tokenizer.encode, request.prompt, request.is_raw)
             except ModelError as error:
                 identity = self._pending.pop(client)
-                self._answer(identity, wire.Failed(str(error), is_usage=True))
+                self.answer(identity, wire.Failed(str(error), is_usage=True))
                 return
         self._submit(client, request, prompt)
 
@@ -118,10 +118,10 @@ class Clients:
         value: str | int = int(request.value) if request.value.isdecimal() else request.value
         if not is_valid(request.key, value):
             error = f"{request.key}={request.value} is not a setting of the swarm"
-            self._answer(identity, wire.Failed(error, is_usage=True))
+            self.answer(identity, wire.Failed(error, is_usage=True))
             return
         self._post(ev.SettingAsked(request.key, value))
-        self._answer(identity, wire.Okay())
+        self.answer(identity, wire.Okay())
 
     # --- effects --------------------------------------------------------------------------
 
@@ -130,11 +130,11 @@ class Clients:
         assert self.tokenizer is not None
         self._streams[effect.request] = Stream(identity, self.tokenizer.stream())
         self._by_identity[identity] = effect.request
-        self._answer(identity, wire.Started(str(effect.request)))
+        self.answer(identity, wire.Started(str(effect.request)))
 
     def rejected(self, effect: fx.Rejected) -> None:
         identity = self._pending.pop(effect.client)
-        self._answer(identity, wire.Failed(effect.reason, retry_ms=effect.retry_ms))
+        self.answer(identity, wire.Failed(effect.reason, retry_ms=effect.retry_ms))
 
     def emit(self, effect: fx.EmitToken) -> None:
         stream = self._streams[effect.request]
@@ -145,24 +145,24 @@ class Clients:
         if not text:
             return
         ids, stream.held_ids = tuple(stream.held_ids), []
-        if not self._answer(stream.identity, wire.Text(text, ids)):
+        if not self.answer(stream.identity, wire.Text(text, ids)):
             self._post(ev.RequestCancelled(request))
 
     def notice(self, effect: fx.RequestNotice) -> None:
         stream = self._streams[effect.request]
-        self._answer(stream.identity, wire.Notice(effect.text))
+        self.answer(stream.identity, wire.Notice(effect.text))
 
     def finish(self, effect: fx.FinishRequest) -> None:
         stream = self._streams.pop(effect.request)
         self._by_identity.pop(stream.identity, None)
         rest = stream.decoder.flush()
         if rest or stream.held_ids:
-            self._answer(stream.identity, wire.Text(rest, tuple(stream.held_ids)))
+            self.answer(stream.identity, wire.Text(rest, tuple(stream.held_ids)))
         if effect.finish_reason == "error":
-            self._answer(stream.identity, wire.Failed(effect.error))
+            self.answer(stream.identity, wire.Failed(effect.error))
             return
         stats = effect.stats
-        self._answer(
+        self.answer(
             stream.identity,
             wire.Done(
                 effect.finish_reason,
@@ -177,5 +177,5 @@ class Clients:
             ),
         )
 
-    def _answer(self, identity: bytes, answer: wire.ClientAnswer) -> bool:
+    def answer(self, identity: bytes, answer: wire.ClientAnswer) -> bool:
         return self._transport.answer_client(identity, wire.encode_answer(answer))

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import struct
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from math import ceil
@@ -18,7 +18,7 @@ from typing import Any
 from edgeshard_p2p.core import effects as fx
 from edgeshard_p2p.core import events as ev
 from edgeshard_p2p.core.ids import PlanId
-from edgeshard_p2p.core.messages import Address, FrameAck, FrameHeader, FrameKind, Refused
+from edgeshard_p2p.core.messages import Address, FrameAck, FrameHeader, Refused
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.work import TensorRef
 from edgeshard_p2p.model import library
@@ -26,11 +26,11 @@ from edgeshard_p2p.model.library import LocalModel
 from edgeshard_p2p.model.text import Tokenizer
 from edgeshard_p2p.net.offences import OFFENCES_MAX
 from edgeshard_p2p.net.transport import Transport
+from edgeshard_p2p.runtime.arrivals import Arrivals
 from edgeshard_p2p.runtime.clients import Clients
 from edgeshard_p2p.runtime.compute import Compute
 from edgeshard_p2p.runtime.model_host import (
     COMPUTE_ERRORS,
-    WIRE_DTYPES,
     Computed,
     ModelHost,
     Passed,
@@ -38,15 +38,9 @@ from edgeshard_p2p.runtime.model_host import (
 )
 from edgeshard_p2p.runtime.plan_worker import PlanWorker
 from edgeshard_p2p.runtime.state import Profile, State, alone_on_this_machine
-from edgeshard_p2p.wire.codec import decode_control, encode_control
-from edgeshard_p2p.wire.errors import WireError
-from edgeshard_p2p.wire.frames import (
-    Buffer,
-    decode_frame,
-    encode_body,
-    encode_header,
-    encode_probe,
-)
+from edgeshard_p2p.wire.client import ClientRequest
+from edgeshard_p2p.wire.codec import encode_control
+from edgeshard_p2p.wire.frames import Buffer, encode_body, encode_header, encode_probe
 
 log = logging.getLogger("edgeshard")
 
@@ -82,10 +76,16 @@ class Driver:
         given: LocalModel | None,
     ) -> None:
         self.core = core
-        self.refused: Counter[str] = Counter()
-        """What arrived and was dropped, by kind."""
         self.ended: asyncio.Future[fx.Stop] = asyncio.get_running_loop().create_future()
         self.clients = Clients(core, transport, self.post, self._counters)
+        self.arrivals = Arrivals(
+            core.me,
+            swarm_keys,
+            self.post,
+            self._keep_received,
+            self._on_request,
+            self.clients.answer,
+        )
         self._loop = asyncio.get_running_loop()
         self._transport = transport
         self._host = host
@@ -223,21 +223,6 @@ class Driver:
 
     # --- what arrives ---------------------------------------------------------------------
 
-    def on_peer(self, data: memoryview) -> bool:
-        """False for what cannot be read."""
-        for swarm_key in self._swarm_keys:
-            try:
-                sender, message = decode_control(swarm_key, data)
-            except WireError as error:
-                if error.kind != "other_swarm":
-                    self.refused[error.kind] += 1
-                    return False
-            else:
-                self.post(ev.MessageReceived(sender, message))
-                return True
-        self.refused["other_swarm"] += 1
-        return True
-
     def refusal(self) -> bytes:
         """For a connection that keeps sending what cannot be read."""
         text = f"{OFFENCES_MAX} messages of this connection could not be read; none is from now on"
@@ -245,22 +230,7 @@ class Driver:
         refused = Refused("malformed", text)
         return encode_control(self._swarm_keys[0], self.core.me, refused)
 
-    def on_frame(self, parts: list[memoryview]) -> None:
-        try:
-            header, payload, body = decode_frame(parts)
-        except WireError as error:
-            self.refused[error.kind] += 1
-            return
-        tensor, tokens = None, ()
-        if header.kind is FrameKind.HIDDEN:
-            tensor = self._keep_received(header, payload)
-        elif header.kind is FrameKind.TOKENS:
-            tokens = struct.unpack(f"<{len(payload) // 4}i", payload)
-        self.post(ev.FrameReceived(header, tensor, tokens, body))
-
-    def _keep_received(self, header: FrameHeader, payload: Buffer) -> TensorRef | None:
-        if header.dtype not in WIRE_DTYPES or not len(payload):
-            return None
+    def _keep_received(self, header: FrameHeader, payload: Buffer) -> TensorRef:
         return self._keep(Received(payload, header.dtype, header.shape))
 
     def _keep(self, tensor: Computed | Received) -> TensorRef:
@@ -268,12 +238,16 @@ class Driver:
         self._tensors[self._n_tensors] = tensor
         return TensorRef(self._n_tensors, len(tensor.payload))
 
+    def _on_request(self, identity: bytes, request: ClientRequest) -> None:
+        self.clients.on_request(identity, request, self.spawn)
+
     def _drop_tensor(self, effect: fx.DropTensor) -> None:
         del self._tensors[effect.tensor.id]
 
     def _counters(self) -> dict[str, dict[str, int]]:
         """What was not taken, by kind: of what arrived, and of what was to be sent."""
-        return {"refused": dict(self.refused), "dropped": dict(self._transport.dropped)}
+        refused = self.arrivals.refused + self.core.serving.refused
+        return {"refused": dict(refused), "dropped": dict(self._transport.dropped)}
 
     # --- sending --------------------------------------------------------------------------
 

@@ -34,8 +34,6 @@ from edgeshard_p2p.net.transport import Callbacks, Transport
 from edgeshard_p2p.runtime.driver import Driver, Restart
 from edgeshard_p2p.runtime.model_host import ModelHost
 from edgeshard_p2p.runtime.state import State, default_directory, default_name
-from edgeshard_p2p.wire.client import Failed, decode_request, encode_answer
-from edgeshard_p2p.wire.errors import WireError
 
 log = logging.getLogger("edgeshard")
 
@@ -185,9 +183,9 @@ class _Life:
 
     async def run(self, host: ModelHost) -> Stop:
         callbacks = Callbacks(
-            on_peer=lambda data: self.driver.on_peer(data),
-            on_client=self._on_client,
-            on_frame=lambda parts: self.driver.on_frame(parts),
+            on_peer=lambda data: self.driver.arrivals.on_peer(data),
+            on_client=lambda identity, data: self.driver.arrivals.on_client(identity, data),
+            on_frame=lambda parts: self.driver.arrivals.on_frame(parts),
             on_contact_failed=lambda address, reason: self.driver.post(
                 ev.ContactFailed(address, reason)
             ),
@@ -286,18 +284,3 @@ class _Life:
             await discovery.open()
         except (OSError, zeroconf.Error) as error:
             log.warning("multicast discovery is not available (%s); use --join", error)
-
-    def _on_client(self, identity: bytes, data: memoryview) -> bool:
-        try:
-            swarm_key, request = decode_request(data)
-        except WireError as error:
-            self.driver.refused[error.kind] += 1
-            text = f"{self._me.peer} does not understand this request; is it of another release?"
-            self.transport.answer_client(identity, encode_answer(Failed(text, is_usage=True)))
-            return False
-        if swarm_key not in self._security.swarm_keys:
-            text = f"{self._me.peer} belongs to another swarm; give the same --swarm"
-            self.transport.answer_client(identity, encode_answer(Failed(text, is_usage=True)))
-            return True
-        self.driver.clients.on_request(identity, request, self.driver.spawn)
-        return True

@@ -12,7 +12,8 @@ from edgeshard_p2p.core.events import FrameReceived, MessageReceived, Started
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.messages import Address, Identity, MemberState, Update
 from edgeshard_p2p.core.peer import CoreConfig, PeerCore
-from edgeshard_p2p.core.records import Setting
+from edgeshard_p2p.core.records import HeldRecord, Record, Setting
+from edgeshard_p2p.core.serving import Serving
 
 ME = Identity(PeerId("me", 1), "1" * 16, Address("127.0.0.1", 7911))
 THEM = Identity(PeerId("them", 1), "2" * 16, Address("127.0.0.1", 7921))
@@ -61,3 +62,21 @@ def test_a_probe_is_echoed_to_members_only(core: PeerCore) -> None:
     assert Send(THEM.address, msg.LinkEcho(7)) in echoes
     stranger = core.handle(probe(PeerId("stranger", 1)), 0.2)
     assert not any(isinstance(e, Send) and isinstance(e.message, msg.LinkEcho) for e in stranger)
+
+
+def test_a_record_that_is_not_believed_frees_nothing(
+    core: PeerCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older one, one of a stranger, and one of this peer itself."""
+    freed: list[tuple[PeerId, int]] = []
+
+    def free_below(self: Serving, owner: PeerId, below: int, now: float) -> list[Send]:
+        freed.append((owner, below))
+        return []
+
+    monkeypatch.setattr(Serving, "free_below", free_below)
+    true = Record(THEM.peer, 7, HeldRecord(oldest_live=3))
+    for owner, version in ((THEM.peer, 6), (PeerId("stranger", 1), 9), (ME.peer, 2**48)):
+        made_up = Record(owner, version, HeldRecord(oldest_live=2**48))
+        sent(core, THEM.peer, msg.Delta((true, made_up), ()))
+    assert set(freed) == {(THEM.peer, 3)}

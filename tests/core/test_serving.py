@@ -19,6 +19,7 @@ from edgeshard_p2p.core.events import ForwardDone, FrameReceived
 from edgeshard_p2p.core.flow import DTYPE_CODES
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.messages import (
+    AttemptRefused,
     EdgeAnswer,
     FrameAck,
     FrameHeader,
@@ -179,7 +180,7 @@ def test_withdrawn_ask_frees_the_slot() -> None:
     stage = Stage(OTHER)
     stage.ask(OTHER, 1)
     stage.ask(OTHER, 1, source=D)
-    effects = stage.serving.on_slot_return(SlotReturn(OTHER.id, request(1), 1), 0.0)
+    effects = stage.serving.on_slot_return(A, SlotReturn(OTHER.id, request(1), 1), 0.0)
     assert [to for to, _ in sent(effects, SlotAnswer)] == ["d"]
 
 
@@ -250,3 +251,20 @@ def test_what_a_source_has_forgotten_is_freed_and_its_slot_given_on() -> None:
     effects = stage.serving.free_below(A, 2, 0.0)
     assert of(ReleaseCache, effects)
     assert [to for to, _ in sent(effects, SlotAnswer)] == ["d"]
+
+
+def test_nobody_gives_back_the_slot_of_another() -> None:
+    stage = Stage(OTHER)
+    stage.ask(OTHER, 1)
+    stage.ask(OTHER, 1, source=D)
+    assert stage.serving.on_slot_return(D, SlotReturn(OTHER.id, request(1), 1), 0.0) == []
+    assert stage.serving.refused == {"not_theirs_to_say": 1}
+
+
+def test_only_the_admitting_stage_answers_an_ask_and_only_a_stage_refuses_its_rows() -> None:
+    stage = Stage(PLAN)
+    for sender in (C, D, PeerId("x", 1)):
+        stage.serving.on_slot_answer(sender, SlotAnswer(PLAN.id, request(1, B), 1, "granted"), 0.0)
+        refusal = AttemptRefused(request(1, B), 1, 0, "missing_kv")
+        assert stage.serving.on_attempt_refused(sender, refusal, 0.0) == []
+    assert stage.serving.refused == {"not_theirs_to_say": 6}

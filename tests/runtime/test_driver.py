@@ -57,9 +57,9 @@ async def peer(directory: Path, is_bound: bool = True) -> AsyncIterator[Driver]:
     core = PeerCore(CoreConfig(me, True, 2**30, EXACT_TILE_ROWS), Random(1))
     driver: Driver
     callbacks = Callbacks(
-        on_peer=lambda data: driver.on_peer(data),
+        on_peer=lambda data: driver.arrivals.on_peer(data),
         on_client=lambda identity, data: True,
-        on_frame=lambda parts: driver.on_frame(parts),
+        on_frame=lambda parts: driver.arrivals.on_frame(parts),
         on_contact_failed=lambda to, why: driver.post(ev.ContactFailed(to, why)),
         on_connection_lost=lambda to, is_refused: driver.post(ev.ConnectionLost(to, is_refused)),
         refusal=lambda: driver.refusal(),
@@ -137,7 +137,9 @@ def test_what_is_malformed_is_counted_by_kind_and_costs_nobody_anything(tmp_path
             for parts in ([b"x"], [b"x", b""], [encode_header(header), b""]):
                 b.transport.send_probe(address, parts)
             expected = Counter({"malformed": 6, "other_swarm": 1, "wire_version": 1})
-            await until_async(lambda: a.refused == expected, f"{expected} of {a.refused}")
+            await until_async(
+                lambda: a.arrivals.refused == expected, f"{expected} of {a.arrivals.refused}"
+            )
             say(b, a, hello(b))
             await until_async(lambda: heard(b, Welcome), "the welcome")
             assert not a.ended.done()
@@ -220,9 +222,9 @@ def test_no_message_or_frame_ends_a_peer(
             for kind in performed:
                 performed[kind] = lambda effect: None
             for one in encoded:
-                a.on_peer(memoryview(one))
+                a.arrivals.on_peer(memoryview(one))
             for parts in frames:
-                a.on_frame([memoryview(part) for part in parts])
+                a.arrivals.on_frame([memoryview(part) for part in parts])
             a.post(ev.DeadlineReached())
             assert not a.ended.done()
 

@@ -165,7 +165,7 @@ def test_whatever_arrives_the_peer_goes_on(tmp_path: Path) -> None:
             _send(a, to, Hello(nowhere, 0))
             _send(a, to, _hello(a))
             await until_async(lambda: a.messages, "the welcome")
-            refused = life.driver.refused
+            refused = life.driver.arrivals.refused
             await until_async(lambda: refused["malformed"] == 3 * len(hostile) + 1, "all counted")
             assert not life.driver.ended.done()
 
