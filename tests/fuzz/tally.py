@@ -1,0 +1,60 @@
+"""What a run has tried, and what came of it."""
+
+from __future__ import annotations
+
+import resource
+from collections import Counter
+from dataclasses import dataclass, field
+
+import psutil
+
+from edgeshard_p2p.sim.simulator import SWARM
+from tests.fuzz import corpus
+from tests.fuzz.wired import Input
+
+
+@dataclass
+class Tally:
+    n_inputs: Counter[str] = field(default_factory=Counter)
+    """By door."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """By kind."""
+    believed: int = 0
+    """Drawn and not put to a door: whoever knows the secret can say it truly."""
+    grows: bool = False
+    smallest: dict[str, Input] = field(default_factory=dict)
+    """Of each kind of complaint."""
+    rss_first: int = 0
+    rss_last: int = 0
+
+    def note(self, given: Input, kind: str, counted: Counter[str]) -> None:
+        self.n_inputs[given.door] += 1
+        self.refused += counted
+        if self.grows and counted[kind] and sum(map(len, given.parts)) <= corpus.BYTES_MAX:
+            self._keep_smallest(f"{given.door} {corpus.complaint(given, SWARM)}", given)
+
+    def _keep_smallest(self, key: str, given: Input) -> None:
+        known = self.smallest.get(key)
+        if known is None or _size(given) < _size(known):
+            self.smallest[key] = given
+
+    def note_memory(self) -> None:
+        self.rss_last = psutil.Process().memory_info().rss
+        self.rss_first = self.rss_first or self.rss_last
+
+    def summary(self) -> list[str]:
+        doors = ", ".join(f"{n:,} {door}" for door, n in sorted(self.n_inputs.items()))
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(self.refused.items()))
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        growth_mib = (self.rss_last - self.rss_first) / 2**20
+        n_inputs = self.n_inputs.total()
+        return [
+            f"{n_inputs:,} inputs ({doors}); {self.believed:,} more were credible, and not put",
+            f"refused: {kinds}",
+            f"memory: peak {peak_mib:.0f} MiB of the whole process, of which the inputs after the "
+            f"first thousand took {growth_mib:.0f}",
+        ]
+
+
+def _size(given: Input) -> int:
+    return sum(map(len, given.parts))
