@@ -9,16 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from edgeshard_p2p.core.effects import Effect, Send
 from edgeshard_p2p.core.flow import Flow
-from edgeshard_p2p.core.ids import PlanId, RequestId
+from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
 from edgeshard_p2p.core.kept import KeptCaches
-from edgeshard_p2p.core.messages import CacheReport
+from edgeshard_p2p.core.membership import Membership
+from edgeshard_p2p.core.messages import CacheAsk, CacheReport
 from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.request import AskCaches
 from edgeshard_p2p.core.stage import ROLE, StageWork
 
 
 @dataclass(slots=True)
 class CacheDesk:
+    me: PeerId
+    membership: Membership
     stages: dict[PlanId, StageWork]
     flows: dict[PlanId, Flow]
     is_loaded: Callable[[PlanId], bool]
@@ -39,6 +44,26 @@ class CacheDesk:
         n_logs = n_others + self.kept.n_logs() + sum(1 for slot in slots if slot.is_logged)
         row_bytes = self.flows[plan.id].model.hidden_bytes(plan.workload.dtype)
         return (n_logs + 1) * row_bytes * plan.workload.context <= self.log_bytes
+
+    def ask(self, step: AskCaches) -> tuple[list[Effect], CacheReport | None]:
+        """The stages of the plan; this peer's own report at once, if it has a stage of it."""
+        effects, own = list[Effect](), None
+        for index, stage in enumerate(step.plan.stages):
+            address = self.membership.address_of(stage.peer)
+            if index in step.known:
+                continue
+            if stage.peer == self.me:
+                own = self.report(step.plan.id, step.request)
+            elif address is not None:
+                effects.append(Send(address, CacheAsk(step.plan.id, step.request)))
+        return effects, own
+
+    def on_ask(self, sender: PeerId, ask: CacheAsk) -> list[Effect]:
+        address = self.membership.address_of(sender)
+        if address is None or ask.request.source != sender:
+            return []
+        report = self.report(ask.plan, ask.request)
+        return [Send(address, report)] if report is not None else []
 
     def report(self, plan_id: PlanId, request: RequestId) -> CacheReport | None:
         """Of this peer's stage of the plan, once that stands."""

@@ -156,7 +156,7 @@ class PeerCore:
             msg.AttemptRefused: self.serving.on_attempt_refused,
             msg.SlotAsk: self.serving.on_slot_ask,
             msg.SlotAnswer: self.serving.on_slot_answer,
-            msg.CacheAsk: lambda sender, m, _: self.serving.on_cache_ask(sender, m),
+            msg.CacheAsk: lambda sender, m, _: self.serving.caches.on_ask(sender, m),
             msg.CacheReport: self.serving.on_cache_report,
             msg.SlotReturn: self.serving.on_slot_return,
         }

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from edgeshard_p2p.core.admission import RETRY_MS, Admission, Waiting
+from edgeshard_p2p.core.admission import Admission
 from edgeshard_p2p.core.cache_desk import CacheDesk
 from edgeshard_p2p.core.edges import EdgeKind, EdgeSpec
 from edgeshard_p2p.core.effects import DropTensor, Effect, LoadUnits, Send
@@ -23,7 +23,6 @@ from edgeshard_p2p.core.kept import KeptCaches
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.messages import (
     AttemptRefused,
-    CacheAsk,
     CacheReport,
     EdgeAnswer,
     FrameAck,
@@ -36,6 +35,7 @@ from edgeshard_p2p.core.messages import (
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.plan import Plan
 from edgeshard_p2p.core.request import AskCaches, AskSlot, OfferFrame, ReturnSlot, SourceStep
+from edgeshard_p2p.core.slot_desk import SlotDesk
 from edgeshard_p2p.core.source import SourceWork
 from edgeshard_p2p.core.stage import Outcome, StageWork
 from edgeshard_p2p.core.timing import Timing
@@ -55,7 +55,7 @@ class Serving:
     """For all logs of hidden states together."""
     flows: dict[PlanId, Flow] = field(default_factory=dict)
     stages: dict[PlanId, StageWork] = field(default_factory=dict)
-    admissions: dict[PlanId, Admission] = field(default_factory=dict)
+    slots: SlotDesk = field(init=False)
     source: SourceWork = field(init=False)
     caches: CacheDesk = field(init=False)
     kept: KeptCaches = field(init=False)
@@ -69,7 +69,10 @@ class Serving:
     _epochs: dict[str, int] = field(default_factory=lambda: {"last": 0})
 
     def __post_init__(self) -> None:
-        self.caches = CacheDesk(self.stages, self.flows, self.is_loaded, self.log_bytes)
+        self.slots = SlotDesk(self.is_loaded)
+        self.caches = CacheDesk(
+            self.me, self.membership, self.stages, self.flows, self.is_loaded, self.log_bytes
+        )
         self.kept = self.caches.kept
         self.source = SourceWork(self.me, self.timing, self._entry_load, self._may_log, self.row_us)
 
@@ -106,7 +109,7 @@ class Serving:
                     plan, index, self.kept, self._may_log, job_numbers=self._job_numbers
                 )
         if plan.admitting == self.me:
-            self.admissions[plan.id] = Admission(plan.workload.batch)
+            self.slots.admissions[plan.id] = Admission(plan.workload.batch)
 
     def end_plan(self, plan_id: PlanId, why: str, now: float) -> list[Effect]:
         effects = self._run(self.source.park_plan(plan_id, why, now), now)
@@ -114,14 +117,14 @@ class Serving:
         if stage is not None:
             elsewhere = {request for other in self.stages.values() for request in other.requests}
             effects += stage.keep_all(now + self.timing.kept_s, elsewhere)
-        self.admissions.pop(plan_id, None)
+        self.slots.admissions.pop(plan_id, None)
         self._retired.append(plan_id)
         return effects + self.flows.pop(plan_id).close()
 
     def free_source(self, source: PeerId) -> list[Effect]:
         """This source is gone, or lives its next life; its plans are about to be retired, so
         nobody is granted its slots."""
-        for admission in self.admissions.values():
+        for admission in self.slots.admissions.values():
             admission.forget_source(source)
         freed = [e for stage in self.stages.values() for e in stage.free_source(source)]
         return freed + self.kept.forget_source(source)
@@ -130,7 +133,7 @@ class Serving:
         effects = self.kept.forget_below(source, oldest_live)
         for plan_id, stage in self.stages.items():
             effects += self._settle(plan_id, stage.release_below(source, oldest_live), now)
-        for plan_id, admission in self.admissions.items():
+        for plan_id, admission in self.slots.admissions.items():
             admission.forget_below(source, oldest_live)
             effects += self._tell_grants(plan_id, now)
         return effects + self._pump(now)
@@ -211,11 +214,11 @@ class Serving:
             return effects + self._run(self.source.on_tokens(flow.plan, frame, now), now)
         stage = self.stages[plan_id]
         effects = self._settle(plan_id, stage.on_frame(spec, frame), now)
-        if frame.kind is FrameKind.RELEASE and plan_id in self.admissions:
+        if frame.kind is FrameKind.RELEASE and plan_id in self.slots.admissions:
             for group in frame.groups:
                 source = flow.plan.sources[group.source_index]
                 request = RequestId(source, group.sequence)
-                self.admissions[plan_id].give_back(request, group.attempt)
+                self.slots.admissions[plan_id].give_back(request, group.attempt)
             effects += self._tell_grants(plan_id, now)
         return effects
 
@@ -322,29 +325,13 @@ class Serving:
         waited_ms = max(0, int(step.waited_s * 1e3))
         ask = SlotAsk(step.plan.id, step.request, step.attempt, waited_ms, step.is_running)
         if admitting == self.me:
-            return self._run(self._take_answer(self._answer(ask, now), now), now)
+            return self._run(self._take_answer(self.slots.answer(ask, now), now), now)
         address = self.membership.address_of(admitting)
         return [Send(address, ask)] if address is not None else []
 
     def _ask_caches(self, step: AskCaches, now: float) -> list[Effect]:
-        effects: list[Effect] = []
-        for index, stage in enumerate(step.plan.stages):
-            address = self.membership.address_of(stage.peer)
-            if index in step.known:
-                continue
-            if stage.peer == self.me:
-                report = self.caches.report(step.plan.id, step.request)
-                effects += self.on_cache_report(self.me, report, now) if report else []
-            elif address is not None:
-                effects.append(Send(address, CacheAsk(step.plan.id, step.request)))
-        return effects
-
-    def on_cache_ask(self, sender: PeerId, ask: CacheAsk) -> list[Effect]:
-        address = self.membership.address_of(sender)
-        if address is None or ask.request.source != sender:
-            return []
-        report = self.caches.report(ask.plan, ask.request)
-        return [Send(address, report)] if report is not None else []
+        effects, own = self.caches.ask(step)
+        return effects + (self.on_cache_report(self.me, own, now) if own is not None else [])
 
     def on_cache_report(self, sender: PeerId, report: CacheReport, now: float) -> list[Effect]:
         flow = self.flows.get(report.plan)
@@ -370,22 +357,14 @@ class Serving:
         flow = self.flows.get(ask.plan)
         if flow is not None and sender not in flow.plan.sources:
             return []
-        return [Send(address, self._answer(ask, now))]
-
-    def _answer(self, ask: SlotAsk, now: float) -> SlotAnswer:
-        admission = self.admissions.get(ask.plan)
-        if admission is None or not self.is_loaded(ask.plan):
-            return SlotAnswer(ask.plan, ask.request, ask.attempt, "no_such_plan", RETRY_MS)
-        since = now - ask.waited_ms / 1e3
-        verdict = admission.on_ask(Waiting(ask.request, ask.attempt, ask.is_running, since))
-        return SlotAnswer(ask.plan, ask.request, ask.attempt, verdict, RETRY_MS)
+        return [Send(address, self.slots.answer(ask, now))]
 
     def _take_answer(self, answer: SlotAnswer, now: float) -> list[SourceStep]:
         return self.source.on_slot(answer.request, answer.attempt, answer.plan, answer.verdict, now)
 
     def on_slot_answer(self, sender: PeerId, answer: SlotAnswer, now: float) -> list[Effect]:
         flow = self.flows.get(answer.plan)
-        if flow is None or _admitting_peer(flow.plan) != sender:
+        if flow is None or flow.plan.admitting != sender:
             self.refused["not_theirs_to_say"] += 1
             return []
         steps = self._take_answer(answer, now)
@@ -404,20 +383,17 @@ class Serving:
         if back.request.source != sender:
             self.refused["not_theirs_to_say"] += 1
             return []
-        admission = self.admissions.get(back.plan)
-        if admission is None:
+        if not self.slots.give_back(back.plan, back.request, back.attempt):
             return []
-        admission.give_back(back.request, back.attempt)
         return self._tell_grants(back.plan, now)
 
     def _tell_grants(self, plan_id: PlanId, now: float) -> list[Effect]:
         """Grant the slots that are free now and tell the sources."""
         effects: list[Effect] = []
-        for granted in self.admissions[plan_id].grant_next():
-            answer = SlotAnswer(plan_id, granted.request, granted.attempt, "granted")
-            if granted.request.source == self.me:
+        for answer in self.slots.grants(plan_id):
+            if answer.request.source == self.me:
                 effects += self._run(self._take_answer(answer, now), now)
             else:
-                address = self.membership.address_of(granted.request.source)
+                address = self.membership.address_of(answer.request.source)
                 effects += [Send(address, answer)] if address is not None else []
         return effects

@@ -1,7 +1,7 @@
 """What must hold after every event of a simulated run, and what must come true once faults end.
 
 Checked elsewhere because it is seen there first: equal snapshots give equal plans
-(``Simulator._plan``); units are held, KV slots are reserved and caches match positions
+(``Choices``); units are held, KV slots are reserved and caches match positions
 (``HashModel``); every tensor is dropped once (``SimPeer.drop``).
 """
 
@@ -235,7 +235,7 @@ def _check_bounds(core: PeerCore) -> None:
             assert len(out._waiting) < WAITING_MAX
         for in_ in flow.in_.values():
             assert 0 <= in_.received - in_.consumed <= WINDOW, f"{core.me} is overrun by {in_}"
-    for plan_id, admission in serving.admissions.items():
+    for plan_id, admission in serving.slots.admissions.items():
         assert len(admission.queue) <= QUEUE_MAX
         n_slots = serving.flows[plan_id].plan.workload.batch
         assert len(admission.granted) <= n_slots, f"of {n_slots} slots are granted {admission}"
@@ -313,7 +313,7 @@ def _leftovers(peer: SimPeer) -> Iterator[str]:
     for stage in core.serving.stages.values():
         if stage.requests or stage.running:
             yield f"{peer.id}: {stage.requests} and {stage.running} in stage {stage.index}"
-    for admission in core.serving.admissions.values():
+    for admission in core.serving.slots.admissions.values():
         if admission.granted or admission.queue:
             yield f"{peer.id}: slots of {admission.granted}, asks of {list(admission.queue)}"
     plan = core.planning.rollout.active_plan()

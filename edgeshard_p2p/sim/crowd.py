@@ -22,7 +22,8 @@ from edgeshard_p2p.core.effects import Effect, Send
 from edgeshard_p2p.core.gossip import Gossip
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.join import Join
-from edgeshard_p2p.core.membership import Member, Membership
+from edgeshard_p2p.core.member import Member
+from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.records import (
     DeviceRecord,
     FailuresRecord,
@@ -62,6 +63,7 @@ class CrowdPeer:
             msg.Ping: membership.on_ping,
             msg.Ack: membership.on_ack,
             msg.PingReq: membership.on_ping_req,
+            msg.Nack: membership.on_nack,
             msg.News: lambda _, m, now: membership.on_news(m, now),
             msg.Hello: lambda _, m, now: join.on_hello(m, (), membership, now),
             msg.Welcome: lambda _, m, now: join.on_welcome(m, membership, now),

@@ -17,11 +17,10 @@ from edgeshard_p2p.core import events as ev
 from edgeshard_p2p.core.ids import RequestId
 from edgeshard_p2p.core.messages import Address, FrameKind, ProbeBody
 from edgeshard_p2p.core.model_spec import ModelSpec
-from edgeshard_p2p.core.plan import Choice, Snapshot, snapshot
-from edgeshard_p2p.core.planner import choose
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.core.settings import SettingValue
 from edgeshard_p2p.sim.checks import Safety
+from edgeshard_p2p.sim.choices import Choices
 from edgeshard_p2p.sim.compute import Oracle, small_model
 from edgeshard_p2p.sim.device import LOAD_S, MEASURE_S, OPEN_S, SimPeer
 from edgeshard_p2p.sim.network import Network
@@ -30,8 +29,6 @@ from edgeshard_p2p.wire.codec import decode_control, encode_control
 from edgeshard_p2p.wire.frames import decode_frame, encode_body, encode_header, encode_probe
 
 SWARM = b"simulate"
-PLANNED_AGAIN = 0.2
-"""Share of the plans that are known already and are computed once more, to be compared."""
 
 
 class Simulator:
@@ -46,9 +43,7 @@ class Simulator:
         self.requests: dict[str, SimRequest] = {}
         """By client."""
         self.by_id: dict[RequestId, SimRequest] = {}
-        self.choices: dict[str, Choice] = {}
-        """By snapshot id: peers that ask the same get the same, most of them without planning."""
-        self._doubt = Random(seed + 2)
+        self.choices = Choices(Random(seed + 2))
         self.safety = Safety(self)
         self.log: list[str] = []
         """Transitions of the peers and deeds of the operator: a run reads as a story."""
@@ -362,14 +357,7 @@ class Simulator:
         self._at(peer.busy_until, lambda: self._when_awake(peer, life, act))
 
     def _plan(self, peer: SimPeer, effect: fx.ComputePlan) -> None:
-        """Planned once by snapshot; now and then again, from the same facts in another order."""
-        snapshot_id = effect.snapshot.id
-        choice = self.choices.get(snapshot_id)
-        if choice is None:
-            choice = self.choices[snapshot_id] = choose(effect.snapshot)
-        elif self._doubt.random() < PLANNED_AGAIN:
-            again = choose(_shuffled(effect.snapshot, self._doubt))
-            assert again == choice, f"one snapshot, two plans: {choice} and {again}"
+        choice = self.choices.of(effect.snapshot)
         self._later(peer, 0.01 + self.rng.random() * 0.05, ev.PlanComputed(choice))
 
     def _save_links(self, peer: SimPeer, effect: fx.SaveLinks) -> None:
@@ -405,11 +393,3 @@ class Simulator:
         peer.stopped = effect
         self._end(peer)
         self._tell(f"{peer.id} stops: {effect.exit_code} {effect.text}")
-
-
-def _shuffled(known: Snapshot, rng: Random) -> Snapshot:
-    """The same facts as somebody else heard them."""
-    devices, links = list(known.devices), list(known.links)
-    rng.shuffle(devices)
-    rng.shuffle(links)
-    return snapshot(known.model, known.workload, devices, links, known.goal, known.framing)

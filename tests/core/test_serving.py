@@ -239,7 +239,7 @@ def test_dead_source_frees_all_that_it_held() -> None:
     stage.ask(PLAN, 1)
     stage.receive(PLAN, FrameKind.OPEN, 1)
     assert len(of(ReleaseCache, stage.serving.free_source(A))) == 1
-    admission = stage.serving.admissions[PLAN.id]
+    admission = stage.serving.slots.admissions[PLAN.id]
     assert (admission.granted, admission.queue) == ({}, {})
 
 

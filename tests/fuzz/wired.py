@@ -27,8 +27,8 @@ from edgeshard_p2p.wire.frames import Buffer, encode_body, encode_header, encode
 
 CONTROL, DATA, CLIENT = DOORS = ("control", "data", "client")
 CAUGHT_MAX = 3_000
-ROW_BYTES = 32
-"""Of the simulated model in fp32; a state is the first eight of them."""
+ROW_BYTES = 8
+"""Of the simulated model in fp32; as many as a state has."""
 
 
 @dataclass(frozen=True, slots=True)
