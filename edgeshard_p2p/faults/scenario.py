@@ -17,7 +17,7 @@ from edgeshard_p2p.core.ids import Name
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.core.pin import parse_pin
 from edgeshard_p2p.core.sampling import Sampling
-from edgeshard_p2p.tables import At, TopologyError, convert, quoted, read_toml, to_table
+from edgeshard_p2p.tables import At, TopologyError, quoted, read_toml, to_table
 
 LOSSES = ("kill", "freeze", "leave", "stop", "partition")
 """After these the others have to do without."""
@@ -269,4 +269,4 @@ def _one_of(value: str, known: tuple[str, ...]) -> str:
     return f"expected one of {', '.join(known)}, got {quoted(value)}"
 
 
-__all__ = ["FaultScenario", "PeerEntry", "Step", "TopologyError", "convert", "read_scenario"]
+__all__ = ["FaultScenario", "PeerEntry", "Step", "TopologyError", "read_scenario"]

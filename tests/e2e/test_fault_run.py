@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -43,17 +44,25 @@ failovers_min = 1
 """
 
 
+RUN_TIMEOUT_S = 250
+
+
 def scenario(directory: Path, text: str) -> Path:
     path = directory / "lost.toml"
     path.write_text(text)
     return path
 
 
+@pytest.mark.campaign
+@pytest.mark.timeout(300)
 def test_stage_is_killed_at_token_32(machine: Machine, tmp_path: Path) -> None:
-    path = scenario(tmp_path, KILL)
-    done = machine.edgeshard("fault", "run", path, "--json", "--model", machine.model)
-    assert done.exit_code == 0, done.stderr
-    (told,) = done.objects
+    command = ("fault", "run", scenario(tmp_path, KILL), "--json", "--model", machine.model)
+    pipe = subprocess.PIPE
+    process = machine.popen(*command, stdout=pipe, stderr=pipe)
+    with killed_at_the_end(process):
+        stdout, stderr = process.communicate(timeout=RUN_TIMEOUT_S)
+    assert process.returncode == 0, stderr
+    told = json.loads(stdout)
     assert told["tokens"] == {"lost": 0, "doubled": 0, "changed": 0}
     assert (told["answer"], told["generated_tokens"], told["left_over"]) == ("whole", 64, 0)
     assert told["failovers"] >= 1
