@@ -112,15 +112,15 @@ def test_what_cannot_be_done_is_said_in_one_line(
 @pytest.mark.skipif(bool(why_not()), reason=f"network namespaces need {why_not()}")
 def test_namespaces_are_gone_afterwards(machine: Machine, tmp_path: Path) -> None:
     text = KILL.replace("[swarm]", "[swarm]\nnamespaces = true").replace("--batch", "--no-such")
-    done = machine.edgeshard("fault", "run", scenario(tmp_path, text), "--model", machine.model)
+    command = ("fault", "run", scenario(tmp_path, text), "--model", machine.model)
+    pipe = subprocess.PIPE
+    process = machine.popen(*command, stdout=pipe, stderr=pipe)
+    with killed_at_the_end(process):
+        done = ended(process)
     assert done.exit_code == 1
     assert "amy has ended" in done.complaint
-    assert (
-        "edgeshard-"
-        not in subprocess.run(
-            ["ip", "netns", "list"], capture_output=True, text=True, check=True
-        ).stdout
-    )
+    names = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
+    assert f"edgeshard-{process.pid}-" not in names.stdout
 
 
 @pytest.mark.skipif(not why_not(), reason="nothing is missing for network namespaces here")
