@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from itertools import pairwise
+from math import inf
 from statistics import median
 
 INTERRUPTED = "interrupted"
@@ -84,11 +85,18 @@ class Observed:
 
 
 def times_of(observed: Observed, fault: Fault) -> Times:
+    until = _ends_at(observed, fault)
     return Times(
-        _after(fault, _detected_at(observed, fault)),
-        _after(fault, _replanned_at(observed, fault)),
-        _after(fault, _resumed_at(observed, fault)),
+        _after(fault, _detected_at(observed, fault), until),
+        _after(fault, _replanned_at(observed, fault), until),
+        _after(fault, _resumed_at(observed, fault), until),
     )
+
+
+def _ends_at(observed: Observed, fault: Fault) -> float:
+    """What comes after the same is done to the same peer again is no longer this one's."""
+    again = [f.at for f in observed.faults if f.at > fault.at and {*f.lost} & {*fault.lost}]
+    return min(again, default=inf)
 
 
 def worst(times: Sequence[Times]) -> Times:
@@ -104,8 +112,8 @@ def worst(times: Sequence[Times]) -> Times:
     )
 
 
-def _after(fault: Fault, at: float | None) -> float | None:
-    return None if at is None else round((at - fault.at) * 1e3, 1)
+def _after(fault: Fault, at: float | None, until: float) -> float | None:
+    return None if at is None or at > until else round((at - fault.at) * 1e3, 1)
 
 
 def _detected_at(observed: Observed, fault: Fault) -> float | None:

@@ -76,6 +76,14 @@ def test_second_loss_during_the_first_one_s_recovery_waits_for_the_same_token() 
     assert times_of(observed, second).resumed_ms == 3000.0
 
 
+def test_fault_that_nobody_noticed_has_no_time_of_the_next_one() -> None:
+    first, second = Fault(10.0, "freeze", ("b",), ("b",)), Fault(12.0, "freeze", ("b",), ("b",))
+    seens = [seen(9.0, "p"), seen(13.0, "p", b="dead"), seen(14.0, "q", b="dead")]
+    observed = Observed("a", [], seens, [first, second])
+    assert times_of(observed, first) == Times()
+    assert times_of(observed, second) == Times(1000.0, 2000.0)
+
+
 def test_token_of_an_earlier_interruption_is_no_resumption() -> None:
     pieces = [Piece(8.0, notice="interrupted: x"), Piece(9.0, 1), Piece(11.0, 1)]
     assert times_of(Observed("a", pieces), KILL).resumed_ms is None
