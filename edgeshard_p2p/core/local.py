@@ -5,19 +5,22 @@ Knows nothing of other peers' figures.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgeshard_p2p.core.effects import Effect, Log, MeasureDevice, OpenModel
 from edgeshard_p2p.core.events import DeviceMeasured, ModelOpened
+from edgeshard_p2p.core.gray import Slowness
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.plan import Workload
 from edgeshard_p2p.core.records import DeviceRecord
+from edgeshard_p2p.core.timing import Timing
 
 
 @dataclass(slots=True)
 class LocalDevice:
     is_source: bool
     budget_bytes: int
+    slowness: Slowness = field(default_factory=lambda: Slowness(Timing()))
     opened: ModelOpened | None = None
     measured: DeviceMeasured | None = None
     trouble: str = ""
@@ -90,6 +93,6 @@ class LocalDevice:
             note=note[:300],
             dtype=measured.dtype if measured else "",
             numerics=measured.numerics if measured else "",
-            decode=measured.decode if measured else (),
-            prefill=measured.prefill if measured else (),
+            decode=self.slowness.of(measured.decode) if measured else (),
+            prefill=self.slowness.of(measured.prefill) if measured else (),
         )

@@ -188,6 +188,13 @@ class FrameAck(Struct, frozen=True, array_like=True, tag=22):
     """The highest sequence that may be sent."""
 
 
+class Slow(Struct, frozen=True, array_like=True, tag=30):
+    """To who sends frames of this plan: they took so much of the time that its record promises."""
+
+    plan: PlanId
+    percent: Annotated[int, Meta(ge=1, le=10_000)]
+
+
 class FrameRefused(Struct, frozen=True, array_like=True, tag=23):
     """Nothing of this frame was computed: ``no_such_plan``, ``plan_retired``, ``not_my_edge``."""
 
@@ -284,6 +291,7 @@ ControlMessage = (
     | LinkEcho
     | EdgeAnswer
     | FrameAck
+    | Slow
     | FrameRefused
     | AttemptRefused
     | SlotAsk

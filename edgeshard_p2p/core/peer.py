@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -27,6 +28,7 @@ from edgeshard_p2p.core.effects import (
     Stop,
 )
 from edgeshard_p2p.core.gossip import Gossip
+from edgeshard_p2p.core.gray import Judge, Slowness
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.join import Join
 from edgeshard_p2p.core.links import LinkProber
@@ -45,7 +47,7 @@ from edgeshard_p2p.core.rollout import Rollout
 from edgeshard_p2p.core.settings import EXPLICIT_CONFLICTS, SettingValue, describe, is_same
 from edgeshard_p2p.core.source import REQUESTS_MAX
 from edgeshard_p2p.core.timing import Timing
-from edgeshard_p2p.core.view import model_of, workload_of
+from edgeshard_p2p.core.view import model_of, promised_us, workload_of
 
 OLDER_BY_MS = 1_000
 """A peer that has been up for so much longer keeps its settings when a newcomer contradicts."""
@@ -85,7 +87,8 @@ class PeerCore:
         self.links = LinkProber(timing, {link.to: link for link in config.known_links})
         log_bytes = config.budget_bytes // LOG_SHARE
         planned_bytes = config.budget_bytes - log_bytes
-        self.local = LocalDevice(config.is_source, planned_bytes)
+        self.local = LocalDevice(config.is_source, planned_bytes, Slowness(timing))
+        self.judge = Judge(self.membership, timing, partial(promised_us, self.gossip))
         self.planning = Planning(
             self.membership,
             self.gossip,
@@ -158,6 +161,7 @@ class PeerCore:
             msg.SlotAnswer: self.serving.on_slot_answer,
             msg.CacheAsk: lambda sender, m, _: self.serving.caches.on_ask(sender, m),
             msg.CacheReport: self.serving.on_cache_report,
+            msg.Slow: self._on_slow,
             msg.SlotReturn: self.serving.on_slot_return,
         }
 
@@ -179,6 +183,7 @@ class PeerCore:
             self.join.next_deadline(),
             self.gossip.next_deadline(),
             self.links.next_deadline(),
+            self.local.slowness.next_deadline(),
             *self.planning.next_deadlines(),
         ]
         if not self._has_seeded:
@@ -192,6 +197,7 @@ class PeerCore:
         effects += self.join.tick(self.membership, now)
         effects += self.gossip.tick(self.membership, now)
         effects += self.links.tick(self.membership.members, now)
+        effects += self.local.slowness.tick(now)
         effects += self.serving.tick(now, self.planning.why_waiting())
         if now >= self._started_at + self.timing.seed_delay_s:
             effects += self._seed()
@@ -290,7 +296,13 @@ class PeerCore:
             address = self.membership.address_of(event.body.sender)
             echo = msg.LinkEcho(event.body.nonce)
             return [Send(address, echo)] if address is not None else []
-        return self.serving.on_frame(event, now)
+        flow = self.serving.flows.get(event.header.plan_id)
+        judged = self.judge.on_frame(event.header, flow, now)
+        return [*self.serving.on_frame(event, now), *judged]
+
+    def _on_slow(self, sender: PeerId, told: msg.Slow, now: float) -> list[Effect]:
+        flow = self.serving.flows.get(told.plan)
+        return self.local.slowness.on_slow(sender, told, flow, now)
 
     # --- requests -------------------------------------------------------------------------
 

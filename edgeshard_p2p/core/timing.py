@@ -42,6 +42,14 @@ class Timing:
     drain_deadline_s: float = 10.0
     failure_expiry_s: float = 60.0
 
+    # Slow devices
+    slow_stretch_s: float = 2.0
+    """Two stretches so long, one after the other, show that a device is slow."""
+    slow_heed_s: float = 60.0
+    """An owner changes its figures for that at most so often."""
+    slow_expiry_s: float = 60.0
+    """It goes by its measured figures again after so long, twice as long the next time ..."""
+
     # Frames and requests
     resend_s: float = 0.5
     edge_lost_s: float = 5.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from edgeshard_p2p.core.gossip import Gossip
-from edgeshard_p2p.core.ids import PeerId
+from edgeshard_p2p.core.ids import PeerId, UnitRange
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.pin import Pin, parse_pin
@@ -134,6 +134,19 @@ def _device(gossip: Gossip, peer: PeerId, model: ModelSpec) -> Device:
         decode=tuple(more_rows),
         prefill=tuple(_row_times(figures, model) for figures in record.prefill),
     )
+
+
+def promised_us(gossip: Gossip, peer: PeerId, units: UnitRange, rows: int) -> int:
+    """What these units take for a decode step of so many rows, by the record of ``peer``; 0 where
+    it does not say."""
+    record, model = gossip.of(peer, DeviceRecord), model_of(gossip)
+    if not isinstance(record, DeviceRecord) or model is None or not record.decode:
+        return 0
+    times = next((t for t in record.decode if t.rows >= rows), record.decode[-1])
+    has_embedding, has_head = 0 in units, model.head_unit in units
+    n_blocks = len(units) - has_embedding - has_head
+    ends_us = has_embedding * times.embedding_us + has_head * times.head_us
+    return (ends_us + n_blocks * times.block_us) * max(times.rows, rows) // times.rows
 
 
 def _row_times(figures: UnitTimes, model: ModelSpec) -> RowTimes:

@@ -12,6 +12,7 @@ from edgeshard_p2p.sim.request import SimRequest
 from edgeshard_p2p.sim.simulator import Simulator
 from tests.sim.swarms import (
     EVERYTHING,
+    HALF,
     answer,
     belief,
     core,
@@ -33,6 +34,12 @@ def stage_peers(swarm: Simulator, name: str = "a") -> list[str]:
 def only_stage(swarm: Simulator, source: str) -> str:
     """A peer with a shared stage that is not ``source``."""
     return next(name for name in stage_peers(swarm) if name != source)
+
+
+def serves_with(swarm: Simulator, only: str) -> bool:
+    """Whether the source serves and this peer has the only shared stage."""
+    plan = core(swarm, "a").planning.rollout.active_plan()
+    return plan is not None and [stage.peer.name for stage in plan.stages] == [only]
 
 
 def submit_and_watch(swarm: Simulator, source: str, n_tokens: int = 3) -> SimRequest:
@@ -218,6 +225,24 @@ def test_frozen_stage_is_found_in_time_in_a_crowd() -> None:
         swarm.freeze(lost)
         swarm.run(swarm.now + 4.0)
         assert {belief(swarm, name, lost) for name in "abc" if name != lost} == {MemberState.DEAD}
+
+
+def test_plan_goes_round_a_device_that_has_become_slow_and_comes_back_to_it() -> None:
+    swarm = Simulator(7)
+    swarm.add("a", HALF, block_us=20_000)
+    for name, block_us in (("b", 10_000), ("c", 13_000)):
+        swarm.add(name, EVERYTHING, is_source=False, block_us=block_us)
+    for name in "abc":
+        swarm.start(name, join=("a",) if name != "a" else ())
+    settle(swarm)
+    assert stage_peers(swarm) == ["b"]
+    request = swarm.submit("a", PROMPT, 200)
+    assert swarm.run_until(lambda: len(request.tokens) >= 3, 30.0)
+    swarm.peers["b"].block_us *= 3
+    assert swarm.run_until(lambda: serves_with(swarm, "c"), 20.0)
+    assert len(answer(swarm, request)) == 200
+    swarm.peers["b"].block_us //= 3
+    assert swarm.run_until(lambda: serves_with(swarm, "b"), 90.0)
 
 
 def test_frozen_peer_is_found_and_refutes_its_death() -> None:
