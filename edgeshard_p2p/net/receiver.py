@@ -7,8 +7,12 @@ from collections.abc import Callable
 
 import zmq
 
-BURST = 32
-"""Messages taken in one go before the loop gets to do something else."""
+BURST = 96
+"""Parts taken in one go before the loop gets to do something else; a message has two or three."""
+PARTS_MAX = 8
+"""No message that is meant for us has more.  Of one that has, so many are handed on and one, which
+is enough to refuse it by; the rest is dropped as it is read.
+NOTE: libzmq itself holds all parts until the last has come, however many; it has no limit."""
 
 
 class Receiver:
@@ -26,6 +30,8 @@ class Receiver:
         self._loop = asyncio.get_running_loop()
         self._fd = socket.fileno()
         self._is_closed = False
+        self._parts: list[zmq.Frame] = []
+        """Of the message that is being read."""
         self._loop.add_reader(self._fd, self._drain)
         self.poke()
 
@@ -41,10 +47,12 @@ class Receiver:
             if self._is_closed:
                 return
             try:
-                parts = [self._socket.recv(zmq.NOBLOCK, copy=False)]
+                part = self._socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            while parts[-1].more:
-                parts.append(self._socket.recv(zmq.NOBLOCK, copy=False))
-            self._on_parts(parts)
+            if len(self._parts) <= PARTS_MAX:
+                self._parts.append(part)
+            if not part.more:
+                parts, self._parts = self._parts, []
+                self._on_parts(parts)
         self.poke()

@@ -53,13 +53,18 @@ class Security:
         return self.swarm_keys[0]
 
     def serve(self, socket: zmq.Socket[bytes]) -> None:
-        """Make a socket that binds ask for a client key; before bind."""
+        """Make a socket that binds ask for a client key; before bind.
+
+        NOTE: also without keys it asks who may connect.  Otherwise libzmq takes whatever does not
+        begin like ZeroMQ (TLS, HTTP) for its version 1.0, which knows no handshake and hence no
+        end to it, and keeps the connection.
+        """
         socket.handshake_ivl = HANDSHAKE_TIMEOUT_MS
+        socket.zap_domain = ZAP_DOMAIN
         if self.keys:
             socket.curve_server = True
             socket.curve_secretkey = self.keys[0].server.secret
             socket.curve_publickey = self.keys[0].server.public
-            socket.zap_domain = ZAP_DOMAIN
 
     def connect(self, socket: zmq.Socket[bytes], index: int = 0) -> None:
         """Make a socket that connects prove the secret at ``index``; before connect."""

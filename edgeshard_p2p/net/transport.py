@@ -20,6 +20,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from edgeshard_p2p.core.messages import Address
+from edgeshard_p2p.net import handshakes
 from edgeshard_p2p.net.admission import Admission
 from edgeshard_p2p.net.offences import Offences
 from edgeshard_p2p.net.receiver import Receiver
@@ -125,8 +126,7 @@ class Transport:
 
     async def open(self) -> None:
         """Bind both ports.  Raises BindError."""
-        if self._security.keys:
-            self._admission = Admission(self._context, self._security)
+        self._admission = Admission(self._context, self._security)
         self._control = self._socket(zmq.ROUTER, CONTROL_QUEUE, CONTROL_BYTES_MAX)
         self._control.router_mandatory = True
         self._data = self._socket(zmq.PULL, DATA_QUEUE, PAYLOAD_BYTES_MAX)
@@ -139,12 +139,17 @@ class Transport:
 
     def _count_refused_handshakes(self, socket: zmq.Socket[bytes]) -> None:
         """What libzmq refuses by itself never gets to a receiver."""
-        monitor = socket.get_monitor_socket(HANDSHAKE_EVENTS & ~zmq.EVENT_HANDSHAKE_SUCCEEDED)
-        self._monitored.append(socket)
-        self._receivers.append(Receiver(monitor, self._on_refused_handshake))
+        monitor = socket.get_monitor_socket(handshakes.EVENTS)
+        known = handshakes.Handshakes()
 
-    def _on_refused_handshake(self, _: list[zmq.Frame]) -> None:
-        self.dropped["connection: handshake failed"] += 1
+        def on_event(parts: list[zmq.Frame]) -> None:
+            event = parse_monitor_message([part.bytes for part in parts])
+            kind = known.on_event(event["event"], event["value"])
+            if kind is not None:
+                self.dropped[kind] += 1
+
+        self._monitored.append(socket)
+        self._receivers.append(Receiver(monitor, on_event))
 
     def _socket(self, kind: int, queue: int, bytes_max: int) -> zmq.Socket[bytes]:
         socket: zmq.Socket[bytes] = self._context.socket(kind)
@@ -205,6 +210,7 @@ class Transport:
     def _on_control(self, parts: list[zmq.Frame]) -> None:
         if len(parts) != 3:
             self.dropped["control: not three parts"] += 1
+            self._offended(parts[0].bytes)
             return
         identity, kind, payload = parts[0].bytes, parts[1].bytes, parts[2].buffer
         if self._offences.is_refused(identity):
@@ -217,7 +223,11 @@ class Transport:
         else:
             self.dropped["control: unknown kind"] += 1
             is_read = False
-        if not is_read and self._offences.note(identity):
+        if not is_read:
+            self._offended(identity)
+
+    def _offended(self, identity: bytes) -> None:
+        if self._offences.note(identity):
             self._tell(identity, FROM_PEER, self._callbacks.refusal())
 
     def _on_data(self, parts: list[zmq.Frame]) -> None:

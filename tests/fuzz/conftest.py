@@ -19,7 +19,7 @@ def pytest_terminal_summary(
 ) -> None:
     """Of a run with workers each has its own, which are not added up."""
     tally = config.stash.get(TALLY, None)
-    if tally is not None and tally.n_inputs:
+    if tally is not None:
         terminalreporter.section("fuzz")
         for line in tally.summary():
             terminalreporter.write_line(line)

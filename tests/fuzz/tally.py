@@ -24,6 +24,7 @@ class Tally:
     grows: bool = False
     smallest: dict[str, Input] = field(default_factory=dict)
     """Of each kind of complaint."""
+    said: list[str] = field(default_factory=list)
     rss_first: int = 0
     rss_last: int = 0
 
@@ -38,11 +39,17 @@ class Tally:
         if known is None or _size(given) < _size(known):
             self.smallest[key] = given
 
+    def say(self, text: str) -> None:
+        """A line for the summary."""
+        self.said.append(text)
+
     def note_memory(self) -> None:
         self.rss_last = psutil.Process().memory_info().rss
         self.rss_first = self.rss_first or self.rss_last
 
     def summary(self) -> list[str]:
+        if not self.n_inputs:
+            return self.said
         doors = ", ".join(f"{n:,} {door}" for door, n in sorted(self.n_inputs.items()))
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(self.refused.items()))
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
@@ -53,6 +60,7 @@ class Tally:
             f"refused: {kinds}",
             f"memory: peak {peak_mib:.0f} MiB of the whole process, of which the inputs after the "
             f"first thousand took {growth_mib:.0f}",
+            *self.said,
         ]
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +11,21 @@ import msgspec
 import pytest
 import uvloop
 
-from edgeshard_p2p.config import PeerConfig
-from edgeshard_p2p.core import events as ev
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.messages import Ack, Address, Hello, Identity, Ping, Refused
 from edgeshard_p2p.core.sampling import Sampling
-from edgeshard_p2p.model import library
-from edgeshard_p2p.net.client import Client
-from edgeshard_p2p.net.security import open_security
 from edgeshard_p2p.net.transport import FROM_CLIENT
-from edgeshard_p2p.runtime import peer as runtime
 from edgeshard_p2p.runtime.model_host import ModelHost
-from edgeshard_p2p.runtime.state import State
 from edgeshard_p2p.wire.client import Done, Run, Set, Status, StatusReport, Text
 from edgeshard_p2p.wire.codec import decode_control, encode_control
 from tests.e2e.conftest import save_tokenizer
 from tests.model.tiny import save_model
 from tests.runtime.endpoint import Endpoint, endpoint
-from tests.runtime.waiting import DEADLINE_S, free_address, until_async
+from tests.runtime.living import SECURITY
+from tests.runtime.living import ask as _ask
+from tests.runtime.living import peer as _peer
+from tests.runtime.waiting import DEADLINE_S, until_async
 
-SECURITY = open_security("tests", ())
 ME = PeerId("tester", 1)
 
 
@@ -63,30 +56,6 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
-@asynccontextmanager
-async def _peer(
-    tmp_path: Path, model: Path | None = None, host: ModelHost | None = None
-) -> AsyncIterator[Any]:
-    config = PeerConfig(free_address(), mdns=False, name="peer", swarm="tests")
-    state = State(tmp_path / "state")
-    given = None
-    if model is not None:
-        digest = library.manifest_digest(model)
-        spec = ModelHost("cpu", {}).open(model, digest, "tiny")
-        given = runtime.Given(library.LocalModel("tiny", model), spec)
-    life = runtime._Life(config, SECURITY, config.listen, state, given, 2**28, 0)
-    running = asyncio.create_task(life.run(host or ModelHost("cpu", {})))
-    try:
-        await until_async(lambda: running.done() or life.core._started_at, "the peer's start")
-        yield life
-        life.driver.post(ev.StopAsked())
-        await running
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        state.close()
-
-
 def _send(a: Endpoint, to: Address, message: Any) -> None:
     a.transport.send_control(to, encode_control(SECURITY.swarm_key, ME, message))
 
@@ -97,18 +66,6 @@ def _heard(a: Endpoint) -> list[Any]:
 
 def _hello(a: Endpoint) -> Hello:
     return Hello(Identity(ME, "0123456789abcdef", a.address), 0)
-
-
-def _ask(to: Address, request: Any, until_kind: type) -> list[Any]:
-    """As the command line does it; blocks."""
-    answers = []
-    with Client(to, SECURITY) as client:
-        client.send(request)
-        for answer in client.answers(DEADLINE_S):
-            answers.append(answer)
-            if isinstance(answer, until_kind):
-                return answers
-    return answers
 
 
 def test_probes_and_clients_are_answered_while_a_layer_runs(tmp_path: Path, model: Path) -> None:
