@@ -374,8 +374,7 @@ class FrameHeader(Struct, frozen=True, array_like=True):
 
 
 class Replay(Struct, frozen=True, array_like=True):
-    """Units ``[start, end)`` compute positions from ``position`` up to that of the Open again, from
-    the hidden states that were logged before ``start``."""
+    """Units ``[start, end)`` compute positions from ``position`` on again, from logged rows."""
 
     holder: Annotated[int, Meta(ge=-1, le=2**16)]
     """The stage that has the log; -1 is the source."""
