@@ -18,6 +18,8 @@ from edgeshard_p2p.wire.client import (
 )
 
 CONNECT_TIMEOUT_S = 3.0
+ANSWER_BYTES_MAX = 1 << 26
+"""Of one answer; the largest is what a swarm of hundreds plans with."""
 
 
 class NoAnswer(Exception):
@@ -67,6 +69,7 @@ class Client:
         for index in range(max(1, len(self._security.keys))):
             socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
             socket.linger = 0
+            socket.maxmsgsize = ANSWER_BYTES_MAX
             self._security.connect(socket, index)
             failure = self._handshake(socket)
             if failure is None:

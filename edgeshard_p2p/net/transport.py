@@ -361,6 +361,8 @@ class Contact:
         """The other end speaks on this connection only to refuse it."""
         if len(parts) == 2 and parts[0].bytes == FROM_PEER:
             self._transport._callbacks.on_peer(parts[1].buffer)
+        else:
+            self._transport.dropped["control: not a refusal"] += 1
 
     def _on_event(self, parts: list[zmq.Frame]) -> None:
         event = parse_monitor_message([part.bytes for part in parts])["event"]

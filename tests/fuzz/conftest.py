@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.fuzz import corpus
 from tests.fuzz.tally import Tally
 
 TALLY = pytest.StashKey[Tally]()
@@ -21,5 +22,8 @@ def pytest_terminal_summary(
     tally = config.stash.get(TALLY, None)
     if tally is not None:
         terminalreporter.section("fuzz")
-        for line in tally.summary():
+        kept = corpus.grow(tally.smallest)
+        names = ", ".join(path.stem for path in kept)
+        grown = [f"new in the corpus, to be looked at and committed: {names}"] if kept else []
+        for line in tally.summary() + grown:
             terminalreporter.write_line(line)

@@ -23,9 +23,15 @@ from edgeshard_p2p.wire.frames import decode_frame
 from tests.fuzz.wired import CLIENT, CONTROL, Input
 
 DIRECTORY = Path(__file__).parent / "corpus"
-UNKNOWN = "?"
+READ, UNKNOWN = "read", "?"
 BYTES_MAX = 4_096
 """Of an input that is kept because it is new; larger ones are made anew by each campaign."""
+
+
+DETAILS = re.compile(
+    r"(, got | - at |: invalid | matching |codec can't | value |field `|opcode |, shape |'.*').*"
+)
+"""Of a complaint: what is different each time, and everything after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +54,20 @@ def _read(path: Path) -> Kept:
 
 def save(name: str, what: str, given: Input, kind: str) -> Path:
     path = DIRECTORY / f"{name}.txt"
-    lines = [f"# {what}", f"{given.door} {kind}", *(_hex(part) for part in given.parts)]
+    about = " ".join(what.encode("ascii", "replace").decode().split())
+    lines = [f"# {about}", f"{given.door} {kind}", *(_hex(part) for part in given.parts)]
     path.write_text("\n".join(lines) + "\n", "ascii")
     return path
+
+
+def grow(smallest: dict[str, tuple[Input, str]]) -> list[Path]:
+    """Keep what complains in a way that nothing here does yet."""
+    known = {kept.name for kept in load()}
+    return [
+        save(name, "found by a campaign", given, kind)
+        for name, (given, kind) in sorted(smallest.items())
+        if name not in known
+    ]
 
 
 def save_failed(given: Input, what: str) -> Path:
@@ -81,7 +98,8 @@ def _bytes(text: str) -> bytes:
 
 
 def complaint(given: Input, swarm: bytes) -> str:
-    """Which kind of complaint reading it ends with, without places and numbers."""
+    """How reading it ends, as words joined by dashes: without places, numbers and what was found
+    instead of what was expected."""
     try:
         if given.door == CONTROL:
             decode_control(swarm, given.parts[0])
@@ -90,6 +108,6 @@ def complaint(given: Input, swarm: bytes) -> str:
         else:
             decode_frame(given.parts)
     except WireError as error:
-        text = re.sub(r" - at .*", "", str(error))
-        return re.sub(r"[0-9]+", "N", re.sub(r"0x[0-9a-f]+|'[^']*'", "X", text))
-    return "read"
+        text = re.sub(DETAILS, "", str(error))
+        return re.sub(r"[^a-z]+", "-", f"{given.door} {text}".lower()).strip("-")[:60].strip("-")
+    return READ

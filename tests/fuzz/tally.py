@@ -22,8 +22,8 @@ class Tally:
     believed: int = 0
     """Drawn and not put to a door: whoever knows the secret can say it truly."""
     grows: bool = False
-    smallest: dict[str, Input] = field(default_factory=dict)
-    """Of each kind of complaint."""
+    smallest: dict[str, tuple[Input, str]] = field(default_factory=dict)
+    """Of each complaint in reading, and the kind that it is counted under."""
     said: list[str] = field(default_factory=list)
     rss_first: int = 0
     rss_last: int = 0
@@ -31,13 +31,11 @@ class Tally:
     def note(self, given: Input, kind: str, counted: Counter[str]) -> None:
         self.n_inputs[given.door] += 1
         self.refused += counted
-        if self.grows and counted[kind] and sum(map(len, given.parts)) <= corpus.BYTES_MAX:
-            self._keep_smallest(f"{given.door} {corpus.complaint(given, SWARM)}", given)
-
-    def _keep_smallest(self, key: str, given: Input) -> None:
-        known = self.smallest.get(key)
-        if known is None or _size(given) < _size(known):
-            self.smallest[key] = given
+        if self.grows and counted[kind] and _size(given) <= corpus.BYTES_MAX:
+            name = corpus.complaint(given, SWARM)
+            known = self.smallest.get(name)
+            if name != corpus.READ and (known is None or _size(given) < _size(known[0])):
+                self.smallest[name] = given, kind
 
     def say(self, text: str) -> None:
         """A line for the summary."""

@@ -181,13 +181,11 @@ async def nonsense(besieged: Besieged) -> None:
     await count("malformed", 1, control, [FROM_PEER, b""])
 
 
-def test_what_is_announced_and_never_comes_takes_no_memory(
-    tmp_path: Path, model: Path, tally: Tally
-) -> None:
+def test_what_is_announced_and_never_comes_takes_no_memory(tmp_path: Path, tally: Tally) -> None:
     """Sizes are refused, or reserved and not touched; parts without end are held by libzmq."""
 
     async def main() -> None:
-        async with peer(tmp_path, model) as life:
+        async with peer(tmp_path) as life:
             besieged = Besieged(life, OPEN)
             ports = {b"DEALER": besieged.at.port, b"PUSH": besieged.at.port + 1}
             beyond = {b"DEALER": CONTROL_BYTES_MAX + 1, b"PUSH": PAYLOAD_BYTES_MAX + 1}
