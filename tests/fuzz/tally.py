@@ -13,6 +13,9 @@ from tests.fuzz import corpus
 from tests.fuzz.wired import Input
 
 
+GROWTH_MIB_MAX = 64
+
+
 @dataclass
 class Tally:
     n_inputs: Counter[str] = field(default_factory=Counter)
@@ -42,8 +45,11 @@ class Tally:
         self.said.append(text)
 
     def note_memory(self) -> None:
+        """After a swarm is gone: what many inputs take, one takes."""
         self.rss_last = psutil.Process().memory_info().rss
         self.rss_first = self.rss_first or self.rss_last
+        growth_mib = (self.rss_last - self.rss_first) / 2**20
+        assert growth_mib < GROWTH_MIB_MAX, f"{growth_mib:.0f} MiB more than at first"
 
     def summary(self) -> list[str]:
         if not self.n_inputs:
