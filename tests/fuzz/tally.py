@@ -12,7 +12,6 @@ from edgeshard_p2p.sim.simulator import SWARM
 from tests.fuzz import corpus
 from tests.fuzz.wired import Input
 
-
 GROWTH_MIB_MAX = 64
 
 
