@@ -101,8 +101,10 @@ def ties_are_broken_by_the_order_of_hearing(patch: Patch) -> None:
     def in_any_order(values: Iterable[Any]) -> list[Any]:
         return list(values)
 
-    def mutant(model: Any, workload: Any, devices: list[Any], links: list[Any]) -> Snapshot:
-        return Snapshot(model, workload, tuple(devices), tuple(links))
+    def mutant(
+        model: Any, workload: Any, devices: list[Any], links: list[Any], pin: Any = None
+    ) -> Snapshot:
+        return Snapshot(model, workload, tuple(devices), tuple(links), pin=pin)
 
     patch.setattr(view, "sorted", in_any_order, raising=False)
     patch.setattr(view, "snapshot", mutant)
@@ -138,7 +140,7 @@ def stage_takes_rows_at_any_position(patch: Patch) -> None:
     """The edge in front of it, which keeps the order, is taken away too."""
     edge_accepts_frames_that_overtook(patch)
 
-    def mutant(self: StageWork, group: RowGroupHeader) -> str:
+    def mutant(self: StageWork, group: RowGroupHeader, is_alone: bool) -> str:
         return "" if self._request(group) in self.requests else "missing_kv"
 
     patch.setattr(StageWork, "_reason_against", mutant)
@@ -226,14 +228,20 @@ def slots_are_not_given_back(patch: Patch) -> None:
 
 
 def release_is_not_passed_on(patch: Patch) -> None:
-    patch.setattr(StageWork, "free", lambda self, request: self.requests.pop(request, None) and [])
+    def mutant(self: StageWork, request: RequestId) -> list[Effect]:
+        self.requests.pop(request, None)
+        return []
+
+    patch.setattr(StageWork, "free", mutant)
 
 
 def parked_request_forgets_its_tokens(patch: Patch) -> None:
     park = SourceWork._park
 
-    def mutant(self: SourceWork, request: Request, text: str, now: float) -> list[SourceStep]:
-        steps = park(self, request, text, now)
+    def mutant(
+        self: SourceWork, request: Request, text: str, now: float, keeps: bool = True
+    ) -> list[SourceStep]:
+        steps = park(self, request, text, now, keeps)
         request.generated.clear()
         return steps
 
