@@ -1,8 +1,35 @@
-"""What must hold after every event of a simulated run, and what must come true once faults end.
+"""The invariants, all of them: what must hold after every event of a simulated run, and what must
+come true once the faults end.
 
-Checked elsewhere because it is seen there first: equal snapshots give equal plans
-(``Choices``); units are held, KV slots are reserved and caches match positions
-(``HashModel``); every tensor is dropped once (``SimPeer.drop``).
+Safety, at the peer that an event has just happened to:
+
+    members   A belief gives way only to one that is newer in (generation, incarnation, state).
+              Nobody believes an incarnation that its owner has not reached.  Who left stays gone.
+    records   A record is what its owner made it, or an older one; it gives way to newer ones only.
+    plans     Equal snapshots give equal plans, in whatever order their facts came (``Choices``).
+              Nobody computes for a plan that it has not loaded, nor units that are not its own.
+              No request starts on a plan of which some peer has never been ready.
+    memory    Weights and KV that are asked for fit the budget.  Units are held before they are
+              computed, slots are reserved and never too few (``HashModel``).
+    caches    Rows are computed at exactly the position that comes next in every unit, within the
+              context, and logged rows are there when they are wanted (``HashModel``).
+    tokens    What the user has is what one undisturbed peer would have said so far; a request ends
+              once, with the tokens it emitted, with an error's text or without.  Stop and length
+              mean what they say.
+    attempts  A frame, a refusal or a grant of an earlier attempt changes nothing of the present
+              one, at its source or at a stage (``attempts``).
+    tensors   Each is dropped or used once, and no more (``SimPeer``).
+    bounds    Every queue, window and table is under its bound.
+    restraint Nobody wakes up again and again at one instant, opens an edge again and again, or
+              overwhelms another with messages.
+
+Liveness, after the faults:
+
+    settles   All who live believe in exactly each other, and one plan serves with nothing else
+              rolling; or all know that none can, and why.  It stays so.
+    answers   Every source of the plan answers a prompt; every request that was accepted ends.
+    lets go   No KV, slot, tensor or pass is held for a request that is over, no unit that is not
+              of the plan.
 """
 
 from __future__ import annotations

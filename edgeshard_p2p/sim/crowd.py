@@ -4,8 +4,10 @@
     run_steady(7, 200)     bytes that a peer sends in a second while nothing happens
 
 What keeps a peer in the swarm is real: membership, anti-entropy of records, calls on the dead, the
-codec that counts the bytes.  Everybody knows everybody at the start, so nobody joins.  Left out is
-what a peer sends for its own device and plans: probes of links, records that change, frames.
+codec that counts the bytes.  Everybody knows everybody at the start, so nobody joins.  A crash is
+silent, as of a device without power: no connection ends, no port refuses.  Left out is what a peer
+sends for its own device and plans: probes of links, records that change, frames; and the neighbours
+that those who serve together probe besides.
 """
 
 from __future__ import annotations
@@ -220,7 +222,7 @@ class Death:
 
 
 def run_death(seed: int, n_peers: int = N_PEERS, loss: float = LOSS) -> Death:
-    """One peer crashes, at some moment of its period and of everybody else's."""
+    """One peer loses its power, at some moment of its period and of everybody else's."""
     crowd = Crowd(seed, n_peers, loss)
     crowd.run(QUIET_S + crowd.rng.random() * crowd.timing.probe_period_s)
     victim = crowd.rng.choice(sorted(crowd.peers))

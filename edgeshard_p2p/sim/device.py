@@ -67,6 +67,8 @@ class SimPeer:
     load_takes_s: float = 0.0
     """More than usual, the next time."""
     passes_to_fail: int = 0
+    stage_passes_to_fail: int = 0
+    """Of its shared stage only: what runs on it goes on in another attempt."""
 
     _n_tensors: int = 0
 
@@ -155,8 +157,7 @@ class SimPeer:
             states = []
         else:
             states = embed(effect.tokens)
-        if self.passes_to_fail:
-            self.passes_to_fail -= 1
+        if self._is_to_fail(effect):
             self.model.spoil(effect)
         if self.model.is_spoilt(effect):
             return ev.ForwardFailed(effect.job, "the kernel says no")
@@ -165,3 +166,12 @@ class SimPeer:
         hidden = None if is_head else self.keep(out)
         service_us = int(self.forward_s(effect) * 1e6)
         return ev.ForwardDone(effect.job, service_us, hidden, tuple(tokens) if is_head else ())
+
+    def _is_to_fail(self, effect: fx.RunForward) -> bool:
+        if self.passes_to_fail:
+            self.passes_to_fail -= 1
+            return True
+        if self.stage_passes_to_fail and effect.job.role == "stage":
+            self.stage_passes_to_fail -= 1
+            return True
+        return False

@@ -14,9 +14,13 @@ What ``run_seed`` draws:
     meeting  by multicast, or each by the addresses of all others: 1/2 each
     network  1/2 lose 1, 5 or 10 % of all messages, and of these 1/2 double 5 %, 1/2 hold up 5 %
              by up to 0.3 s so that later ones overtake, 1/2 ring alarms up to 50 ms late
-    faults   2 to 9 by the weights of FAULTS, each after 0 to 15 s: crash (the disk lost or not),
-             restart, leave, freeze, thaw, partition, one-way cut, repair, slow link, slow device,
-             failing load or pass, new setting, prompts, cancel
+    start    in 2/3 the faults wait for a plan that serves (30 s at most), else they come as they
+             please
+    faults   2 to 9 by the weights of FAULTS, each after 0 to 15 s, 1/2 within 0.3 s, which is in
+             the middle of an answer; crash (the disk lost or not),
+             restart, leave, freeze, thaw, partition, one-way cut, firewall that rejects, repair,
+             slow link, slow device, failing load or pass, new setting, prompts, cancel
+    prompts  1 to 150 tokens long, answered with 1 to 150
     peace    in 1/2 of the swarms who is down comes back
 
 While faults happen, safety is checked after every event; once they stop, the swarm must come to
@@ -52,6 +56,9 @@ N_BLOCKS = (1, 2, 3, 4, 4)
 SLOW_DELAYS_S = (0.005, 0.05, 0.2)
 SLOW_BYTES_PER_S = (2e4, 2e5, 2e6)
 """A link's usual pace is 1 ms and 1e8."""
+READY_S = 30.0
+PAUSES_S = (0.0, 0.1, 0.3, 1.0, 4.0, 15.0)
+"""At most so long between two faults."""
 SETTLE_S = 120.0
 """Beyond the memory of failures, which keeps a peer or a link out for a minute."""
 STAYS_S = 3.0
@@ -156,6 +163,9 @@ class Trial:
     def fail_pass(self) -> None:
         self.swarm.peers[self.any_name()].passes_to_fail += 1
 
+    def fail_stage(self) -> None:
+        self.swarm.peers[self.any_name()].stage_passes_to_fail += 1
+
     def set_something(self) -> None:
         key = self.rng.choice(sorted(SETTINGS))
         self.swarm.set(self.any_name(), key, self.rng.choice(SETTINGS[key]))
@@ -164,8 +174,11 @@ class Trial:
         for _ in range(self.rng.choice((1, 1, 2, 6))):
             length = self.rng.choice((1, 5, 60, 150))
             prompt = tuple(self.rng.randrange(100) for _ in range(length))
-            max_tokens = self.rng.choice((1, 5, 20, 90))
-            self.requests.append(self.swarm.submit(self.any_name(), prompt, max_tokens))
+            max_tokens = self.rng.choice((1, 20, 90, 150))
+            is_anywhere = self.rng.random() < 0.2
+            sources = [name for name in self.names if self.swarm.peers[name].is_source]
+            at = self.rng.choice(self.names if is_anywhere else sources)
+            self.requests.append(self.swarm.submit(at, prompt, max_tokens))
 
     def cancel(self) -> None:
         if self.swarm.unended():
@@ -177,7 +190,7 @@ class Trial:
         self.swarm.network.calm()
         self.swarm.timer_lag_s = 0.0
         for peer in self.swarm.peers.values():
-            peer.loads_to_fail = peer.passes_to_fail = 0
+            peer.loads_to_fail = peer.passes_to_fail = peer.stage_passes_to_fail = 0
             self.swarm.thaw(peer.host)
         if self.rng.random() < 0.5:
             for name in self.names:
@@ -198,17 +211,21 @@ class Trial:
             assert swarm.now < ends_at, "it settles again and again"
 
     def check_answers(self) -> None:
-        """Every source answers, and nothing that was accepted is left without an end."""
+        """Nothing that was accepted is left without an end; then every source answers."""
+        self._check_ends()
         asked: list[SimRequest] = []
         if checks.serving_plan(self.swarm) is not None:
             for peer in self.swarm.lives():
                 if peer.core is not None and peer.core.is_source():
                     asked.append(self.swarm.submit(peer.host, (1, 2, 3), 5))
+        self._check_ends()
+        for request in asked:
+            assert request.is_answered, f"{request.rejected or request.finished}"
+
+    def _check_ends(self) -> None:
         swarm = self.swarm
         is_ended = swarm.run_until(lambda: not swarm.unended(), END_S)
         assert is_ended, f"without an end: {[str(r.id) for r in swarm.unended()]}"
-        for request in asked:
-            assert request.is_answered, f"{request.rejected or request.finished}"
 
     def check_lets_go(self) -> None:
         """Nothing is held for requests that are over, nor for plans that are."""
@@ -241,12 +258,13 @@ FAULTS_OF_FEW: Faults = (
 )
 """What may happen, and how often of all."""
 
-FAULTS: Faults = (*FAULTS_OF_FEW, (3, Trial.slow_link))
+FAULTS: Faults = (*FAULTS_OF_FEW, (3, Trial.slow_link), (2, Trial.fail_stage))
 
 TRAFFIC: Faults = (
     (8, Trial.submit),
     (2, Trial.cancel),
-    (2, Trial.fail_pass),
+    (1, Trial.fail_pass),
+    (8, Trial.fail_stage),
     (2, Trial.freeze),
     (4, Trial.thaw),
     (1, Trial.cut),
@@ -302,7 +320,10 @@ def run_seed(seed: int) -> Trial:
     """A whole trial: peers come and go, the network breaks and heals.  Raises AssertionError."""
     trial = random_trial(seed)
     trial.start_all()
-    _suffer(trial, FAULTS, trial.rng.randint(2, 9), (0, 1, 4, 4, 15))
+    if trial.rng.random() < 2 / 3:
+        trial.swarm.run_until(lambda: checks.serving_plan(trial.swarm) is not None, READY_S)
+        trial.submit()
+    _suffer(trial, FAULTS, trial.rng.randint(2, 9), PAUSES_S)
     return _end(trial)
 
 
@@ -324,7 +345,7 @@ def run_busy(seed: int) -> Trial:
     network = trial.swarm.network
     network.loss = trial.rng.choice((0.0, 0.05, 0.1))
     network.doubled = network.overtaken = 0.2
-    _suffer(trial, TRAFFIC, 12, (0, 0.2, 0.5))
+    _suffer(trial, TRAFFIC, 16, (0, 0.2, 0.5))
     return _end(trial)
 
 

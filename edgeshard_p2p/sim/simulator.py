@@ -19,6 +19,7 @@ from edgeshard_p2p.core.messages import Address, FrameKind, ProbeBody
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.core.settings import SettingValue
+from edgeshard_p2p.sim.attempts import touched, untouchable
 from edgeshard_p2p.sim.checks import Safety
 from edgeshard_p2p.sim.choices import Choices
 from edgeshard_p2p.sim.compute import Oracle, small_model
@@ -241,8 +242,10 @@ class Simulator:
         if self.record is not None:
             self.record.append(f"{self.now:.6f} {peer.id} {event}")
         core, life = peer.core, peer.life
+        late = untouchable(core, event, self.now)
         for effect in core.handle(event, self.now):
             self._perform(peer, effect)
+        assert not touched(core, late, event), f"{event} of an earlier attempt counts at {peer.id}"
         if peer.life == life:
             self.safety.check(peer, core)
             self._arm(peer)

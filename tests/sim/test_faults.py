@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from edgeshard_p2p.core import source
+from edgeshard_p2p.core import entry
 from edgeshard_p2p.sim.faults import Trial, run_busy, run_seed
 
 BLOCK = 10
@@ -34,7 +34,7 @@ def test_swarm_survives_its_faults(seeds: range) -> None:
 
 @pytest.mark.parametrize("seeds", _blocks(0, 40, BLOCK), ids=str)
 def test_traffic_survives_a_bad_network(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "CHUNK_ROWS", CHUNK_ROWS)
+    monkeypatch.setattr(entry, "CHUNK_ROWS", CHUNK_ROWS)
     _run(run_busy, seeds)
 
 
@@ -49,5 +49,5 @@ def test_swarm_survives_its_faults_for_long(seeds: range) -> None:
 def test_traffic_survives_a_bad_network_for_long(
     seeds: range, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "CHUNK_ROWS", CHUNK_ROWS)
+    monkeypatch.setattr(entry, "CHUNK_ROWS", CHUNK_ROWS)
     _run(run_busy, seeds)

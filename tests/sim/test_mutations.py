@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from random import Random
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from edgeshard_p2p.core import source, view
+from edgeshard_p2p.core import entry, planner, pool, view
 from edgeshard_p2p.core.admission import Admission
 from edgeshard_p2p.core.edges import InEdge, OutEdge
 from edgeshard_p2p.core.effects import Effect
@@ -19,10 +20,10 @@ from edgeshard_p2p.core.ids import PeerId, RequestId
 from edgeshard_p2p.core.join import Join
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.messages import Ping, RowGroupHeader
-from edgeshard_p2p.core.plan import Plan, Snapshot
+from edgeshard_p2p.core.plan import Device, Plan, Snapshot
 from edgeshard_p2p.core.planning import Planning
 from edgeshard_p2p.core.records import Record
-from edgeshard_p2p.core.request import Request, SourceStep
+from edgeshard_p2p.core.request import Phase, Request, SourceStep
 from edgeshard_p2p.core.rollout import Rollout
 from edgeshard_p2p.core.source import SourceWork
 from edgeshard_p2p.core.stage import StageWork
@@ -102,12 +103,26 @@ def ties_are_broken_by_the_order_of_hearing(patch: Patch) -> None:
         return list(values)
 
     def mutant(
-        model: Any, workload: Any, devices: list[Any], links: list[Any], pin: Any = None
+        model: Any, workload: Any, devices: list[Any], links: list[Any], **rest: Any
     ) -> Snapshot:
-        return Snapshot(model, workload, tuple(devices), tuple(links), pin=pin)
+        return Snapshot(model, workload, tuple(devices), tuple(links), **rest)
 
     patch.setattr(view, "sorted", in_any_order, raising=False)
     patch.setattr(view, "snapshot", mutant)
+
+
+def equals_are_told_apart_by_the_order_of_iteration(patch: Patch) -> None:
+    """The planner takes devices as they come out of a set, in another order each time."""
+    rng = Random(1)
+
+    def mutant(values: Iterable[Any], key: Any = None) -> list[Any]:
+        found = sorted(values, key=key)
+        if found and isinstance(found[0], Device):
+            rng.shuffle(found)
+        return found
+
+    for module in (pool, planner):
+        patch.setattr(module, "sorted", mutant, raising=False)
 
 
 def request_starts_before_all_are_ready(patch: Patch) -> None:
@@ -248,17 +263,27 @@ def parked_request_forgets_its_tokens(patch: Patch) -> None:
     patch.setattr(SourceWork, "_park", mutant)
 
 
-def late_pass_counts_for_the_next_attempt(patch: Patch) -> None:
+def stale_attempt_counts_for_the_present_one(patch: Patch) -> None:
+    """A pass that ends late, and a refusal that comes late."""
+
     def mutant(self: SourceWork, request_id: RequestId, attempt: int) -> Request | None:
         request = self.requests.get(request_id)
-        return request if request is not None and request.plan is not None else None
+        return request if request is not None and request.phase is Phase.RUNNING else None
 
     patch.setattr(SourceWork, "_running", mutant)
 
 
+def grant_for_a_stale_attempt_is_taken(patch: Patch) -> None:
+    patch.setattr(
+        Request,
+        "asks_for",
+        lambda self, plan, attempt: self.phase is Phase.ASKING and self.plan_id == plan,
+    )
+
+
 def _run_busy_in_small_chunks(seed: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "CHUNK_ROWS", 16)
+        patch.setattr(entry, "CHUNK_ROWS", 16)
         run_busy(seed)
 
 
@@ -270,10 +295,11 @@ COMING_AND_GOING: dict[Mutation, str] = {
     suspicion_never_ends: "does not settle|for ever",
     older_record_wins: "went back on",
     record_is_forged_on_its_way: "its owner",
-    ties_are_broken_by_the_order_of_hearing: "does not settle",
+    ties_are_broken_by_the_order_of_hearing: "one snapshot, two plans|does not settle",
+    equals_are_told_apart_by_the_order_of_iteration: "one snapshot, two plans",
     request_starts_before_all_are_ready: "was never ready",
     old_and_new_plan_always_fit: "loads .* of",
-    plan_outlives_its_peers: "does not settle",
+    plan_outlives_its_peers: "does not settle|requests open|overrun",
     slots_are_not_given_back: "slots of",
     parked_request_forgets_its_tokens: "not \\[",
     release_is_not_passed_on: "requests open|KV of",
@@ -281,7 +307,8 @@ COMING_AND_GOING: dict[Mutation, str] = {
 """By the words in which the simulator complains."""
 
 TRAFFIC: dict[Mutation, str] = {
-    late_pass_counts_for_the_next_attempt: "is not open|cached, not|goes on after its end",
+    stale_attempt_counts_for_the_present_one: "of an earlier attempt",
+    grant_for_a_stale_attempt_is_taken: "of an earlier attempt",
     stage_takes_rows_at_any_position: "cached, not",
     source_takes_any_token_of_its_request: "not \\[|goes on after its end",
     edge_accepts_duplicates: "is overrun",
