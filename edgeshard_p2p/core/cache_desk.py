@@ -30,6 +30,7 @@ class CacheDesk:
     log_bytes: int
     """For all logs of hidden states together."""
     kept: KeptCaches = field(init=False)
+    """What stages of plans that are gone have left here."""
 
     def __post_init__(self) -> None:
         self.kept = KeptCaches(ROLE, self._n_open)

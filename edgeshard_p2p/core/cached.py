@@ -82,9 +82,9 @@ class Slot:
     """Positions whose rows are logged after the last unit."""
 
     @classmethod
-    def opened(cls, opening: OpenCache) -> Slot:
+    def opened(cls, opening: OpenCache, refill: Refill | None) -> Slot:
         """As the effect leaves it."""
-        slot = cls(opening.units, opening.position, is_logged=opening.is_logged)
+        slot = cls(opening.units, opening.position, refill, opening.is_logged)
         for log in opening.logs:
             if log.unit == opening.units.end:
                 slot.log_start, slot.log_end = log.start, log.end

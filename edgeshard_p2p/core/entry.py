@@ -62,7 +62,7 @@ class Entry:
         for index, stage in enumerate(plan.stages):
             report = request.reports.get(index)
             there = Cached(report.cached, report.logs) if report is not None else Cached()
-            parts.append(Part(index, stage.units, there, row_us(stage.peer)))
+            parts.append(Part(index, stage.units, there.within(stage.units), row_us(stage.peer)))
         return resumption(parts, request.n_known)
 
     def open(
@@ -71,23 +71,16 @@ class Entry:
         """Begin the attempt where ``resumption`` says; None where what that needs is not here."""
         plan = request.plan
         assert plan is not None
-        n_units = plan.n_units
         position, replays = resumption.position, resumption.replays
-        at = Resuming(SOURCE, plan.entry, n_units, position, replays)
+        at = Resuming(SOURCE, plan.entry, plan.n_units, position, replays)
         opening = reopened(request.key, self.kept.of(request.id).within(plan.entry), at)
         if opening is None:
             return None
-        steps: list[SourceStep] = []
-        if position and self.kept.has(request.id):
-            self.kept.take(request.id)
-        else:
-            steps += self.kept.drop(request.id)
-            steps += self.kept.make_room()
+        freed, adopts = self.kept.claim(request.key, position)
         is_logged = bool(plan.stages) and (bool(opening.logs) or self.may_log(plan))
-        opening = replace(opening, is_logged=is_logged)
-        request.slot = Slot.opened(opening)
-        request.slot.refill = at.refill()
-        steps.append(opening)
+        opening = replace(opening, adopts=adopts, is_logged=is_logged)
+        request.slot = Slot.opened(opening, at.refill())
+        steps: list[SourceStep] = [*freed, opening]
         if plan.stages:
             body = Open(request.prompt.sampling, position, oldest_live, replays)
             group = self.group(request, plan, 0, 0, 0)

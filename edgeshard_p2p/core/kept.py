@@ -35,12 +35,6 @@ class KeptCaches:
     _made_for: tuple[str, str, int] | None = None
     """Model, dtype and tile rows of what is kept and loaded."""
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def has(self, request: RequestId) -> bool:
-        return request in self._kept
-
     def of(self, request: RequestId) -> Cached:
         kept = self._kept.get(request)
         return kept.cached if kept is not None else Cached()
@@ -56,15 +50,21 @@ class KeptCaches:
         self._kept[key.request] = Kept(key, cached, until)
         return effects
 
-    def take(self, request: RequestId) -> CacheKey:
-        """It goes on under another key."""
-        return self._kept.pop(request).key
+    def claim(self, key: CacheKey, position: int) -> tuple[list[Effect], CacheKey | None]:
+        """Before ``key`` is opened at ``position``: the other name under which what it goes on
+        from is kept here; or, where it begins anew, a slot for it is made free."""
+        kept = self._kept.get(key.request)
+        if kept is None or not position:
+            return [*self.drop(key.request), *self._make_room()], None
+        del self._kept[key.request]
+        # A plan may come back under its id, and so may its requests under their names.
+        return [], kept.key if kept.key != key else None
 
     def drop(self, request: RequestId) -> list[Effect]:
         kept = self._kept.pop(request, None)
         return [ReleaseCache(kept.key)] if kept is not None else []
 
-    def make_room(self) -> list[Effect]:
+    def _make_room(self) -> list[Effect]:
         """Before one more slot is taken: what was kept first gives way."""
         n_slots = self._promise.slots if self._promise is not None else 0
         if self._kept and self.n_open() + len(self._kept) >= n_slots:

@@ -5,7 +5,7 @@ Knows nothing of other peers' figures.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from edgeshard_p2p.core.effects import Effect, Log, MeasureDevice, OpenModel
 from edgeshard_p2p.core.events import DeviceMeasured, ModelOpened
@@ -13,14 +13,13 @@ from edgeshard_p2p.core.gray import Slowness
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.plan import Workload
 from edgeshard_p2p.core.records import DeviceRecord
-from edgeshard_p2p.core.timing import Timing
 
 
 @dataclass(slots=True)
 class LocalDevice:
     is_source: bool
     budget_bytes: int
-    slowness: Slowness = field(default_factory=lambda: Slowness(Timing()))
+    slowness: Slowness
     opened: ModelOpened | None = None
     measured: DeviceMeasured | None = None
     trouble: str = ""

@@ -97,7 +97,7 @@ def _lacking(parts: Sequence[Part], position: int) -> Iterator[tuple[UnitRange, 
         for unit in part.units:
             length = part.cached.length(unit)
             if unit == 0 or unit == head or length >= position:
-                if run is not None and unit > 0:
+                if run is not None:
                     yield run
                     run = None
             elif run is None:

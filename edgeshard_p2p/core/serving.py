@@ -19,7 +19,6 @@ from edgeshard_p2p.core.effects import DropTensor, Effect, LoadUnits, Send
 from edgeshard_p2p.core.events import ForwardDone, ForwardFailed, FrameReceived
 from edgeshard_p2p.core.flow import Flow, Frame, LostEdge, refuse
 from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
-from edgeshard_p2p.core.kept import KeptCaches
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.messages import (
     AttemptRefused,
@@ -58,8 +57,6 @@ class Serving:
     slots: SlotDesk = field(init=False)
     source: SourceWork = field(init=False)
     caches: CacheDesk = field(init=False)
-    kept: KeptCaches = field(init=False)
-    """What stages of plans that are gone have left here."""
     failed_edges: list[EdgeSpec] = field(default_factory=list)
     """Edges that could not be opened in time, for the caller to publish; it empties this."""
     refused: Counter[str] = field(default_factory=Counter)
@@ -73,7 +70,6 @@ class Serving:
         self.caches = CacheDesk(
             self.me, self.membership, self.stages, self.flows, self.is_loaded, self.log_bytes
         )
-        self.kept = self.caches.kept
         self.source = SourceWork(self.me, self.timing, self._entry_load, self._may_log, self.row_us)
 
     def _may_log(self, plan: Plan) -> bool:
@@ -94,7 +90,7 @@ class Serving:
 
     def next_deadline(self) -> float | None:
         times = [flow.next_deadline() for flow in self.flows.values()]
-        times += [self.source.next_deadline(), self.kept.next_deadline()]
+        times += [self.source.next_deadline(), self.caches.kept.next_deadline()]
         return min((time for time in times if time is not None), default=None)
 
     # --- plans come and go ----------------------------------------------------------------
@@ -106,7 +102,7 @@ class Serving:
         for index, stage in enumerate(plan.stages):
             if stage.peer == self.me:
                 self.stages[plan.id] = StageWork(
-                    plan, index, self.kept, self._may_log, job_numbers=self._job_numbers
+                    plan, index, self.caches.kept, self._may_log, job_numbers=self._job_numbers
                 )
         if plan.admitting == self.me:
             self.slots.admissions[plan.id] = Admission(plan.workload.batch)
@@ -127,10 +123,10 @@ class Serving:
         for admission in self.slots.admissions.values():
             admission.forget_source(source)
         freed = [e for stage in self.stages.values() for e in stage.free_source(source)]
-        return freed + self.kept.forget_source(source)
+        return freed + self.caches.kept.forget_source(source)
 
     def free_below(self, source: PeerId, oldest_live: int, now: float) -> list[Effect]:
-        effects = self.kept.forget_below(source, oldest_live)
+        effects = self.caches.kept.forget_below(source, oldest_live)
         for plan_id, stage in self.stages.items():
             effects += self._settle(plan_id, stage.release_below(source, oldest_live), now)
         for plan_id, admission in self.slots.admissions.items():
@@ -140,10 +136,10 @@ class Serving:
 
     def on_load(self, load: LoadUnits) -> list[Effect]:
         """What is kept has to fit what is about to stand here."""
-        return self.kept.on_load(load) + self.source.kept.on_load(load)
+        return self.caches.kept.on_load(load) + self.source.kept.on_load(load)
 
     def tick(self, now: float, why_no_plan: str) -> list[Effect]:
-        effects = self.kept.tick(now)
+        effects = self.caches.kept.tick(now)
         for flow in list(self.flows.values()):
             effects += flow.tick(now)
         effects += self._run(self.source.tick(now, why_no_plan), now)

@@ -119,20 +119,15 @@ class StageWork:
         if opening is None:
             outcome.refusals.append(self._refusal(group, "missing_kv"))
             return
+        adopts = None
         if request not in self.requests:
-            if at.position and self.kept.has(request):
-                known_as = self.kept.take(request)
-                # A plan may come back under its id, and so may its requests.
-                opening = replace(opening, adopts=known_as if known_as != opening.key else None)
-            else:
-                outcome.effects += self.kept.drop(request)
-                outcome.effects += self.kept.make_room()
+            freed, adopts = self.kept.claim(opening.key, at.position)
+            outcome.effects += freed
         is_logged = not self.is_last and (bool(opening.logs) or self.may_log(self.plan))
-        opening = replace(opening, is_logged=is_logged)
-        slot = Slot.opened(opening)
-        slot.refill = at.refill()
-        self.requests[request] = StageRequest(group.attempt, body.sampling, slot)
+        opening = replace(opening, adopts=adopts, is_logged=is_logged)
         outcome.effects.append(opening)
+        slot = Slot.opened(opening, at.refill())
+        self.requests[request] = StageRequest(group.attempt, body.sampling, slot)
         for replay in at.read():
             for units, rows in at.passes(opening.key, replay):
                 self._replay(group, replay.end, units, rows, outcome)

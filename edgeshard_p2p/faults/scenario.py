@@ -21,6 +21,8 @@ from edgeshard_p2p.tables import At, TopologyError, quoted, read_toml, to_table
 
 LOSSES = ("kill", "freeze", "leave", "stop", "partition")
 """After these the others have to do without."""
+PASSING = ("freeze", "partition")
+"""Of these, who may come back as if nothing had been."""
 FAULTS = (*LOSSES, "slow")
 VERBS = (*FAULTS, "thaw", "heal", "restore", "start")
 MOMENTS = ("loading", "recovering")

@@ -13,7 +13,7 @@ from edgeshard_p2p.core.pin import parse_pin
 from edgeshard_p2p.faults import figures as fig
 from edgeshard_p2p.faults.devices import Devices, FaultError
 from edgeshard_p2p.faults.prose import words
-from edgeshard_p2p.faults.scenario import FAULTS, LOSSES, FaultScenario, Step
+from edgeshard_p2p.faults.scenario import FAULTS, LOSSES, PASSING, FaultScenario, Step
 from edgeshard_p2p.faults.watch import Watch
 from edgeshard_p2p.net.client import Client, NoAnswer
 from edgeshard_p2p.wire.client import (
@@ -66,10 +66,8 @@ class Outcome:
 
     def unexpected(self) -> list[str]:
         """What the scenario says otherwise; empty: it went as expected."""
-        expect, found = (
-            self.scenario.expect,
-            [f"{step}: its moment never came" for step in self.missed],
-        )
+        expect = self.scenario.expect
+        found = [f"{step}: its moment never came" for step in self.missed]
         if expect.answer == "whole":
             if self.done is None:
                 found.append(f"the answer ended early: {self.error}")
@@ -206,11 +204,10 @@ class FaultSwarm:
             best = min(best, (abs(off), self.prompt, answer.prompt_tokens))
             if not off:
                 break
-            n_words = (
-                max(1, round(n_words * wish / answer.prompt_tokens))
-                if abs(off) > 3
-                else (max(1, n_words - off))
+            nearer = (
+                n_words - off if abs(off) <= 3 else round(n_words * wish / answer.prompt_tokens)
             )
+            n_words = max(1, nearer)
         return best[1], best[2]
 
     def _undisturbed(self) -> list[int]:
@@ -363,14 +360,15 @@ class FaultSwarm:
     def _wait_until_noticed(self, watch: Watch) -> None:
         """An answer may end before anybody has noticed: with its source, or before it mattered."""
         losses = [fault for fault in watch.observed.faults if fault.do in LOSSES]
-        gone = [f for f in losses if not {*f.who} - (self._frozen | self._cut_off) - self._alive]
-        gone += [f for f in losses if not {*f.who} & self._alive]
-        watch.wait_until(
-            lambda: all(
-                fig.times_of(watch.observed, fault).detected_ms is not None for fault in gone
-            ),
-            CLEAN_TIMEOUT_S,
-        )
+        # Who only was away and is back may never have been missed.
+        is_away = self._frozen | self._cut_off
+        for_good = [f for f in losses if f.do not in PASSING or {*f.who} <= is_away]
+
+        def are_noticed() -> bool:
+            times = [fig.times_of(watch.observed, fault) for fault in for_good]
+            return all(time.detected_ms is not None for time in times)
+
+        watch.wait_until(are_noticed, CLEAN_TIMEOUT_S)
 
     def _left_over(self) -> int:
         """After a while."""

@@ -153,7 +153,7 @@ class RemoteDevices:
         self._slowed.discard(name)
 
     def _pid_file(self, name: str) -> str:
-        return f"/tmp/edgeshard-slow-{self.address(name).port}"
+        return f"$HOME/.edgeshard-slow-{self.address(name).port}"
 
     def partition(self, names: Iterable[str]) -> None:
         for name in names:

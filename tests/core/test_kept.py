@@ -46,10 +46,12 @@ def test_what_is_kept_is_had_until_its_time_is_over() -> None:
 
 def test_whoever_opens_a_slot_takes_that_of_the_first_when_none_is_free() -> None:
     keeper = Keeper(2, slots=3)
-    assert keeper.kept.make_room() == []
+    newcomer = CacheKey(request(3), "stage")
+    assert keeper.kept.claim(newcomer, 0) == ([], None)
     keeper.n_open = 1
-    assert released(keeper.kept.make_room()) == [1]
-    assert keeper.kept.make_room() == []
+    freed, adopts = keeper.kept.claim(newcomer, 0)
+    assert (released(freed), adopts) == ([1], None)
+    assert keeper.kept.claim(newcomer, 0) == ([], None)
 
 
 def test_units_that_are_dropped_take_their_kv_along() -> None:
@@ -78,3 +80,11 @@ def test_later_of_two_replaces_the_earlier() -> None:
     keeper = Keeper(1)
     assert released(keeper.kept.keep(CacheKey(request(1), "stage", "1" * 16), CACHED, 90.0)) == [1]
     assert keeper.kept.next_deadline() == 90.0
+
+
+def test_what_a_request_goes_on_from_keeps_its_name_until_it_is_told_the_new_one() -> None:
+    known_as, key = CacheKey(request(1), "stage"), CacheKey(request(1), "stage", "1" * 16)
+    assert Keeper(1).kept.claim(key, 4) == ([], known_as)
+    assert Keeper(1).kept.claim(known_as, 4) == ([], None)
+    freed, adopts = Keeper(1).kept.claim(key, 0)
+    assert (released(freed), adopts) == ([1], None)

@@ -6,9 +6,10 @@ from msgspec.structs import replace
 
 from edgeshard_p2p.core.effects import MeasureDevice, OpenModel
 from edgeshard_p2p.core.events import DeviceMeasured, ModelOpened
+from edgeshard_p2p.core.gray import Slowness
 from edgeshard_p2p.core.local import LocalDevice
 from edgeshard_p2p.core.records import UnitTimes
-from tests.core.parts import MODEL, WORKLOAD
+from tests.core.parts import MODEL, TIMING, WORKLOAD
 
 TIMES = (UnitTimes(1, 10, 200, 300),)
 
@@ -18,13 +19,13 @@ def measured(dtype: str = "fp32") -> DeviceMeasured:
 
 
 def opened() -> LocalDevice:
-    local = LocalDevice(True, 1000)
+    local = LocalDevice(True, 1000, Slowness(TIMING))
     local.on_opened(ModelOpened(MODEL.digest, MODEL))
     return local
 
 
 def test_model_is_opened_and_then_measured_each_once() -> None:
-    local = LocalDevice(True, 1000)
+    local = LocalDevice(True, 1000, Slowness(TIMING))
     assert local.wants(None, None) == []
     assert local.wants(MODEL, WORKLOAD) == [OpenModel(MODEL.digest)]
     assert local.wants(MODEL, WORKLOAD) == []
@@ -58,7 +59,7 @@ def test_what_else_keeps_it_out_is_said() -> None:
 
 
 def test_missing_files_are_said_and_asked_for_once() -> None:
-    local = LocalDevice(True, 1000)
+    local = LocalDevice(True, 1000, Slowness(TIMING))
     local.wants(MODEL, WORKLOAD)
     local.on_opened(ModelOpened(MODEL.digest, None, "no such model here"))
     assert local.wants(MODEL, WORKLOAD) == []

@@ -351,7 +351,7 @@ def test_what_a_plan_leaves_is_adopted_by_the_next() -> None:
     after = StageWork(next_plan, 0, kept, lambda _: False)
     (adopted,) = after.on_frame(IN, resuming(4)).effects
     assert (adopted.adopts, adopted.key.plan, adopted.position) == (KEY, next_plan.id, 4)
-    assert not kept.has(request(1))
+    assert kept.of(request(1)) == Cached()
 
 
 @pytest.mark.parametrize(("position", "rows", "stop"), [(1, 3, 4), (0, 5, 4), (0, 4, 6), (0, 4, 3)])

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgeshard_p2p.core.messages import Address
+from edgeshard_p2p.faults.local import free_ports
 from edgeshard_p2p.net.client import Client, NoAnswer
 from edgeshard_p2p.net.security import Security, open_security, read_secrets
 from edgeshard_p2p.wire.client import Status, StatusReport
@@ -31,9 +29,7 @@ DEADLINE_S = 100.0
 """For anything that has to happen at all; says nothing about how fast it is."""
 POLL_S = 0.1
 
-# NOTE: below the range from which systems take the ports of outgoing connections: one of those
-# could be in the way by the time a peer binds.
-_PORTS = itertools.count(random.SystemRandom().randrange(12_000, 30_000, 2), 2)
+_PORTS = free_ports()
 
 
 def eventually(question: Callable[[], T], describe: Callable[[], str], wait_s: float = 0) -> T:
@@ -49,15 +45,7 @@ def eventually(question: Callable[[], T], describe: Callable[[], str], wait_s: f
 
 def free_port() -> int:
     """The first of two neighbouring ports that nobody has."""
-    return next(port for port in _PORTS if _is_free(port) and _is_free(port + 1))
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe, suppress(OSError):
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", port))
-        return True
-    return False
+    return next(_PORTS)
 
 
 @dataclass(frozen=True)

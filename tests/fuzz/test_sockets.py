@@ -28,11 +28,9 @@ from edgeshard_p2p.net.transport import FROM_CLIENT, FROM_PEER
 from edgeshard_p2p.wire.client import Done, Run, Status, StatusReport, Text
 from edgeshard_p2p.wire.codec import CONTROL_BYTES_MAX
 from edgeshard_p2p.wire.frames import HEADER_BYTES_MAX, PAYLOAD_BYTES_MAX
-from tests.e2e.conftest import save_tokenizer
 from tests.fuzz import callers
 from tests.fuzz.tally import Tally
-from tests.model.tiny import save_model
-from tests.runtime.living import ask, peer
+from tests.runtime.living import ask, live_apart, peer, whole_model
 from tests.runtime.waiting import until_async
 
 SECRET = open_security("tests", (b"the secret of this swarm",))
@@ -51,15 +49,12 @@ N_UNREADABLE = OFFENCES_MAX + 8
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = save_model(tmp_path_factory.mktemp("model"), "llama")
-    save_tokenizer(path)
-    return path
+    return whole_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGESHARD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    live_apart(tmp_path, monkeypatch)
     monkeypatch.setattr(net_security, "HANDSHAKE_TIMEOUT_MS", HANDSHAKE_MS)
 
 

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from edgeshard_p2p.config import PeerConfig
 from edgeshard_p2p.core import events as ev
 from edgeshard_p2p.core.messages import Address
@@ -17,9 +19,25 @@ from edgeshard_p2p.net.security import Security, open_security
 from edgeshard_p2p.runtime import peer as runtime
 from edgeshard_p2p.runtime.model_host import ModelHost
 from edgeshard_p2p.runtime.state import State
+from tests.e2e.conftest import save_tokenizer
+from tests.model.tiny import save_model
 from tests.runtime.waiting import DEADLINE_S, free_address, until_async
 
 SECURITY = open_security("tests", ())
+
+
+def whole_model(directory: Path) -> Path:
+    """A tiny one that a peer can be given."""
+    path = save_model(directory, "llama")
+    save_tokenizer(path)
+    return path
+
+
+def live_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a cache of one's own.  Peers of one user measure themselves one at a time: not waiting
+    for those of others."""
+    monkeypatch.setenv("EDGESHARD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
 @asynccontextmanager

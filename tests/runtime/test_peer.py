@@ -18,12 +18,8 @@ from edgeshard_p2p.net.transport import FROM_CLIENT
 from edgeshard_p2p.runtime.model_host import ModelHost
 from edgeshard_p2p.wire.client import Done, Run, Set, Status, StatusReport, Text
 from edgeshard_p2p.wire.codec import decode_control, encode_control
-from tests.e2e.conftest import save_tokenizer
-from tests.model.tiny import save_model
 from tests.runtime.endpoint import Endpoint, endpoint
-from tests.runtime.living import SECURITY
-from tests.runtime.living import ask as _ask
-from tests.runtime.living import peer as _peer
+from tests.runtime.living import SECURITY, ask, live_apart, peer, whole_model
 from tests.runtime.waiting import DEADLINE_S, until_async
 
 ME = PeerId("tester", 1)
@@ -44,16 +40,12 @@ class SlowHost(ModelHost):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = save_model(tmp_path_factory.mktemp("model"), "llama")
-    save_tokenizer(path)
-    return path
+    return whole_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGESHARD_CACHE", str(tmp_path / "cache"))
-    # Peers of one user measure themselves one at a time: not waiting for those of others.
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    live_apart(tmp_path, monkeypatch)
 
 
 def _send(a: Endpoint, to: Address, message: Any) -> None:
@@ -73,12 +65,12 @@ def test_probes_and_clients_are_answered_while_a_layer_runs(tmp_path: Path, mode
 
     async def main() -> None:
         host = SlowHost()
-        async with _peer(tmp_path, model, host) as life, endpoint(SECURITY) as a:
+        async with peer(tmp_path, model, host) as life, endpoint(SECURITY) as a:
             to = life.core.membership.me.address
             plan_of = life.core.planning.dispatchable
             await until_async(lambda: plan_of() is not None, "a plan that serves")
-            ask = asyncio.to_thread(_ask, to, Run("hello", True, 3, Sampling()), Done)
-            asked = asyncio.create_task(ask)
+            answer = asyncio.to_thread(ask, to, Run("hello", True, 3, Sampling()), Done)
+            asked = asyncio.create_task(answer)
             await until_async(host.entered.is_set, "a layer that runs")
 
             _send(a, to, _hello(a))
@@ -86,7 +78,7 @@ def test_probes_and_clients_are_answered_while_a_layer_runs(tmp_path: Path, mode
             _send(a, to, Ping(77, ()))
             acks = lambda: [m for m in _heard(a) if isinstance(m, Ack)]  # noqa: E731
             await until_async(acks, "the answer to the probe")
-            (report,) = await asyncio.to_thread(_ask, to, Status(), StatusReport)
+            (report,) = await asyncio.to_thread(ask, to, Status(), StatusReport)
 
             assert not host.release.is_set()
             assert not asked.done()
@@ -109,7 +101,7 @@ def test_whatever_arrives_the_peer_goes_on(tmp_path: Path) -> None:
     edge = b"\x01" * 8
 
     async def main() -> None:
-        async with _peer(tmp_path) as life, endpoint(SECURITY) as a:
+        async with peer(tmp_path) as life, endpoint(SECURITY) as a:
             to = life.core.membership.me.address
             for data in hostile:
                 a.transport.send_control(to, data)
@@ -132,9 +124,9 @@ def test_whatever_arrives_the_peer_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["²", "-1", "9" * 200, "", "4 "])
 def test_a_setting_that_cannot_be_is_refused(value: str, tmp_path: Path) -> None:
     async def main() -> None:
-        async with _peer(tmp_path) as life:
+        async with peer(tmp_path) as life:
             to = life.core.membership.me.address
-            (answer,) = await asyncio.to_thread(_ask, to, Set("batch", value), object)
+            (answer,) = await asyncio.to_thread(ask, to, Set("batch", value), object)
             assert answer.is_usage
             assert "is not a setting of the swarm" in answer.error
             assert not life.driver.ended.done()
@@ -146,7 +138,7 @@ def test_a_peer_of_another_release_is_told_so(tmp_path: Path) -> None:
     """By a raw message of wire version 99, as that release would send it."""
 
     async def main() -> None:
-        async with _peer(tmp_path) as life, endpoint(SECURITY) as a:
+        async with peer(tmp_path) as life, endpoint(SECURITY) as a:
             to = life.core.membership.me.address
             hello = msgspec.structs.replace(_hello(a), wire_min=99, wire_max=99)
             data = msgspec.msgpack.encode((99, SECURITY.swarm_key, ME, hello))
