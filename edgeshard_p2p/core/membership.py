@@ -73,10 +73,11 @@ class Membership:
     # --- questions ------------------------------------------------------------------------
 
     def present(self) -> list[Member]:
-        return [self.members[name] for name in sorted(self.members) if self._present(name)]
+        return [member for _, member in sorted(self.members.items()) if member.state in PRESENT]
 
-    def _present(self, name: str) -> bool:
-        return self.members[name].is_present
+    def revision(self) -> tuple[int | str, ...]:
+        """Changes with everything here that this peer's records or plans depend on."""
+        return (len(self.changes), self.incarnation, *self.silent())
 
     def is_present(self, peer: PeerId) -> bool:
         if peer == self.me.peer:
@@ -99,8 +100,7 @@ class Membership:
         return Update(self.me, self.incarnation, MemberState.ALIVE)
 
     def all_updates(self) -> tuple[Update, ...]:
-        known = [self.members[name].update() for name in sorted(self.members)]
-        return (self.own_update(), *known)
+        return (self.own_update(), *(known.update() for _, known in sorted(self.members.items())))
 
     def next_deadline(self) -> float | None:
         times = [self._next_probe_at] if self._next_probe_at is not None else []

@@ -51,6 +51,7 @@ from edgeshard_p2p.core.view import model_of, promised_us, workload_of
 
 OLDER_BY_MS = 1_000
 """A peer that has been up for so much longer keeps its settings when a newcomer contradicts."""
+ROUTINE = msg.FrameAck | msg.Ping | msg.Ack | msg.PingReq | msg.News | msg.Digest | msg.Delta
 QUIET_GROWTH_MAX = 10
 """A peer that keeps refuting waits at most so many times longer before it is planned."""
 
@@ -113,7 +114,7 @@ class PeerCore:
         self._now = 0.0
         self._has_seeded = False
         self._has_settled = False
-        self._settled_revision = -1
+        self._settled_revision: tuple[int | str, ...] = ()
         self._handlers = self._event_handlers()
         self._message_handlers = self._control_handlers()
 
@@ -171,7 +172,7 @@ class PeerCore:
         """Total: late, doubled, unknown and impossible input is normal input."""
         self._now = now
         effects = self._handlers[type(event)](event, now)
-        revision = self.serving.revision()
+        revision = (self.serving.revision(), self.gossip.revision, *self.membership.revision())
         if _is_routine(event) and revision == self._settled_revision:
             return effects
         self._settled_revision = revision
@@ -393,8 +394,7 @@ class PeerCore:
 
 
 def _is_routine(event: ev.Event) -> bool:
-    """Whether this event belongs to the steady flow of tokens, which by itself changes neither
-    members nor records: bringing them up to date would cost more than the event."""
-    if isinstance(event, ev.MessageReceived):
-        return isinstance(event.message, msg.FrameAck)
-    return isinstance(event, ev.FrameReceived | ev.ForwardDone)
+    """Whether this event belongs to the steady flow of tokens and of gossip, which by itself mostly
+    changes neither members nor records: bringing them up to date would cost more than the event."""
+    is_gossip = isinstance(event, ev.MessageReceived) and isinstance(event.message, ROUTINE)
+    return is_gossip or isinstance(event, ev.FrameReceived | ev.ForwardDone)
