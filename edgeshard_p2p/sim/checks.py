@@ -28,6 +28,8 @@ Liveness, after the faults:
     settles   All who live believe in exactly each other, and one plan serves with nothing else
               rolling; or all know that none can, and why.  It stays so.
     answers   Every source of the plan answers a prompt; every request that was accepted ends.
+    set back  Where nothing is wrong but the network, no request needs a second attempt
+              (``faults.run_busy``).
     lets go   No KV, slot, tensor or pass is held for a request that is over, no unit that is not
               of the plan.
 """
@@ -48,7 +50,7 @@ from edgeshard_p2p.core.membership import MEMBERS_MAX
 from edgeshard_p2p.core.messages import FrameAck, FrameHeader, Identity, MemberState
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.plan import kv_bytes, weight_bytes
-from edgeshard_p2p.core.records import RecordValue
+from edgeshard_p2p.core.records import Record, RecordValue
 from edgeshard_p2p.core.source import REQUESTS_MAX
 from edgeshard_p2p.core.view import model_of, workload_of
 
@@ -71,7 +73,7 @@ refused as often as it is opened would be asked as fast as the network is."""
 
 Belief = tuple[int, int, MemberState]
 """(generation, incarnation, state)"""
-Versions = dict[tuple[PeerId, type[RecordValue]], int]
+Records = dict[tuple[PeerId, type[RecordValue]], Record]
 
 
 class Safety:
@@ -82,8 +84,8 @@ class Safety:
         self._beliefs: dict[tuple[str, int], dict[str, Belief]] = {}
         """What each life of each peer believed last, by name of the member."""
         self._revisions: dict[tuple[str, int], int] = {}
-        self._versions: dict[tuple[str, int], Versions] = {}
-        """Of the records that each life of each peer knew last."""
+        self._records: dict[tuple[str, int], Records] = {}
+        """What each life of each peer knew last."""
         self._was_ready: set[tuple[PeerId, PlanId]] = set()
         """Who has ever called itself ready for which plan."""
         self._spins: dict[str, tuple[float, int]] = {}
@@ -141,26 +143,31 @@ class Safety:
         if self._revisions.get(key) == core.gossip.revision:
             return
         self._revisions[key] = core.gossip.revision
-        before = self._versions.get(key, {})
-        self._versions[key] = now = {
-            (owner, kind): record.version
+        before = self._records.get(key, {})
+        self._records[key] = now = {
+            (owner, kind): record
             for owner, kinds in core.gossip.records.items()
             for kind, record in kinds.items()
         }
-        for (owner_id, kind), version in before.items():
-            is_kept = now.get((owner_id, kind), version) >= version
+        for (owner_id, kind), record in before.items():
+            is_kept = now.get((owner_id, kind), record).version >= record.version
             assert is_kept, f"{core.me} went back on {kind.__name__} of {owner_id}"
-        for owner_id, kinds in core.gossip.records.items():
-            member = core.membership.members.get(owner_id.name)
-            owner = self._owner(member.identity) if member and member.peer == owner_id else None
-            if owner is None or self._is_relived(owner_id):
-                continue
-            own = owner.gossip.records.get(owner_id, {})
-            for kind, record in kinds.items():
-                known = own.get(kind)
-                newest = known.version if known is not None else 0
-                is_copy = record.version < newest or record == known
-                assert is_copy, f"{core.me} has {record}, its owner {known}"
+        for (owner_id, kind), record in now.items():
+            # A copy that was right stays right: its owner makes newer ones only.
+            if before.get((owner_id, kind)) is not record:
+                self._check_copy(core, owner_id, kind, record)
+
+    def _check_copy(
+        self, core: PeerCore, owner_id: PeerId, kind: type[RecordValue], record: Record
+    ) -> None:
+        member = core.membership.members.get(owner_id.name)
+        owner = self._owner(member.identity) if member and member.peer == owner_id else None
+        if owner is None or self._is_relived(owner_id):
+            return
+        known = owner.gossip.records.get(owner_id, {}).get(kind)
+        newest = known.version if known is not None else 0
+        is_copy = record.version < newest or record == known
+        assert is_copy, f"{core.me} has {record}, its owner {known}"
 
     # --- the data plane -----------------------------------------------------------------------
 
@@ -275,7 +282,7 @@ def is_settled(swarm: Simulator) -> bool:
     """One plan serves; or everyone knows that none can, and why."""
     if not swarm.lives():
         return True
-    return _is_one_swarm(swarm) and (_serves_one_plan(swarm) or _is_known_hopeless(swarm))
+    return (_serves_one_plan(swarm) or _is_known_hopeless(swarm)) and _is_one_swarm(swarm)
 
 
 def _is_one_swarm(swarm: Simulator) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from edgeshard_p2p.core import entry
-from edgeshard_p2p.sim.faults import Trial, run_busy, run_seed
+from edgeshard_p2p.sim.faults import Trial, run_busy, run_few, run_seed
 
 BLOCK = 10
 """Seeds of one test: enough that collecting is cheap, few enough that workers share them."""
@@ -27,24 +27,31 @@ def _run(trial: Callable[[int], Trial], seeds: range) -> None:
             raise AssertionError(f"{trial.__name__}({seed}): {error}") from error
 
 
-@pytest.mark.parametrize("seeds", _blocks(0, 150, BLOCK), ids=str)
+@pytest.mark.parametrize("seeds", _blocks(0, 500, BLOCK), ids=str)
 def test_swarm_survives_its_faults(seeds: range) -> None:
     _run(run_seed, seeds)
 
 
-@pytest.mark.parametrize("seeds", _blocks(0, 40, BLOCK), ids=str)
+@pytest.mark.parametrize("seeds", _blocks(0, 20, BLOCK), ids=str)
+def test_few_survive_their_faults(seeds: range) -> None:
+    _run(run_few, seeds)
+
+
+@pytest.mark.parametrize("seeds", _blocks(0, 24, BLOCK // 2), ids=str)
 def test_traffic_survives_a_bad_network(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entry, "CHUNK_ROWS", CHUNK_ROWS)
     _run(run_busy, seeds)
 
 
 @pytest.mark.campaign
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seeds", _blocks(1_000_000, 20_000, 10 * BLOCK), ids=str)
 def test_swarm_survives_its_faults_for_long(seeds: range) -> None:
     _run(run_seed, seeds)
 
 
 @pytest.mark.campaign
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seeds", _blocks(1_000_000, 4_000, 5 * BLOCK), ids=str)
 def test_traffic_survives_a_bad_network_for_long(
     seeds: range, monkeypatch: pytest.MonkeyPatch

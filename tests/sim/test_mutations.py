@@ -29,7 +29,7 @@ from edgeshard_p2p.core.source import SourceWork
 from edgeshard_p2p.core.stage import StageWork
 from edgeshard_p2p.sim.faults import run_busy, run_seed
 
-SEEDS = range(60)
+SEEDS = range(100)
 """A mutation that survives all of these is one that the simulator does not see."""
 
 Patch = pytest.MonkeyPatch
@@ -266,12 +266,12 @@ def stale_attempt_counts_for_the_present_one(patch: Patch) -> None:
     patch.setattr(SourceWork, "_running", mutant)
 
 
-def grant_for_a_stale_attempt_is_taken(patch: Patch) -> None:
-    patch.setattr(
-        Request,
-        "asks_for",
-        lambda self, plan, attempt: self.phase is Phase.ASKING and self.plan_id == plan,
-    )
+def _run_disturbed(seed: int) -> None:
+    _run_busy_in_small_chunks(2 * seed)
+
+
+def _run_sound(seed: int) -> None:
+    _run_busy_in_small_chunks(2 * seed + 1)
 
 
 def _run_busy_in_small_chunks(seed: int) -> None:
@@ -299,21 +299,37 @@ COMING_AND_GOING: dict[Mutation, str] = {
 }
 """By the words in which the simulator complains."""
 
-TRAFFIC: dict[Mutation, str] = {
+DISTURBED: dict[Mutation, str] = {
     stale_attempt_counts_for_the_present_one: "of an earlier attempt",
-    grant_for_a_stale_attempt_is_taken: "of an earlier attempt",
     stage_takes_rows_at_any_position: "cached, not",
     source_takes_any_token_of_its_request: "not \\[|goes on after its end",
-    edge_accepts_duplicates: "is overrun",
-    acks_are_dropped: "finish_reason='error'",
-    ack_confirms_one_frame_too_many: "finish_reason='error'",
-    sender_takes_no_heed_of_credit: "overrun",
     admission_grants_one_slot_too_many: "slots are granted",
 }
+"""What traffic among failing passes shows."""
+
+SOUND: dict[Mutation, str] = {
+    edge_accepts_duplicates: "is overrun",
+    edge_accepts_frames_that_overtook: "set back",
+    acks_are_dropped: "finish_reason='error'|without an end|set back",
+    ack_confirms_one_frame_too_many: "finish_reason='error'|without an end|set back",
+    sender_takes_no_heed_of_credit: "overrun",
+}
+"""What traffic over a bad network shows, where nothing else goes wrong."""
 
 
-def _complains(run: Callable[[int], object], words: str) -> bool:
-    for seed in SEEDS:
+SEEN_AT = {
+    anyone_comes_back_without_a_word_of_its_own: 3,
+    ties_are_broken_by_the_order_of_hearing: 4,
+    request_starts_before_all_are_ready: 11,
+    plan_outlives_its_peers: 14,
+    parked_request_forgets_its_tokens: 16,
+    source_takes_any_token_of_its_request: 8,
+}
+"""Of mutations that few seeds see, one that did: tried first, it saves the way to it."""
+
+
+def _complains(mutation: Mutation, run: Callable[[int], object], words: str) -> bool:
+    for seed in sorted(SEEDS, key=lambda seed: seed != SEEN_AT.get(mutation)):
         try:
             run(seed)
         except AssertionError as error:
@@ -331,10 +347,16 @@ def _names(table: dict[Mutation, str]) -> list[str]:
 )
 def test_faults_notice(mutation: Mutation, words: str, monkeypatch: Patch) -> None:
     mutation(monkeypatch)
-    assert _complains(run_seed, words)
+    assert _complains(mutation, run_seed, words)
 
 
-@pytest.mark.parametrize(("mutation", "words"), TRAFFIC.items(), ids=_names(TRAFFIC))
-def test_traffic_notices(mutation: Mutation, words: str, monkeypatch: Patch) -> None:
+@pytest.mark.parametrize(("mutation", "words"), DISTURBED.items(), ids=_names(DISTURBED))
+def test_disturbed_traffic_notices(mutation: Mutation, words: str, monkeypatch: Patch) -> None:
     mutation(monkeypatch)
-    assert _complains(_run_busy_in_small_chunks, words)
+    assert _complains(mutation, _run_disturbed, words)
+
+
+@pytest.mark.parametrize(("mutation", "words"), SOUND.items(), ids=_names(SOUND))
+def test_sound_traffic_notices(mutation: Mutation, words: str, monkeypatch: Patch) -> None:
+    mutation(monkeypatch)
+    assert _complains(mutation, _run_sound, words)

@@ -8,6 +8,7 @@ from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.messages import MemberState
 from edgeshard_p2p.core.records import Failure, FailuresRecord
 from edgeshard_p2p.sim.compute import small_model
+from edgeshard_p2p.sim.network import Pace
 from edgeshard_p2p.sim.request import SimRequest
 from edgeshard_p2p.sim.simulator import Simulator
 from tests.sim.swarms import (
@@ -198,6 +199,23 @@ def test_crash_that_ends_no_connection_is_found_by_probing() -> None:
     swarm.run(swarm.now + 0.1)
     assert belief(swarm, "a", "c") is MemberState.ALIVE
     assert swarm.run_until(lambda: belief(swarm, "a", "c") is MemberState.DEAD, 10.0)
+
+
+def test_slow_link_is_measured_as_one() -> None:
+    swarm = Simulator(7)
+    for name in "ab":
+        swarm.add(name, EVERYTHING)
+    swarm.network.slow_down("a", "b", Pace(delay_s=0.1, bytes_per_s=2e5))
+    swarm.start("a")
+    swarm.start("b", join=("a",))
+    settle(swarm)
+    (there,), (back,) = (core(swarm, name).links.figures() for name in "ab")
+    # Half of a round trip, of which one way is slow; the payload goes that way from a only.
+    assert 50_000 <= there.delay_us < 53_000
+    assert 50_000 <= back.delay_us < 53_000
+    assert there.bytes_per_s < 2.1e5 < back.bytes_per_s
+    swarm.network.calm()
+    assert swarm.network.slow == {}
 
 
 def test_firewall_that_rejects_one_peer_makes_nobody_suspect() -> None:
