@@ -29,7 +29,7 @@ from edgeshard_p2p.core.source import SourceWork
 from edgeshard_p2p.core.stage import StageWork
 from edgeshard_p2p.sim.faults import run_busy, run_seed
 
-SEEDS = range(100)
+SEEDS = range(120)
 """A mutation that survives all of these is one that the simulator does not see."""
 
 Patch = pytest.MonkeyPatch
@@ -266,6 +266,14 @@ def stale_attempt_counts_for_the_present_one(patch: Patch) -> None:
     patch.setattr(SourceWork, "_running", mutant)
 
 
+def grant_for_a_stale_attempt_is_taken(patch: Patch) -> None:
+    patch.setattr(
+        Request,
+        "asks_for",
+        lambda self, plan, attempt: self.phase is Phase.ASKING and self.plan_id == plan,
+    )
+
+
 def _run_disturbed(seed: int) -> None:
     _run_busy_in_small_chunks(2 * seed)
 
@@ -303,6 +311,7 @@ DISTURBED: dict[Mutation, str] = {
     stale_attempt_counts_for_the_present_one: "of an earlier attempt",
     stage_takes_rows_at_any_position: "cached, not",
     source_takes_any_token_of_its_request: "not \\[|goes on after its end",
+    grant_for_a_stale_attempt_is_taken: "of an earlier attempt",
     admission_grants_one_slot_too_many: "slots are granted",
 }
 """What traffic among failing passes shows."""
@@ -324,6 +333,7 @@ SEEN_AT = {
     plan_outlives_its_peers: 14,
     parked_request_forgets_its_tokens: 16,
     source_takes_any_token_of_its_request: 8,
+    grant_for_a_stale_attempt_is_taken: 117,
 }
 """Of mutations that few seeds see, one that did: tried first, it saves the way to it."""
 
