@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from msgspec import Struct
@@ -88,6 +89,7 @@ class Pipeline:
             leave=np.where(self.leave <= limit, given.leave, UNREACHABLE),
         )
 
+    @cached_property
     def limits(self) -> Costs:
         """All that anything could be occupied for, in order."""
         width = len(self.entry)
@@ -104,19 +106,22 @@ def limits_kept(
 ) -> list[int]:
     """The limits on the busiest resource that some chain keeps, the smallest first, up to
     ``below``; as far as ``is_feasible`` finds the chains."""
-    found = pipeline.limits()
-    limits: list[int] = (found if below is None else found[found < below]).tolist()
+    found = pipeline.limits
+    limits = found if below is None else found[found < below]
 
     def can_be_kept(limit: int) -> bool:
         return is_feasible(pipeline.within(limit))
 
-    if not limits or not can_be_kept(limits[-1]):
+    if not len(limits) or not can_be_kept(limits[-1]):
         return []
-    return limits[bisect_left(limits, True, hi=len(limits) - 1, key=can_be_kept) :]
+    kept: list[int] = limits[
+        bisect_left(limits, True, hi=len(limits) - 1, key=can_be_kept) :
+    ].tolist()
+    return kept
 
 
 def least_busy(pipeline: Pipeline, sizes: Sequence[int]) -> int:
     """Proved: the busiest resource of no chain is less busy, with so many devices of each kind."""
-    limits = pipeline.limits().tolist()
+    limits = pipeline.limits
     at = bisect_left(limits, True, key=lambda limit: is_within_reach(pipeline.within(limit), sizes))
     return int(limits[min(at, len(limits) - 1)])

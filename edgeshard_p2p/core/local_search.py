@@ -24,10 +24,12 @@ from edgeshard_p2p.core.latency_dp import (
 RUNS_AT_ONCE = 8
 OTHERS_AT_ONCE = 3
 """Of larger pieces and other mixtures none did better for its time (``scripts/bench plan``)."""
-PASSES_MAX = 12
+PIECES_MAX = 40
 BUILDS = 3
 BUILD_STEPS_MAX = 100
 """Devices that are tried for each."""
+TRIES_MAX = 12
+"""Sets of devices that chains are built from; the last is of all."""
 
 
 def built(problem: Problem, n_builds: int = BUILDS) -> Placement | None:
@@ -41,7 +43,8 @@ def built(problem: Problem, n_builds: int = BUILDS) -> Placement | None:
     by_length = np.argsort(-lengths, kind="stable")
     builder, found = _Builder(problem), list[Placement]()
     n_least = int(np.searchsorted(np.cumsum(lengths[by_length]), fewest_units(problem))) + 1
-    for n_taken in range(n_least, n_devices + 1):
+    tries = range(n_least, n_devices + 1)
+    for n_taken in sorted({*tries[: TRIES_MAX - 1], *tries[-1:]}):
         taken = sorted(by_length[:n_taken].tolist())
         if (placement := builder.chain(taken)) is not None:
             found.append(placement)
@@ -97,26 +100,30 @@ class _Builder:
         return None
 
 
-def improved(problem: Problem, placement: Placement) -> Placement:
+def improved(problem: Problem, placement: Placement, n_pieces: int = PIECES_MAX) -> Placement:
+    """Pass after pass, until none finds anything or so many pieces were placed anew."""
     by_speed = np.argsort(problem.units[:, -1], kind="stable").tolist()
-    n_in_vain = 0
-    for number in range(PASSES_MAX):
+    number = n_in_vain = 0
+    while n_pieces > 0:
         used = {device for device, _ in placement.runs}
         free = [device for device in by_speed if device not in used]
         begin = number * OTHERS_AT_ONCE
         others = {free[(begin + k) % len(free)] for k in range(min(len(free), OTHERS_AT_ONCE))}
-        better = _pass(problem, placement, others)
+        better, n_placed = _pass(problem, placement, others, n_pieces)
         n_in_vain = n_in_vain + 1 if better.cost == placement.cost else 0
-        placement = better
+        placement, n_pieces, number = better, n_pieces - n_placed, number + 1
         if n_in_vain * OTHERS_AT_ONCE >= len(free):
             break
     return placement
 
 
-def _pass(problem: Problem, placement: Placement, others: set[int]) -> Placement:
-    """Every piece once, from the front; neighbouring ones overlap by half."""
-    begin = 0
-    while begin == 0 or begin + RUNS_AT_ONCE // 2 < len(placement.runs):
+def _pass(
+    problem: Problem, placement: Placement, others: set[int], n_pieces: int
+) -> tuple[Placement, int]:
+    """Every piece once, from the front, and how many those were, at most ``n_pieces``;
+    neighbouring ones overlap by half."""
+    begin = n_placed = 0
+    while n_placed < n_pieces and (not begin or begin + RUNS_AT_ONCE // 2 < len(placement.runs)):
         runs = placement.runs
         end = min(begin + RUNS_AT_ONCE, len(runs))
         elsewhere = {device for device, _ in (*runs[:begin], *runs[end:])}
@@ -129,7 +136,8 @@ def _pass(problem: Problem, placement: Placement, others: set[int]) -> Placement
         entry_end = placement.entry_end if begin else found.entry_end
         placement = problem.placed(entry_end, [*runs[:begin], *anew, *runs[end:]])
         begin += (RUNS_AT_ONCE + 1) // 2
-    return placement
+        n_placed += 1
+    return placement, n_placed
 
 
 @cache

@@ -19,7 +19,7 @@ from edgeshard_p2p.core.ids import Count, Name, PeerId, PlanId, UnitRange
 from edgeshard_p2p.core.model_spec import DtypeName, ModelSpec, weight_bytes_of
 from edgeshard_p2p.core.pin import Pin
 
-PLANNER_VERSION = 4
+PLANNER_VERSION = 5
 
 FRAME_OVERHEAD_BYTES = 128
 """What a frame adds to its tensor on the wire, at most, for one row."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeshard_p2p.core.kinds import Kinds, States, n_states
 from edgeshard_p2p.core.latency_dp import Placement, Problem, cheapest, is_feasible
-from edgeshard_p2p.core.local_search import built, improved
+from edgeshard_p2p.core.local_search import PIECES_MAX, built, improved
 from edgeshard_p2p.core.relaxation import STEPS_MAX, lower_bound
 
 CANDIDATES_MAX = 12
@@ -52,8 +52,8 @@ class LocalSearch:
         """In milliseconds; ``refined`` takes a second, and pays."""
         return built(problem)
 
-    def refined(self, problem: Problem, found: Placement) -> Placement:
-        return improved(problem, found)
+    def refined(self, problem: Problem, found: Placement, n_pieces: int = PIECES_MAX) -> Placement:
+        return improved(problem, found, n_pieces)
 
     def least_cost(self, problem: Problem, known: int, n_steps: int = STEPS_MAX) -> int:
         """Proved up to ``known``; the nearer to the least, the more steps it may take."""

@@ -21,8 +21,9 @@ from edgeshard_p2p.core.layout import latency_us
 from edgeshard_p2p.core.pool import Pool, busy_of, chain_of, cost_of, dearest_load, fit_of, in_us
 from edgeshard_p2p.core.solvers import LocalSearch, Solver
 
-REFINEMENTS = 2
-"""Limits under which a local search looks for a better plan than the best of all sizes."""
+REFINEMENTS, PIECES = 2, 10
+"""Limits under which a local search looks for a better plan than the best of all sizes; and pieces
+that it places anew, for each."""
 PROBE_STEPS, PROBES = 64, 2
 """Of the relaxation, for each time that is tried; and how many are, beside one for each size."""
 
@@ -186,7 +187,7 @@ class _Size:
             within = self._pipeline.within(self._limit(limit_us))
             if (first := solver.first(within)) is None:
                 break
-            found = self._answered(solver.refined(within, first))
+            found = self._answered(solver.refined(within, first, PIECES))
             best = min(best, replace(found, reason=answer.reason), key=iteration_us)
         return best
 
