@@ -10,6 +10,7 @@ from edgeshard_p2p.cli.fetch import fetch, secret
 from edgeshard_p2p.cli.peer import peer
 from edgeshard_p2p.cli.plan import plan
 from edgeshard_p2p.cli.run import run
+from edgeshard_p2p.cli.selftest import selftest
 from edgeshard_p2p.cli.simulate import simulate
 from edgeshard_p2p.cli.status import set_setting, status
 
@@ -23,5 +24,5 @@ def main() -> None:
     """
 
 
-for command in (peer, run, status, set_setting, plan, simulate, fault, fetch, secret):
+for command in (peer, run, status, set_setting, plan, simulate, selftest, fault, fetch, secret):
     main.add_command(command)

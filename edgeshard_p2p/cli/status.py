@@ -26,9 +26,22 @@ def status(peer_address: str, swarm: str, secret_file: Path | None, as_json: boo
 
 @click.command("set")
 @click.argument("assignment", metavar="KEY=VALUE")
+@click.option(
+    "--for",
+    "for_s",
+    type=click.IntRange(1, 86_400),
+    default=None,
+    metavar="SECONDS",
+    help="Of a pin: it lifts itself after so long.",
+)
 @peer_options
 def set_setting(
-    assignment: str, peer_address: str, swarm: str, secret_file: Path | None, as_json: bool
+    assignment: str,
+    for_s: int | None,
+    peer_address: str,
+    swarm: str,
+    secret_file: Path | None,
+    as_json: bool,
 ) -> None:
     """Set a setting of the whole swarm, for instance batch=8.
 
@@ -40,7 +53,7 @@ def set_setting(
     key, equals, value = assignment.partition("=")
     if not equals:
         fail(f"{assignment!r} is not KEY=VALUE", USAGE, as_json)
-    ask(Set(key, value), Okay, peer_address, swarm, secret_file, as_json)
+    ask(Set(key, value, for_s or 0), Okay, peer_address, swarm, secret_file, as_json)
     print(json.dumps({key: value}) if as_json else f"{key} = {value}")
 
 

@@ -150,6 +150,8 @@ class SettingAsked:
     key: str
     value: ModelSpec | str | int
     is_default: bool = False
+    for_s: int = 0
+    """After so long it is lifted again; 0: it stays."""
 
 
 @dataclass(frozen=True, slots=True)

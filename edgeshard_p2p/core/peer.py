@@ -40,14 +40,14 @@ from edgeshard_p2p.core.records import (
     HeldRecord,
     LinkFigures,
     LinksRecord,
-    Setting,
 )
 from edgeshard_p2p.core.replan import Replan
 from edgeshard_p2p.core.rollout import Rollout
-from edgeshard_p2p.core.settings import EXPLICIT_CONFLICTS, SettingValue, describe, is_same
+from edgeshard_p2p.core.settings import SettingValue
 from edgeshard_p2p.core.source import REQUESTS_MAX
 from edgeshard_p2p.core.timing import Timing
 from edgeshard_p2p.core.view import model_of, promised_us, workload_of
+from edgeshard_p2p.core.wishes import Wishes
 
 OLDER_BY_MS = 1_000
 """A peer that has been up for so much longer keeps its settings when a newcomer contradicts."""
@@ -85,6 +85,7 @@ class PeerCore:
         self.membership = Membership(me, timing, rng)
         self.join = Join(timing)
         self.gossip = Gossip(me.peer, rng, timing.gossip_period_s)
+        self.wishes = Wishes(self.gossip, self.membership, timing.seed_delay_s, config.wishes)
         self.links = LinkProber(timing, {link.to: link for link in config.known_links})
         log_bytes = config.budget_bytes // LOG_SHARE
         planned_bytes = config.budget_bytes - log_bytes
@@ -112,7 +113,6 @@ class PeerCore:
         self.is_stopping = False
         self._started_at = 0.0
         self._now = 0.0
-        self._has_seeded = False
         self._has_settled = False
         self._settled_revision: tuple[int | str, ...] = ()
         self._handlers = self._event_handlers()
@@ -137,7 +137,7 @@ class PeerCore:
             ev.ForwardFailed: self.serving.on_failed,
             ev.PromptSubmitted: self._on_prompt,
             ev.RequestCancelled: self._on_cancelled,
-            ev.SettingAsked: lambda event, _: self._set(event.key, event.value, event.is_default),
+            ev.SettingAsked: self.wishes.on_asked,
             ev.StopAsked: self._on_stop,
         }
 
@@ -185,10 +185,9 @@ class PeerCore:
             self.gossip.next_deadline(),
             self.links.next_deadline(),
             self.local.slowness.next_deadline(),
+            self.wishes.next_deadline(),
             *self.planning.next_deadlines(),
         ]
-        if not self._has_seeded:
-            times.append(self._started_at + self.timing.seed_delay_s)
         if self._now < self._quiet_from():
             times.append(self._quiet_from())
         return min((time for time in times if time is not None), default=None)
@@ -200,14 +199,12 @@ class PeerCore:
         effects += self.links.tick(self.membership.members, now)
         effects += self.local.slowness.tick(now)
         effects += self.serving.tick(now, self.planning.why_waiting())
-        if now >= self._started_at + self.timing.seed_delay_s:
-            effects += self._seed()
-        return effects
+        return effects + self.wishes.tick(now)
 
     # --- coming in ------------------------------------------------------------------------
 
     def _on_started(self, _: ev.Started, now: float) -> list[Effect]:
-        self._started_at = self.join.started_at = now
+        self._started_at = self.join.started_at = self.wishes.started_at = now
         for address in self.config.join:
             self.join.add(address, now, is_join=True)
         return self._tick(now)
@@ -237,38 +234,13 @@ class PeerCore:
             if welcome.uptime_ms > uptime_ms + OLDER_BY_MS:
                 self.gossip.forget_own_settings()
             for setting in welcome.settings:
-                conflict = self._conflict(setting, sender)
+                conflict = self.wishes.conflict(setting, sender)
                 if conflict:
                     return [Stop(2, conflict)]
         for setting in welcome.settings:
             self.gossip.take_setting(setting)
         effects = self.join.on_welcome(welcome, self.membership, now)
-        return effects + self._seed()
-
-    def _conflict(self, setting: Setting, sender: PeerId) -> str:
-        """Why this peer's own flag keeps it out of the swarm at ``sender``; empty: it does not."""
-        wish = self.config.wishes.get(setting.key)
-        if setting.key not in EXPLICIT_CONFLICTS or wish is None or is_same(wish, setting.value):
-            return ""
-        mine = self.gossip.settings.get(setting.key)
-        if mine is not None and (mine.counter, mine.by) > (setting.counter, setting.by):
-            return ""  # The other side yields: its seed is the one that loses.
-        return (
-            f"the swarm at {sender} runs {setting.key} {describe(setting.value)}, this peer was "
-            f"given {describe(wish)}; leave --{setting.key} out to take the swarm's"
-        )
-
-    def _seed(self) -> list[Effect]:
-        """Set what nobody has set, from this peer's own flags; once."""
-        if self._has_seeded:
-            return []
-        self._has_seeded = True
-        unset = [key for key in sorted(self.config.wishes) if key not in self.gossip.settings]
-        return [e for key in unset for e in self._set(key, self.config.wishes[key])]
-
-    def _set(self, key: str, value: SettingValue, is_default: bool = False) -> list[Effect]:
-        text = f"setting {key} = {describe(value)}"
-        return [Log(text), *self.gossip.set(key, value, self.membership, is_default)]
+        return effects + self.wishes.seed()
 
     def _on_delta(self, _: PeerId, delta: msg.Delta, now: float) -> list[Effect]:
         self.gossip.on_delta(delta, self.membership)

@@ -34,6 +34,12 @@ class Pin(Struct, frozen=True, array_like=True):
     entry_end: Count
     stages: tuple[PinnedStage, ...]
 
+    def __str__(self) -> str:
+        """What ``parse_pin`` reads."""
+        parts = [f"{'+'.join(self.sources)}:0-{self.entry_end}"]
+        parts += [f"{s.name}:{s.units.start}-{s.units.end}" for s in self.stages]
+        return ",".join(parts)
+
     def names(self) -> tuple[Name, ...]:
         return tuple(sorted({*self.sources, *(stage.name for stage in self.stages)}))
 

@@ -12,6 +12,9 @@ SettingValue = ModelSpec | str | int
 EXPLICIT_CONFLICTS = ("model", "dtype", "numerics")
 """A newcomer whose flag contradicts the swarm in one of these does not join."""
 
+LIFTED: dict[str, SettingValue] = {"pin": ""}
+"""What may be set for a time, and how it is lifted."""
+
 
 def _one_of(*choices: str) -> Callable[[SettingValue], bool]:
     return lambda value: value in choices

@@ -11,11 +11,11 @@ from typing import Any
 
 from edgeshard_p2p.core.pin import parse_pin
 from edgeshard_p2p.faults import figures as fig
+from edgeshard_p2p.faults.asking import ask
 from edgeshard_p2p.faults.devices import Devices, FaultError
 from edgeshard_p2p.faults.prose import words
 from edgeshard_p2p.faults.scenario import FAULTS, LOSSES, PASSING, FaultScenario, Step
 from edgeshard_p2p.faults.watch import Watch
-from edgeshard_p2p.net.client import Client, NoAnswer
 from edgeshard_p2p.wire.client import (
     ClientAnswer,
     ClientRequest,
@@ -27,7 +27,6 @@ from edgeshard_p2p.wire.client import (
     Status,
     StatusReport,
 )
-from edgeshard_p2p.wire.errors import WireError
 
 READY_TIMEOUT_S = 180.0
 STEP_TIMEOUT_S = 60.0
@@ -99,15 +98,10 @@ class FaultSwarm:
 
     def ask(self, name: str, request: ClientRequest, wait_s: float) -> ClientAnswer | None:
         """The last word of the conversation; None: there is none."""
-        with suppress(NoAnswer, WireError):
-            return self._devices.reach(name, lambda: self._talk(name, request, wait_s))
-        return None
-
-    def _talk(self, name: str, request: ClientRequest, wait_s: float) -> ClientAnswer:
-        last = Done | Failed | StatusReport | Okay
-        with Client(self._devices.address(name), self._devices.security) as client:
-            client.send(request)
-            return next(a for a in client.answers(wait_s) if isinstance(a, last))
+        devices = self._devices
+        return devices.reach(
+            name, lambda: ask(devices.address(name), devices.security, request, wait_s)
+        )
 
     def report(self, name: str) -> dict[str, Any]:
         """Empty without an answer."""

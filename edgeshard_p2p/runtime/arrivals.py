@@ -38,9 +38,13 @@ class Arrivals:
     answer: Callable[[bytes, ClientAnswer], object]
     refused: Counter[str] = field(default_factory=Counter)
     """What arrived and was dropped, by kind."""
+    is_deaf: bool = False
+    """Whatever arrives is dropped unread."""
 
     def on_peer(self, data: Buffer) -> bool:
         """False for what cannot be read."""
+        if self.is_deaf:
+            return True
         for swarm_key in self.swarm_keys:
             try:
                 sender, message = decode_control(swarm_key, data)
@@ -55,6 +59,8 @@ class Arrivals:
         return True
 
     def on_frame(self, parts: Sequence[Buffer]) -> None:
+        if self.is_deaf:
+            return
         try:
             header, payload, body = decode_frame(parts)
         except WireError as error:
@@ -69,6 +75,8 @@ class Arrivals:
 
     def on_client(self, identity: bytes, data: Buffer) -> bool:
         """False for what cannot be read; either way the client is told."""
+        if self.is_deaf:
+            return True
         try:
             swarm_key, request = decode_request(data)
         except WireError as error:

@@ -15,7 +15,7 @@ from edgeshard_p2p.core import events as ev
 from edgeshard_p2p.core.ids import RequestId
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.report import report
-from edgeshard_p2p.core.settings import is_valid
+from edgeshard_p2p.core.settings import LIFTED, is_valid
 from edgeshard_p2p.core.view import View, model_of
 from edgeshard_p2p.model.errors import ModelError
 from edgeshard_p2p.model.text import StreamDecoder, Tokenizer
@@ -41,11 +41,13 @@ class Clients:
         transport: Transport,
         post: Callable[[ev.Event], None],
         counters: Callable[[], dict[str, dict[str, int]]],
+        stand_still: Callable[[float], None],
     ) -> None:
         self._core = core
         self._transport = transport
         self._post = post
         self._counters = counters
+        self._stand_still = stand_still
         self.tokenizer: Tokenizer | None = None
         """Of the model that is open; None until there is one."""
         self._pending: dict[str, bytes] = {}
@@ -64,6 +66,9 @@ class Clients:
             self.answer(identity, wire.StatusReport(report(self._core) | self._counters()))
         elif isinstance(request, wire.View):
             self.answer(identity, self._swarm_view())
+        elif isinstance(request, wire.StandStill):
+            self.answer(identity, wire.Okay())
+            self._stand_still(request.for_s)
         else:
             self._set(identity, request)
 
@@ -120,7 +125,11 @@ class Clients:
             error = f"{request.key}={request.value} is not a setting of the swarm"
             self.answer(identity, wire.Failed(error, is_usage=True))
             return
-        self._post(ev.SettingAsked(request.key, value))
+        if request.for_s and request.key not in LIFTED:
+            error = f"{request.key} cannot be set for a time only; {', '.join(LIFTED)} can"
+            self.answer(identity, wire.Failed(error, is_usage=True))
+            return
+        self._post(ev.SettingAsked(request.key, value, for_s=request.for_s))
         self.answer(identity, wire.Okay())
 
     # --- effects --------------------------------------------------------------------------

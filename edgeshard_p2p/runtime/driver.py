@@ -77,7 +77,7 @@ class Driver:
     ) -> None:
         self.core = core
         self.ended: asyncio.Future[fx.Stop] = asyncio.get_running_loop().create_future()
-        self.clients = Clients(core, transport, self.post, self._counters)
+        self.clients = Clients(core, transport, self.post, self._counters, self._stand_still)
         self.arrivals = Arrivals(
             core.me,
             swarm_keys,
@@ -180,6 +180,8 @@ class Driver:
         self._events.append(event)
         if self._is_handling or self.ended.done():
             return
+        if self.arrivals.is_deaf and not isinstance(event, ev.StopAsked):
+            return
         self._is_handling = True
         try:
             while self._events:
@@ -189,6 +191,18 @@ class Driver:
             self._is_handling = False
         if self._pause is None:
             self._pause = self._loop.call_later(PAUSE_S, self._after_pause)
+
+    def _stand_still(self, for_s: float) -> None:
+        """As a device that froze: what arrives is lost, what is done in here waits."""
+        if self.arrivals.is_deaf:
+            return
+        log.warning("standing still for %.0f s, as asked by a client", for_s)
+        self.arrivals.is_deaf = True
+        self._loop.call_later(for_s, self._go_on)
+
+    def _go_on(self) -> None:
+        self.arrivals.is_deaf = False
+        self._loop.call_later(READS_S, self.post, ev.DeadlineReached())
 
     def _after_pause(self) -> None:
         self._pause = None

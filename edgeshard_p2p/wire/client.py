@@ -18,6 +18,8 @@ from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.wire.errors import UNREADABLE, WireError
 
 PROMPT_CHARS_MAX = 400_000
+SET_FOR_MAX_S = 86_400
+STAND_STILL_MAX_S = 30.0
 
 
 class Run(Struct, frozen=True, tag="run"):
@@ -38,13 +40,21 @@ class Status(Struct, frozen=True, tag="status"):
 class Set(Struct, frozen=True, tag="set"):
     key: Annotated[str, Meta(max_length=40)]
     value: Annotated[str, Meta(max_length=PIN_CHARS_MAX)]
+    for_s: Annotated[int, Meta(ge=0, le=SET_FOR_MAX_S)] = 0
+    """Lifted after so long by the peer that is asked; 0: it stays."""
 
 
 class View(Struct, frozen=True, tag="view"):
     """What does the swarm plan with?"""
 
 
-ClientRequest = Run | Cancel | Status | Set | View
+class StandStill(Struct, frozen=True, tag="stand_still"):
+    """Hear nothing, say nothing and do nothing for so long, as a frozen device would."""
+
+    for_s: Annotated[float, Meta(ge=0.1, le=STAND_STILL_MAX_S)]
+
+
+ClientRequest = Run | Cancel | Status | Set | View | StandStill
 
 
 class Started(Struct, frozen=True, tag="started"):

@@ -154,6 +154,39 @@ def test_newcomer_takes_back_what_it_seeded_before_it_met_an_older_swarm() -> No
     assert stop.exit_code == 2
 
 
+PIN = "a:0-2,b:2-6"
+
+
+def test_pin_for_a_time_is_lifted_by_whoever_set_it() -> None:
+    core = alone()
+    core.handle(ev.SettingAsked("pin", PIN, for_s=30), 2.0)
+    assert core.next_deadline() is not None
+    core.handle(ev.DeadlineReached(), 31.9)
+    assert core.gossip.setting("pin") == PIN
+    core.handle(ev.DeadlineReached(), 32.0)
+    assert core.gossip.setting("pin") == ""
+    counter = core.gossip.settings["pin"].counter
+    core.handle(ev.DeadlineReached(), 99.0)
+    assert core.gossip.settings["pin"].counter == counter
+
+
+@pytest.mark.parametrize("for_s", [0, 300])
+def test_pin_that_was_set_anew_does_not_lapse_with_the_old_one(for_s: int) -> None:
+    core = alone()
+    core.handle(ev.SettingAsked("pin", PIN, for_s=30), 2.0)
+    core.handle(ev.SettingAsked("pin", PIN, for_s=for_s), 3.0)
+    core.handle(ev.DeadlineReached(), 40.0)
+    assert core.gossip.setting("pin") == PIN
+
+
+def test_pin_that_another_peer_has_set_meanwhile_stays() -> None:
+    core = alone()
+    core.handle(ev.SettingAsked("pin", PIN, for_s=30), 2.0)
+    core.gossip.take_setting(Setting("pin", 9, B, "a:0-6"))
+    core.handle(ev.DeadlineReached(), 40.0)
+    assert core.gossip.setting("pin") == "a:0-6"
+
+
 def test_operator_sets_a_setting_of_the_swarm() -> None:
     core = core_of()
     hear(core, B, welcome(Setting("batch", 4, B, 2)))

@@ -46,7 +46,8 @@ def swarm(lasting_swarm: Swarm) -> Swarm:
 def start(swarm: Swarm, name: str, port: int = 0) -> Peer:
     role = "--source" if name == "amy" else "--no-source"
     flags = (role, "--batch", 2, "--min-members", len(NAMES))
-    return swarm.start(name, *flags, port=port, layers_mib=BLOCK_MIB * 5 // 2)
+    half_blocks = 7 if name == "amy" else 5
+    return swarm.start(name, *flags, port=port, layers_mib=BLOCK_MIB * half_blocks // 2)
 
 
 def a_stage(swarm: Swarm) -> Peer:
@@ -107,6 +108,34 @@ def test_a_frozen_stage_is_as_good_as_dead_until_it_thaws(swarm: Swarm) -> None:
     (thawed,) = [m for m in swarm["amy"].status()["members"] if m["name"] == victim.name]
     assert thawed["incarnation"] > 0
     eventually(swarm.is_idle, swarm.story)
+
+
+def test_the_swarm_tries_itself(swarm: Swarm) -> None:
+    amy = swarm["amy"]
+    done = amy.ask("selftest")
+    assert done.exit_code == 0, f"{done.stdout}\n{done.stderr}\n{swarm.story()}"
+    (told,) = done.objects
+    tried = [trial for trial in told["trials"] if trial["tokens"] != "not tried"]
+    assert tried, told
+    assert {trial["tokens"] for trial in tried} == {"same"}
+    assert all(trial["why"] for trial in told["trials"] if trial not in tried)
+    assert told["rehearsal"]["tokens"] == "same"
+    assert told["rehearsal"]["failovers"] >= 1
+    assert told["passed"]
+    assert amy.status()["settings"].get("pin") == ""
+    eventually(lambda: swarm.are(**dict.fromkeys(NAMES, "alive")), swarm.story)
+    eventually(swarm.is_idle, swarm.story)
+
+
+def test_nothing_is_tried_while_requests_run(swarm: Swarm) -> None:
+    run = asking(swarm)
+    with killed_at_the_end(run):
+        eventually(lambda: have_begun(swarm, 1), swarm.story)
+        refused = swarm["amy"].ask("selftest")
+        run.communicate(timeout=DEADLINE_S)
+    assert refused.exit_code == 1
+    assert "requests run at amy" in refused.complaint
+    assert "--force" in refused.complaint
 
 
 def test_ctrl_c_leaves_cleanly(swarm: Swarm) -> None:

@@ -88,7 +88,7 @@ class Wired(Simulator):
         def keep(header: FrameHeader, payload: Buffer) -> TensorRef:
             return peer.keep(_states(header, payload))
 
-        clients = Clients(core, cast(Transport, doors.answers), post, dict)
+        clients = Clients(core, cast(Transport, doors.answers), post, dict, lambda _: None)
         doors.arrivals = Arrivals(
             core.me,
             (SWARM,),

@@ -42,7 +42,9 @@ class FakeClient:
 
     def send(self, request: wire.ClientRequest) -> None:
         if self._core is not None:
-            clients = Clients(self._core, cast("Transport", self), lambda _: None, dict)
+            clients = Clients(
+                self._core, cast("Transport", self), lambda _: None, dict, lambda _: None
+            )
             _, arrived = wire.decode_request(wire.encode_request(SWARM, request))
             clients.on_request(b"client", arrived, None)
 

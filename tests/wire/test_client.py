@@ -22,6 +22,7 @@ from edgeshard_p2p.wire.client import (
     Failed,
     Run,
     Set,
+    StandStill,
     Status,
     StatusReport,
     SwarmView,
@@ -72,7 +73,10 @@ def test_answers_arrive(kind: type, data: st.DataObject) -> None:
     assert decode_answer(encode_answer(answer)) == answer
 
 
-@pytest.mark.parametrize("request_", [Cancel(), Status(), View(), Set("batch", "8"), RUN])
+@pytest.mark.parametrize(
+    "request_",
+    [Cancel(), Status(), View(), Set("batch", "8"), Set("pin", "a:0-4", 60), StandStill(8.0), RUN],
+)
 def test_a_request_of_each_kind(request_: ClientRequest) -> None:
     assert decode_request(memoryview(encode_request(SWARM, request_))) == (SWARM, request_)
 
@@ -96,6 +100,11 @@ def test_reports_keep_their_shape() -> None:
         msgspec.structs.replace(RUN, sampling=Sampling(seed=2**63)),
         Set("x" * 41, ""),
         Set("batch", "8" * 4097),
+        Set("pin", "a:0-4", 86_401),
+        Set("pin", "a:0-4", -1),
+        StandStill(0.0),
+        StandStill(30.1),
+        StandStill(float("nan")),
     ],
     ids=lambda request: str(request)[:60],
 )

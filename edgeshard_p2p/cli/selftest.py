@@ -1,0 +1,57 @@
+"""``edgeshard selftest``: whether the running swarm gives the same tokens however it is cut."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from edgeshard_p2p.cli.common import FAILED, USAGE, fail, peer_options
+
+
+@click.command()
+@click.option("--force", is_flag=True, help="Though requests run: they are moved about.")
+@peer_options
+def selftest(
+    force: bool, peer_address: str, swarm: str, secret_file: Path | None, as_json: bool
+) -> None:
+    """Try the running swarm, in less than two minutes.
+
+    Moves each boundary of its plan by one block either way and leaves one stage out, where memory
+    allows, and asks each plan the same; then lets one stage stand still in the middle of an answer.
+    All have to give the same tokens.  Afterwards everything is as before.  Exit code 1: they do
+    not.
+    """
+    from edgeshard_p2p.config import ConfigError, parse_address
+    from edgeshard_p2p.faults.devices import FaultError
+    from edgeshard_p2p.faults.selftest import SelfTest
+    from edgeshard_p2p.net.client import NoAnswer
+    from edgeshard_p2p.net.security import SecretError, open_security, read_secrets
+
+    try:
+        secrets = read_secrets(secret_file) if secret_file is not None else ()
+        test = SelfTest(
+            parse_address(peer_address),
+            open_security(swarm, secrets),
+            lambda text: click.echo(text, err=as_json),
+        )
+        outcome = test.run(force)
+    except (ConfigError, SecretError) as error:
+        fail(str(error), USAGE, as_json)
+    except NoAnswer as error:
+        fail(str(error), FAILED, as_json)
+    except FaultError as error:
+        fail(str(error), error.exit_code, as_json)
+    except KeyboardInterrupt:
+        fail("cancelled; the swarm goes back to its plan", FAILED, as_json)
+    has_passed = outcome.has_passed
+    if as_json:
+        print(json.dumps({**asdict(outcome), "passed": has_passed}))
+    else:
+        n_tried = sum(trial.tokens != "not tried" for trial in outcome.trials)
+        verdict = "passed" if has_passed else "FAILED"
+        click.echo(f"{verdict}: {n_tried} of {len(outcome.trials)} plans tried")
+    sys.exit(0 if has_passed else FAILED)
