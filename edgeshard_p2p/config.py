@@ -36,6 +36,7 @@ _KEYS: dict[str, Any] = {
     "device": str,
     "state_dir": str,
     "min_members": int,
+    "standby": bool,
     **dict.fromkeys(SETTING_FLAGS, str | int),
 }
 """What a flag or a key of the file may hold."""
@@ -64,6 +65,7 @@ class PeerConfig:
     device: str = "cpu"
     state_dir: Path | None = None
     min_members: int = 1
+    standby: bool = False
     settings: dict[str, str | int] = field(default_factory=dict)
     """Settings of the swarm that were given explicitly, by key."""
 

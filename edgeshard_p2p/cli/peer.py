@@ -74,6 +74,12 @@ from edgeshard_p2p.config import DEFAULT_LISTEN, ConfigError, PeerConfig, peer_c
     metavar="N",
     help="Make no plan before so many peers are ready.  [default: 1]",
 )
+@click.option(
+    "--standby/--no-standby",
+    default=None,
+    help="In idle time load layers of the plan that would follow a loss, as far as memory allows.  "
+    "[default: off]",
+)
 @click.option("--verbose", is_flag=True, help="Log more.")
 @click.option("--json", "as_json", is_flag=True, help="Log lines as JSON objects on stdout.")
 def peer(config: Path | None, verbose: bool, as_json: bool, **flags: Any) -> None:  # fmt: skip

@@ -45,6 +45,7 @@ from edgeshard_p2p.core.replan import Replan
 from edgeshard_p2p.core.rollout import Rollout
 from edgeshard_p2p.core.settings import SettingValue
 from edgeshard_p2p.core.source import REQUESTS_MAX
+from edgeshard_p2p.core.standby import Standby
 from edgeshard_p2p.core.timing import Timing
 from edgeshard_p2p.core.view import model_of, promised_us, workload_of
 from edgeshard_p2p.core.wishes import Wishes
@@ -72,6 +73,8 @@ class CoreConfig:
     wishes: dict[str, SettingValue] = field(default_factory=dict)
     """Settings named on the command line; they seed what the swarm has not set."""
     min_members: int = 1
+    standby: bool = False
+    """Hold layers of the plan that would follow a loss, where there is time and memory."""
     known_links: tuple[LinkFigures, ...] = ()
     timing: Timing = field(default_factory=Timing)
 
@@ -98,6 +101,7 @@ class PeerCore:
             config.tile_rows,
             Replan(timing, config.min_members),
             Rollout(me.peer, planned_bytes),
+            Standby(me.peer, config.standby),
             log_bytes,
         )
         self.serving = self.planning.serving

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from edgeshard_p2p.core.ids import Count, Name, PeerId, PlanId, UnitRange
 from edgeshard_p2p.core.model_spec import DtypeName, ModelSpec, weight_bytes_of
@@ -168,6 +169,13 @@ def snapshot(
     """A Snapshot with its inputs in their one order, whatever order they came in."""
     in_order = tuple(sorted(devices, key=lambda device: device.peer))
     return Snapshot(model, workload, in_order, tuple(sorted(links)), goal, framing, pin)
+
+
+def without(whole: Snapshot, name: Name) -> Snapshot:
+    """As if the device of this name were gone, with its links."""
+    devices = tuple(device for device in whole.devices if device.peer.name != name)
+    links = tuple(link for link in whole.links if name not in (link.a, link.b))
+    return replace(whole, devices=devices, links=links)
 
 
 def times_for(rows: int, known: tuple[RowTimes, ...]) -> tuple[int, ...]:

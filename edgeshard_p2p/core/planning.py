@@ -19,6 +19,7 @@ from edgeshard_p2p.core.records import DeviceRecord, Failure, FailuresRecord, He
 from edgeshard_p2p.core.replan import Replan
 from edgeshard_p2p.core.rollout import Life, Rollout
 from edgeshard_p2p.core.serving import Serving
+from edgeshard_p2p.core.standby import Standby
 from edgeshard_p2p.core.timing import Timing
 from edgeshard_p2p.core.view import model_of, view
 
@@ -33,6 +34,7 @@ class Planning:
     tile_rows: int
     replan: Replan
     rollout: Rollout
+    standby: Standby
     log_bytes: int
     serving: Serving = field(init=False)
     _seen: tuple[int, ...] = ()
@@ -119,6 +121,7 @@ class Planning:
     # --- events ---------------------------------------------------------------------------
 
     def on_choice(self, event: PlanComputed, now: float) -> list[Effect]:
+        self.standby.on_choice(event.choice)
         if not self.replan.on_choice(event.choice):
             return []
         model = model_of(self.gossip)
@@ -149,6 +152,10 @@ class Planning:
         if not self.rollout.on_load_failed(event.load):
             return []
         self._loading = None
+        if self.rollout.is_standing():
+            self.standby.on_load_failed()
+            self.rollout.hold(())
+            return [Log(f"nothing more is held on standby: {event.detail}", "warning")]
         me = self.membership.me.peer
         self._fail(Failure("cannot_load", me, None, event.detail[:300]), now)
         return [Log(f"loading failed: {event.detail}", "error")]
@@ -164,6 +171,7 @@ class Planning:
         effects += self._follow_failures(now)
         self._refresh_view(now)
         effects += self.replan.tick(now)
+        effects += self._follow_standby()
         effects += self._follow_plans(now)
         effects += self._follow_drain(now)
         self.membership.circle = self._circle()
@@ -225,6 +233,19 @@ class Planning:
             effects += self.serving.on_load(load)
         # What is retired is freed before what is new is loaded.
         return [*logs, *effects, *loads]
+
+    def _follow_standby(self) -> list[Effect]:
+        """In idle time: what serves is what is planned now, stands here, and nothing runs."""
+        plan, choice = self.rollout.active_plan(), self.replan.current_choice()
+        view, is_busy = self.replan.view, self._loading is not None or not self.serving.is_idle()
+        if plan is None or choice is None or view is None or view.snapshot is None or is_busy:
+            return []
+        if choice.plan is None or choice.plan.id != plan.id or not self.rollout.is_standing():
+            return []
+        effects = self.standby.follow(view.snapshot, plan)
+        if units := self.standby.units():
+            self.rollout.hold(units)
+        return effects
 
     def _propose_again(self) -> list[Effect]:
         """A plan that was retired with a peer of it is proposed again when the swarm is as it

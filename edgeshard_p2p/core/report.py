@@ -38,6 +38,7 @@ def _self(core: PeerCore) -> Report:
         "address": str(core.membership.me.address),
         "is_source": core.is_source(),
         "units": [[units.start, units.end] for units in core.planning.held_of(core.me).units],
+        "standby_units": list(core.planning.rollout.standby_units()),
         "requests_in_stage": sum(len(s.requests) for s in core.serving.stages.values()),
     }
 

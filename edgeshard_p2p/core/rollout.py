@@ -74,8 +74,13 @@ class Rollout:
     _is_hopeless: bool = False
     """The swarm has no plan: nothing is kept for the next one."""
     _loads: int = 0
-    _has_leftovers: bool = False
-    """A plan whose part was asked for is retired: there may be something to drop."""
+    _must_load: bool = False
+    """There may be something to drop, since a plan whose part was asked for is retired, or
+    something more to hold."""
+    _standby: tuple[int, ...] = ()
+    """Units to hold beside those of plans, as far as they fit, the first ones first."""
+    _beside: frozenset[int] = frozenset()
+    """Of what the last LoadUnits asked for, what no plan needs."""
     _cannot_load: set[PlanId] = field(default_factory=set)
 
     # --- questions ------------------------------------------------------------------------
@@ -84,8 +89,12 @@ class Rollout:
         return self.plans[self.active].plan if self.active is not None else None
 
     def units(self) -> tuple[int, ...]:
-        """Units that stand here, for whatever plan they were loaded."""
-        return self._held
+        """Units that stand here, for whatever plan they were loaded.  Not those on standby: plans
+        stay where they are by what it costs to move them, and so do not follow these."""
+        return tuple(unit for unit in self._held if unit not in self._beside)
+
+    def standby_units(self) -> tuple[int, ...]:
+        return tuple(unit for unit in self._held if unit in self._beside)
 
     def must_drain(self, held_of: HeldOf) -> tuple[PlanId, ...]:
         """Plans that have to end here before the target, agreed on by all, fits."""
@@ -140,6 +149,24 @@ class Rollout:
         self._cannot_load |= failed
         return True
 
+    def is_standing(self) -> bool:
+        """Whether all that plans need here was loaded."""
+        return all(rolling.is_loaded for rolling in self.plans.values() if rolling.is_asked)
+
+    def hold(self, units: tuple[int, ...]) -> None:
+        """Beside the units of plans those of ``units`` that are here, and one more."""
+        asked = [rolling for rolling in self.plans.values() if rolling.is_asked]
+        if not asked:
+            return
+        here = tuple(unit for unit in units if unit in self._held)
+        for unit in units:
+            self._standby = (*here, unit)
+            if unit not in here and unit in self._units_beside(asked):
+                break
+        else:
+            self._standby = here
+        self._must_load |= self._units_beside(asked) != {*self._held}
+
     def forgive_failures(self) -> None:
         """Plans that could not be loaded may be tried again."""
         self._cannot_load.clear()
@@ -191,13 +218,13 @@ class Rollout:
                 wanted = with_target
         wanted -= self._cannot_load
         asked = {plan_id for plan_id, rolling in self.plans.items() if rolling.is_asked}
-        if wanted == asked and not self._has_leftovers:
+        if wanted == asked and not self._must_load:
             return []
         if not wanted and not self._is_hopeless and not self._cannot_load:
             return []  # What stands here may be part of the plan that comes next.
         for plan_id, rolling in self.plans.items():
             rolling.is_asked = plan_id in wanted
-        self._has_leftovers = False
+        self._must_load = False
         self._loads += 1
         return [self._load_units()]
 
@@ -217,24 +244,39 @@ class Rollout:
 
     def _bytes(self, plan_ids: set[PlanId]) -> int:
         rolling = [self.plans[plan_id] for plan_id in sorted(plan_ids)]
+        return _weight_bytes(rolling[0], _units_of(rolling, self.me)) + self._kv_bytes(rolling)
+
+    def _kv_bytes(self, rolling: list[Rolling]) -> int:
         model, workload = rolling[0].model, rolling[0].plan.workload
-        weights = _weight_bytes(rolling[0], _units_of(rolling, self.me))
         kv = 0
         for promise in _promises(rolling, self.me):
             of_promise = msgspec.structs.replace(workload, context=promise.context)
             for units_range in unit_ranges(promise.units):
                 kv += kv_bytes(model, units_range, of_promise, promise.slots)
-        return weights + kv
+        return kv
+
+    def _units_beside(self, asked: list[Rolling]) -> set[int]:
+        """What to hold for these plans, and on standby beside it."""
+        units, kv = _units_of(asked, self.me), self._kv_bytes(asked)
+        for unit in self._standby:
+            more = {*units, unit}
+            if unit < asked[0].plan.n_units and (
+                _weight_bytes(asked[0], more) + kv <= self.budget_bytes
+            ):
+                units = more
+        return units
 
     def _load_units(self) -> LoadUnits:
-        living = [self.plans[plan_id] for plan_id in sorted(self.plans)]
-        rolling = [r for r in living if r.is_asked and r.plan.units_of(self.me)]
-        self._wanted = tuple(sorted(_units_of(rolling, self.me)))
-        if not rolling:
+        asked = [self.plans[plan_id] for plan_id in sorted(self.plans)]
+        asked = [rolling for rolling in asked if rolling.is_asked]
+        units = self._units_beside(asked) if asked else set()
+        self._wanted = tuple(sorted(units))
+        self._beside = frozenset(units - _units_of(asked, self.me))
+        if not units:
             return LoadUnits(self._loads, "", "", 0, (), ())
-        model, dtype, tile_rows = _way_of(rolling[0].plan)
-        units = unit_ranges(self._wanted)
-        return LoadUnits(self._loads, model, dtype, tile_rows, units, _promises(rolling, self.me))
+        model, dtype, tile_rows = _way_of(asked[0].plan)
+        kv = _promises(asked, self.me)
+        return LoadUnits(self._loads, model, dtype, tile_rows, unit_ranges(units), kv)
 
     def _advance(
         self,
@@ -269,7 +311,7 @@ class Rollout:
     def _retire(self, plan_id: PlanId, why: str) -> list[Log | LoadUnits]:
         rolling = self.plans.pop(plan_id)
         self.retired.append((plan_id, why))
-        self._has_leftovers |= rolling.is_asked
+        self._must_load |= rolling.is_asked
         if self.active == plan_id:
             self.active = None
         if self.target == plan_id:

@@ -88,6 +88,9 @@ class Serving:
         """Changes with everything here that this peer's records or plans depend on."""
         return self.source.revision + sum(flow.revision for flow in self.flows.values())
 
+    def is_idle(self) -> bool:
+        return not self.source.requests and not any(s.requests for s in self.stages.values())
+
     def next_deadline(self) -> float | None:
         times = [flow.next_deadline() for flow in self.flows.values()]
         times += [self.source.next_deadline(), self.caches.kept.next_deadline()]

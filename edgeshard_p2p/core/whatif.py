@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.model_spec import PLANNED_BITS
-from edgeshard_p2p.core.plan import Device, Link, Snapshot, snapshot
+from edgeshard_p2p.core.plan import Device, Link, Snapshot, snapshot, without
 from edgeshard_p2p.core.scenario import DEVICES_MAX, Scenario, dtype_notes
 
 MBPS_MAX, GIB_MAX = 10**7, 2**18
@@ -57,12 +57,10 @@ def _with(scenario: Scenario, devices: list[Device], links: list[Link]) -> Snaps
 
 
 def _without(scenario: Scenario, name: str) -> Scenario:
-    gone = _named(scenario, name)
-    devices = [device for device in scenario.snapshot.devices if device != gone]
-    links = [link for link in scenario.snapshot.links if name not in (link.a, link.b)]
+    _named(scenario, name)
     order = tuple(other for other in scenario.order if other != name)
     cloud = None if scenario.cloud == name else scenario.cloud
-    return replace(scenario, snapshot=_with(scenario, devices, links), order=order, cloud=cloud)
+    return replace(scenario, snapshot=without(scenario.snapshot, name), order=order, cloud=cloud)
 
 
 def _with_another(scenario: Scenario, kind: str) -> Scenario:

@@ -19,7 +19,7 @@ from edgeshard_p2p.core.ids import UnitRange
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.core.pin import Pin, PinnedStage
 from edgeshard_p2p.core.pinned import NOTE
-from edgeshard_p2p.core.plan import Snapshot
+from edgeshard_p2p.core.plan import Snapshot, without
 from edgeshard_p2p.core.planner import answer as planned
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.core.variants import Variant, variants
@@ -328,9 +328,7 @@ def _who_may_be_lost(
     for stage in served.stages:
         if stage.name == me:
             continue
-        devices = tuple(d for d in snapshot.devices if d.peer.name != stage.name)
-        links = tuple(link for link in snapshot.links if stage.name not in (link.a, link.b))
-        left = planned(msgspec.structs.replace(snapshot, devices=devices, links=links))
+        left = planned(without(snapshot, stage.name))
         if left.layout is not None:
             return members[stage.name], ""
         why_not = f"without {stage.name} no plan: {left.reason}"

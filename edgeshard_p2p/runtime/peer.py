@@ -172,6 +172,7 @@ class _Life:
             join=tuple(_resolved(address) for address in config.join),
             wishes=wishes,
             min_members=config.min_members,
+            standby=config.standby,
             known_links=state.links(),
         )
         self.core = PeerCore(core_config, Random())

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable
 
 import msgspec
@@ -35,7 +36,7 @@ class PlanWorker:
         self._on_choice = on_choice
         self._decoder = msgspec.msgpack.Decoder(Choice)
         self._process: asyncio.subprocess.Process | None = None
-        self._asked: Snapshot | None = None
+        self._asked: deque[Snapshot] = deque()
         """What is not answered yet."""
 
     async def open(self) -> None:
@@ -50,9 +51,12 @@ class PlanWorker:
         )
 
     def ask(self, snapshot: Snapshot) -> None:
+        self._asked.append(snapshot)
+        self._write(snapshot)
+
+    def _write(self, snapshot: Snapshot) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
-        self._asked = snapshot
         self._process.stdin.write(_framed(msgspec.msgpack.encode(snapshot)))
 
     async def run(self) -> None:
@@ -64,8 +68,8 @@ class PlanWorker:
             except asyncio.IncompleteReadError:
                 log.error("the planner process ended; starting another")
             await self.open()
-            if self._asked is not None:
-                self.ask(self._asked)
+            for snapshot in self._asked:
+                self._write(snapshot)
         raise PlannerError(f"the planner process ended {LIVES} times")
 
     async def _read(self) -> None:
@@ -75,7 +79,7 @@ class PlanWorker:
         while True:
             length = await stdout.readexactly(LENGTH_BYTES)
             data = await stdout.readexactly(int.from_bytes(length, "big"))
-            self._asked = None
+            self._asked.popleft()
             self._on_choice(self._decoder.decode(data))
 
     async def close(self) -> None:
