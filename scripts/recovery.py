@@ -2,7 +2,9 @@
 
 Three peers on loopback hold the small model in three stages, pinned; any two of them could.  At
 token 32 of 64 something happens to the last stage; afterwards everything is put right, and the
-next one follows.  Only a partition needs a swarm of its own, in network namespaces.
+next one follows.  A partition needs a swarm of its own, in network namespaces; and so does each
+device that gets slow, whose plan is not pinned, since that would keep it: there the answer is
+longer, so that there is something left to go faster.
 """
 
 from __future__ import annotations
@@ -39,6 +41,9 @@ class Tally:
     """Of one kind of fault."""
 
     outcomes: list[Outcome] = field(default_factory=list)
+    restored_ms: list[float] = field(default_factory=list)
+    """From the start or the thaw of the lost peer, or the heal of the network, until all serve
+    one plan with it."""
 
     def figures(self) -> dict[str, Any]:
         times = [outcome.times() for outcome in self.outcomes]
@@ -49,6 +54,7 @@ class Tally:
             "detected_ms": _spread(t.detected_ms for t in times),
             "replanned_ms": _spread(t.replanned_ms for t in times),
             "resumed_ms": _spread(t.resumed_ms for t in times),
+            "restored_ms": _spread(self.restored_ms),
             "stall_ms": _spread(fig.stall_ms(outcome.observed) for outcome in self.outcomes),
             "replay_ms_per_token": _spread(replays)["p50"],
             "tokens": {
@@ -73,7 +79,8 @@ def scenario_of(kind: str) -> FaultScenario:
     not be a step."""
     read = read_scenario(SCENARIOS / f"{kind}.toml")
     steps = tuple(step for step in read.steps if step.do != "heal")
-    return replace(read, request=RequestEntry(prompt_tokens=64, generate=64), steps=steps)
+    generate = read.request.generate if kind == "slow" else 64
+    return replace(read, request=RequestEntry(prompt_tokens=64, generate=generate), steps=steps)
 
 
 def in_turns(counts: dict[str, int]) -> Iterator[str]:
@@ -90,9 +97,12 @@ def recovery(kinds: tuple[str, ...], is_quick: bool, say: Say) -> tuple[dict[str
     missing = why_not() if "partition" in counts else ""
     if missing:
         say(f"no partitions: they need {missing}")
-    cut = {} if missing else {k: n for k, n in counts.items() if k == "partition"}
+    together = {kind: n for kind, n in counts.items() if kind not in ("partition", "slow")}
+    cut_off = {} if missing else {k: n for k, n in counts.items() if k == "partition"}
+    # Who was slow is held to be for a minute: the next one would not be the same.
+    parts = [together, cut_off, *({"slow": 1} for _ in range(counts.get("slow", 0)))]
     model = str(fetch_demo_model(say).path)
-    for part in ({k: n for k, n in counts.items() if k != "partition"}, cut):
+    for part in parts:
         try:
             if part:
                 _do_all(part, model, tallies, ends_at, say)
@@ -123,4 +133,5 @@ def _do_all(
                 f"{kind} {len(tallies[kind].outcomes)}: detected {times.detected_ms}, re-planned "
                 f"{times.replanned_ms}, resumed {times.resumed_ms} ms; {said}"
             )
-            swarm.repair()
+            tallies[kind].restored_ms.append(swarm.repair())
+            say(f"as before {tallies[kind].restored_ms[-1]:.0f} ms after it was put right")

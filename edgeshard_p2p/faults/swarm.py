@@ -90,6 +90,8 @@ class FaultSwarm:
         self._frozen: set[str] = set()
         self._slowed: set[str] = set()
         self._cut_off: set[str] = set()
+        self._undone_at = 0.0
+        """When what was done was last undone."""
         self.prompt, self.prompt_tokens = "", 0
         self.wanted: list[int] = []
         """The tokens of an undisturbed run."""
@@ -213,8 +215,10 @@ class FaultSwarm:
             raise FaultError(f"an undisturbed run ends early: {watch.error}")
         return watch.token_ids
 
-    def repair(self) -> None:
-        """Undo what the steps have done, and wait until the swarm serves as before."""
+    def repair(self) -> float:
+        """Undo what the steps have done, and wait until the swarm serves as before: every peer the
+        same plan, which is the pinned one where there is a pin.  Milliseconds since the last thing
+        that was undone, here or by a step; so at most what that took."""
         if self._cut_off:
             self._do(Step("heal"), ())
         for name in sorted(self._slowed & self._alive):
@@ -225,6 +229,7 @@ class FaultSwarm:
             if name not in self._alive:
                 self._do(Step("start"), (name,))
         self._wait_until_serving(is_pinned=True)
+        return round((time.monotonic() - self._undone_at) * 1e3, 1)
 
     # --- a disturbed request --------------------------------------------------------------
 
@@ -318,6 +323,8 @@ class FaultSwarm:
     def _do(self, step: Step, who: tuple[str, ...]) -> str:
         """Do it, remember it; how it was done, where there is more than one way."""
         devices, how = self._devices, ""
+        if step.do not in FAULTS:
+            self._undone_at = time.monotonic()
         if step.do == "partition":
             self._cut_off |= set(who)
             devices.partition(who)
@@ -352,15 +359,20 @@ class FaultSwarm:
             self._slowed.discard(name)
 
     def _wait_until_noticed(self, watch: Watch) -> None:
-        """An answer may end before anybody has noticed: with its source, or before it mattered."""
+        """An answer may end before anybody has noticed: with its source, or before it mattered.
+        Of a device that got slow the next plan is what tells."""
         losses = [fault for fault in watch.observed.faults if fault.do in LOSSES]
+        slowed = [fault for fault in watch.observed.faults if fault.do == "slow"]
         # Who only was away and is back may never have been missed.
         is_away = self._frozen | self._cut_off
         for_good = [f for f in losses if f.do not in PASSING or {*f.who} <= is_away]
 
         def are_noticed() -> bool:
             times = [fig.times_of(watch.observed, fault) for fault in for_good]
-            return all(time.detected_ms is not None for time in times)
+            later = [fig.times_of(watch.observed, fault) for fault in slowed]
+            return all(one.detected_ms is not None for one in times) and all(
+                one.replanned_ms is not None for one in later
+            )
 
         watch.wait_until(are_noticed, CLEAN_TIMEOUT_S)
 
