@@ -18,6 +18,8 @@ from typing import Any
 
 import click
 
+from edgeshard_p2p.faults.ending import end_on_term
+
 PROMPT = "Tell me about the sea."
 HOP_TOKENS = 240
 DECODE_TOKENS = 96
@@ -522,4 +524,5 @@ if __name__ == "__main__":
     elif sys.argv[1:2] == ["_bare"]:
         bare_receiver(sys.argv[2], int(sys.argv[3]))
     else:
+        end_on_term()
         main()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -52,10 +51,11 @@ def run_scenario(
     See scripts/faults for scenarios and what may stand in one.  Exit code 1: not as expected.
     """
     from edgeshard_p2p.faults.devices import FaultError
+    from edgeshard_p2p.faults.ending import end_on_term
     from edgeshard_p2p.faults.scenario import TopologyError, read_scenario
     from edgeshard_p2p.faults.telling import as_object, in_words
 
-    _end_on_term()
+    end_on_term()
     try:
         read = read_scenario(scenario)
         devices = _devices(read, via, swarm, secret_file, model, logs)
@@ -122,12 +122,3 @@ def _devices(
     except ModelError as error:
         raise FaultError(str(error), USAGE) from None
     return LocalDevices(read, str(found.path), logs)
-
-
-def _end_on_term() -> None:
-    """As Ctrl-C does: what was started has to end."""
-
-    def end(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, end)

@@ -27,10 +27,12 @@ def selftest(
     """
     from edgeshard_p2p.config import ConfigError, parse_address
     from edgeshard_p2p.faults.devices import FaultError
+    from edgeshard_p2p.faults.ending import end_on_term
     from edgeshard_p2p.faults.selftest import SelfTest
     from edgeshard_p2p.net.client import NoAnswer
     from edgeshard_p2p.net.security import SecretError, open_security, read_secrets
 
+    end_on_term()
     try:
         secrets = read_secrets(secret_file) if secret_file is not None else ()
         test = SelfTest(
