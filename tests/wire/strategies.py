@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import builtins
 import sys
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,6 +19,7 @@ ITEMS_MAX = 3
 TEXT_MAX = 20
 
 
+@cache  # Making a strategy takes longer than drawing from it.
 def values_of(kind: type[T] | Any) -> st.SearchStrategy[Any]:
     """All values that may travel as ``kind``."""
     return _strategy(mi.type_info(kind))
