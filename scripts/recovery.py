@@ -41,9 +41,9 @@ class Tally:
     """Of one kind of fault."""
 
     outcomes: list[Outcome] = field(default_factory=list)
-    restored_ms: list[float] = field(default_factory=list)
+    restored_ms: list[float | None] = field(default_factory=list)
     """From the start or the thaw of the lost peer, or the heal of the network, until all serve
-    one plan with it."""
+    one plan with it; of ``rejoin`` at most, since that begins in the middle of the answer."""
 
     def figures(self) -> dict[str, Any]:
         times = [outcome.times() for outcome in self.outcomes]
@@ -104,7 +104,7 @@ def recovery(kinds: tuple[str, ...], is_quick: bool, say: Say) -> tuple[dict[str
     model = str(fetch_demo_model(say).path)
     for part in parts:
         try:
-            if part:
+            if part and time.monotonic() < ends_at:
                 _do_all(part, model, tallies, ends_at, say)
         except FaultError as error:
             say(f"given up: {error}")
@@ -133,5 +133,6 @@ def _do_all(
                 f"{kind} {len(tallies[kind].outcomes)}: detected {times.detected_ms}, re-planned "
                 f"{times.replanned_ms}, resumed {times.resumed_ms} ms; {said}"
             )
-            tallies[kind].restored_ms.append(swarm.repair())
-            say(f"as before {tallies[kind].restored_ms[-1]:.0f} ms after it was put right")
+            restored_ms = swarm.repair()
+            tallies[kind].restored_ms.append(restored_ms)
+            say(f"as before {restored_ms} ms after it was put right")

@@ -22,15 +22,17 @@ def selftest(
 
     Moves each boundary of its plan by one block either way and leaves one stage out, where memory
     allows, and asks each plan the same; then lets one stage stand still in the middle of an answer.
-    All have to give the same tokens.  Afterwards everything is as before.  Exit code 1: they do
-    not.
+    All have to give the same tokens.  Afterwards the swarm serves the plan that it served before.
+    Exit code 1: one of these is not so, or there was nothing that could be tried.
     """
     from edgeshard_p2p.config import ConfigError, parse_address
     from edgeshard_p2p.faults.devices import FaultError
     from edgeshard_p2p.faults.ending import end_on_term
     from edgeshard_p2p.faults.selftest import SelfTest
+    from edgeshard_p2p.faults.verdict import Tokens
     from edgeshard_p2p.net.client import NoAnswer
     from edgeshard_p2p.net.security import SecretError, open_security, read_secrets
+    from edgeshard_p2p.wire.errors import WireError
 
     end_on_term()
     try:
@@ -45,15 +47,17 @@ def selftest(
         fail(str(error), USAGE, as_json)
     except NoAnswer as error:
         fail(str(error), FAILED, as_json)
+    except WireError as error:
+        fail(f"{peer_address} gives an answer of another release: {error}", FAILED, as_json)
     except FaultError as error:
         fail(str(error), error.exit_code, as_json)
     except KeyboardInterrupt:
-        fail("cancelled; the swarm goes back to its plan", FAILED, as_json)
-    has_passed = outcome.has_passed
+        fail("cancelled", FAILED, as_json)
+    verdict = outcome.verdict
     if as_json:
-        print(json.dumps({**asdict(outcome), "passed": has_passed}))
+        told = asdict(outcome) | {"verdict": verdict}
+        print(json.dumps(told, default=lambda tokens: tokens.value))
     else:
-        n_tried = sum(trial.tokens != "not tried" for trial in outcome.trials)
-        verdict = "passed" if has_passed else "FAILED"
+        n_tried = sum(trial.tokens is not Tokens.NOT_TRIED for trial in outcome.trials)
         click.echo(f"{verdict}: {n_tried} of {len(outcome.trials)} plans tried")
-    sys.exit(0 if has_passed else FAILED)
+    sys.exit(0 if verdict == "passed" else FAILED)

@@ -32,7 +32,7 @@ def status(peer_address: str, swarm: str, secret_file: Path | None, as_json: boo
     type=click.IntRange(1, 86_400),
     default=None,
     metavar="SECONDS",
-    help="Of a pin: it lifts itself after so long.",
+    help="Of a pin: the peer that is asked lifts it after so long.",
 )
 @peer_options
 def set_setting(
@@ -54,7 +54,8 @@ def set_setting(
     if not equals:
         fail(f"{assignment!r} is not KEY=VALUE", USAGE, as_json)
     ask(Set(key, value, for_s or 0), Okay, peer_address, swarm, secret_file, as_json)
-    print(json.dumps({key: value}) if as_json else f"{key} = {value}")
+    how_long = f" for {for_s} s" if for_s else ""
+    print(json.dumps({key: value}) if as_json else f"{key} = {value}{how_long}")
 
 
 def _in_words(report: dict[str, Any]) -> str:

@@ -152,7 +152,7 @@ class Planning:
         if not self.rollout.on_load_failed(event.load):
             return []
         self._loading = None
-        if self.rollout.is_standing():
+        if self.rollout.is_loaded():
             self.standby.on_load_failed()
             self.rollout.hold(())
             return [Log(f"nothing more is held on standby: {event.detail}", "warning")]
@@ -240,7 +240,7 @@ class Planning:
         view, is_busy = self.replan.view, self._loading is not None or not self.serving.is_idle()
         if plan is None or choice is None or view is None or view.snapshot is None or is_busy:
             return []
-        if choice.plan is None or choice.plan.id != plan.id or not self.rollout.is_standing():
+        if choice.plan is None or choice.plan.id != plan.id or not self.rollout.is_loaded():
             return []
         effects = self.standby.follow(view.snapshot, plan)
         if units := self.standby.units():

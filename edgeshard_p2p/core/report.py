@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from edgeshard_p2p.core.ids import unit_ranges
 from edgeshard_p2p.core.messages import MemberState
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.plan import Plan
@@ -37,10 +39,14 @@ def _self(core: PeerCore) -> Report:
         "incarnation": core.membership.incarnation,
         "address": str(core.membership.me.address),
         "is_source": core.is_source(),
-        "units": [[units.start, units.end] for units in core.planning.held_of(core.me).units],
-        "standby_units": list(core.planning.rollout.standby_units()),
+        "units": _ranges(core.planning.rollout.units()),
+        "standby_units": _ranges(core.planning.rollout.standby_units()),
         "requests_in_stage": sum(len(s.requests) for s in core.serving.stages.values()),
     }
+
+
+def _ranges(units: Iterable[int]) -> list[list[int]]:
+    return [[found.start, found.end] for found in unit_ranges(units)]
 
 
 def _plan(core: PeerCore) -> Report:

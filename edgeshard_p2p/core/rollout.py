@@ -79,8 +79,9 @@ class Rollout:
     something more to hold."""
     _standby: tuple[int, ...] = ()
     """Units to hold beside those of plans, as far as they fit, the first ones first."""
-    _beside: frozenset[int] = frozenset()
-    """Of what the last LoadUnits asked for, what no plan needs."""
+    _held_beside: frozenset[int] = frozenset()
+    """Of what is held, what was loaded for no plan."""
+    _wanted_beside: frozenset[int] = frozenset()
     _cannot_load: set[PlanId] = field(default_factory=set)
 
     # --- questions ------------------------------------------------------------------------
@@ -91,10 +92,10 @@ class Rollout:
     def units(self) -> tuple[int, ...]:
         """Units that stand here, for whatever plan they were loaded.  Not those on standby: plans
         stay where they are by what it costs to move them, and so do not follow these."""
-        return tuple(unit for unit in self._held if unit not in self._beside)
+        return tuple(unit for unit in self._held if unit not in self._held_beside)
 
     def standby_units(self) -> tuple[int, ...]:
-        return tuple(unit for unit in self._held if unit in self._beside)
+        return tuple(unit for unit in self._held if unit in self._held_beside)
 
     def must_drain(self, held_of: HeldOf) -> tuple[PlanId, ...]:
         """Plans that have to end here before the target, agreed on by all, fits."""
@@ -129,17 +130,15 @@ class Rollout:
         """True when what is loaded is what was asked for last."""
         if load != self._loads:
             return False
-        self._held = self._wanted
+        self._held, self._held_beside = self._wanted, self._wanted_beside
         for rolling in self.plans.values():
             rolling.is_loaded |= rolling.is_asked
         return True
 
     def load_bytes(self) -> int:
         """Weights of all that the last LoadUnits asked for."""
-        asked = [rolling for rolling in self.plans.values() if rolling.is_asked]
-        if not asked:
-            return 0
-        return _weight_bytes(asked[0], self._wanted)
+        loading = self._loading()
+        return _weight_bytes(loading[0], self._wanted) if loading else 0
 
     def on_load_failed(self, load: int) -> bool:
         """True when the failure is that of the latest load."""
@@ -149,23 +148,18 @@ class Rollout:
         self._cannot_load |= failed
         return True
 
-    def is_standing(self) -> bool:
+    def is_loaded(self) -> bool:
         """Whether all that plans need here was loaded."""
         return all(rolling.is_loaded for rolling in self.plans.values() if rolling.is_asked)
 
     def hold(self, units: tuple[int, ...]) -> None:
-        """Beside the units of plans those of ``units`` that are here, and one more."""
-        asked = [rolling for rolling in self.plans.values() if rolling.is_asked]
-        if not asked:
-            return
-        here = tuple(unit for unit in units if unit in self._held)
-        for unit in units:
-            self._standby = (*here, unit)
-            if unit not in here and unit in self._units_beside(asked):
-                break
-        else:
-            self._standby = here
-        self._must_load |= self._units_beside(asked) != {*self._held}
+        """Beside the units of plans those of ``units`` that are here, and one more; in this order,
+        as far as they fit."""
+        loading = self._loading()
+        missing = next((u for u in self._fitting(loading, units) if u not in self._held), None)
+        here = tuple(unit for unit in units if unit in self._held or unit == missing)
+        self._standby = self._fitting(loading, here)
+        self._must_load |= {*_units_of(loading, self.me), *self._standby} != {*self._held}
 
     def forgive_failures(self) -> None:
         """Plans that could not be loaded may be tried again."""
@@ -222,6 +216,9 @@ class Rollout:
             return []
         if not wanted and not self._is_hopeless and not self._cannot_load:
             return []  # What stands here may be part of the plan that comes next.
+        if wanted != asked:
+            # Nothing that a plan waits for may wait for what only might be needed.
+            self._standby = tuple(unit for unit in self._standby if unit in self._held)
         for plan_id, rolling in self.plans.items():
             rolling.is_asked = plan_id in wanted
         self._must_load = False
@@ -255,27 +252,40 @@ class Rollout:
                 kv += kv_bytes(model, units_range, of_promise, promise.slots)
         return kv
 
-    def _units_beside(self, asked: list[Rolling]) -> set[int]:
-        """What to hold for these plans, and on standby beside it."""
-        units, kv = _units_of(asked, self.me), self._kv_bytes(asked)
-        for unit in self._standby:
-            more = {*units, unit}
-            if unit < asked[0].plan.n_units and (
-                _weight_bytes(asked[0], more) + kv <= self.budget_bytes
-            ):
-                units = more
-        return units
-
-    def _load_units(self) -> LoadUnits:
+    def _loading(self) -> list[Rolling]:
+        """Plans whose parts stand here or are asked for; where none of them has a part here, those
+        that something may be held on standby for."""
         asked = [self.plans[plan_id] for plan_id in sorted(self.plans)]
         asked = [rolling for rolling in asked if rolling.is_asked]
-        units = self._units_beside(asked) if asked else set()
+        with_part = [rolling for rolling in asked if rolling.plan.units_of(self.me)]
+        is_one_way = len({_way_of(rolling.plan) for rolling in asked}) == 1
+        return with_part or (asked if is_one_way else [])
+
+    def _fitting(self, loading: list[Rolling], units: tuple[int, ...]) -> tuple[int, ...]:
+        """Of these units, in this order, what no plan has here and fits beside what plans have."""
+        if not loading:
+            return ()
+        of_plans, found = _units_of(loading, self.me), list[int]()
+        room = self.budget_bytes - self._kv_bytes(loading) - _weight_bytes(loading[0], of_plans)
+        for unit in units:
+            if unit in of_plans or unit >= loading[0].plan.n_units:
+                continue
+            # NOTE: a head that is tied to an embedding counts in full here.
+            n_bytes = _weight_bytes(loading[0], {unit})
+            if n_bytes <= room:
+                room -= n_bytes
+                found.append(unit)
+        return tuple(found)
+
+    def _load_units(self) -> LoadUnits:
+        loading = self._loading()
+        self._wanted_beside = frozenset(self._fitting(loading, self._standby))
+        units = _units_of(loading, self.me) | self._wanted_beside
         self._wanted = tuple(sorted(units))
-        self._beside = frozenset(units - _units_of(asked, self.me))
         if not units:
             return LoadUnits(self._loads, "", "", 0, (), ())
-        model, dtype, tile_rows = _way_of(asked[0].plan)
-        kv = _promises(asked, self.me)
+        model, dtype, tile_rows = _way_of(loading[0].plan)
+        kv = _promises(loading, self.me)
         return LoadUnits(self._loads, model, dtype, tile_rows, unit_ranges(units), kv)
 
     def _advance(

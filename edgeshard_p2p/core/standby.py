@@ -2,7 +2,8 @@
 
 For each other peer of the plan that is served: what would be served without it.  What of that
 falls to this peer and is not here yet is loaded in idle time, one unit at a time, as far as memory
-allows; what more of these plans need comes first.  It gives way to any plan that is really made.
+allows; what more of these plans need comes first.  A plan that is really made waits for none of
+it, and gets the room.
 Knows nothing of how plans are found or units are loaded.
 """
 
@@ -14,6 +15,9 @@ from dataclasses import dataclass, field
 from edgeshard_p2p.core.effects import ComputePlan, Effect
 from edgeshard_p2p.core.ids import PeerId, PlanId
 from edgeshard_p2p.core.plan import Choice, Plan, Snapshot, without
+
+DEVICES_MAX = 12
+"""In larger swarms one question may take the planner seconds, and a loss would wait for that."""
 
 
 @dataclass(slots=True)
@@ -36,7 +40,7 @@ class Standby:
 
     def follow(self, snapshot: Snapshot, plan: Plan) -> list[Effect]:
         """``plan`` is what is served under ``snapshot``, and there is time."""
-        if not self.is_on:
+        if not self.is_on or len(snapshot.devices) > DEVICES_MAX:
             return []
         of = plan.id, tuple(device.peer for device in snapshot.devices)
         if of != self._of:

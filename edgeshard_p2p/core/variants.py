@@ -17,14 +17,16 @@ from edgeshard_p2p.core.plan import Snapshot
 
 class Variant(Struct, frozen=True):
     what: str
-    pin: Pin
+    pin: Pin | None
+    """None: there is none."""
     why_not: str = ""
     """Why the swarm cannot serve it; empty: it can."""
 
 
 def variants(snapshot: Snapshot, served: Pin) -> list[Variant]:
-    """Each boundary of ``served`` moved by one block either way, and the best plan of one stage
-    fewer.  Those that cannot be served are among them, and say why."""
+    """Each boundary of ``served`` moved by one block either way, where that leaves everybody what
+    it must have, and the best plan of one stage fewer.  Those that do not fit are among them, and
+    say why."""
     found = []
     for what, pin in _moved(snapshot, served):
         answer = pinned_answer(snapshot, pin)
@@ -62,7 +64,7 @@ def _one_fewer(snapshot: Snapshot, served: Pin) -> Variant | None:
     if found:
         _, name, pin = min(found, key=lambda one: one[:2])
         return Variant(f"one stage fewer, without {name}", pin)
-    return Variant("one stage fewer", served, why_not) if served.stages else None
+    return Variant("one stage fewer", None, why_not) if why_not else None
 
 
 def _without(served: Pin, place: int) -> Iterator[Pin]:

@@ -7,9 +7,10 @@ from typing import NoReturn
 
 
 def end_on_term() -> None:
-    """SIGTERM as Ctrl-C, for the whole of this process."""
+    """SIGTERM as Ctrl-C, once, for the whole of this process."""
 
     def end(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)

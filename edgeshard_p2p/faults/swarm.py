@@ -90,8 +90,8 @@ class FaultSwarm:
         self._frozen: set[str] = set()
         self._slowed: set[str] = set()
         self._cut_off: set[str] = set()
-        self._undone_at = 0.0
-        """When what was done was last undone."""
+        self._undone_at: float | None = None
+        """When something that was done to this request was last undone."""
         self.prompt, self.prompt_tokens = "", 0
         self.wanted: list[int] = []
         """The tokens of an undisturbed run."""
@@ -215,10 +215,11 @@ class FaultSwarm:
             raise FaultError(f"an undisturbed run ends early: {watch.error}")
         return watch.token_ids
 
-    def repair(self) -> float:
+    def repair(self) -> float | None:
         """Undo what the steps have done, and wait until the swarm serves as before: every peer the
         same plan, which is the pinned one where there is a pin.  Milliseconds since the last thing
-        that was undone, here or by a step; so at most what that took."""
+        that was undone, here or by a step: an upper bound, where the answer went on after that.
+        None: nothing had to be."""
         if self._cut_off:
             self._do(Step("heal"), ())
         for name in sorted(self._slowed & self._alive):
@@ -229,13 +230,15 @@ class FaultSwarm:
             if name not in self._alive:
                 self._do(Step("start"), (name,))
         self._wait_until_serving(is_pinned=True)
+        if self._undone_at is None:
+            return None
         return round((time.monotonic() - self._undone_at) * 1e3, 1)
 
     # --- a disturbed request --------------------------------------------------------------
 
     def disturb(self, scenario: FaultScenario | None = None) -> Outcome:
         """Ask, take the steps, and see it through."""
-        scenario = scenario or self.scenario
+        scenario, self._undone_at = scenario or self.scenario, None
         watch = Watch(
             self._devices,
             scenario.source,

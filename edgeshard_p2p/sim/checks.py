@@ -353,5 +353,6 @@ def _leftovers(peer: SimPeer) -> Iterator[str]:
     plan = core.planning.rollout.active_plan()
     ranges = plan.units_of(core.me) if plan is not None else ()
     wanted = {unit for units in ranges for unit in units}
+    wanted |= {*core.planning.rollout.standby_units()} if plan is not None else set()
     if peer.model.held != wanted:
         yield f"{peer.id}: units {peer.model.held} instead of {wanted}"

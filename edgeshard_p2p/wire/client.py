@@ -49,7 +49,8 @@ class View(Struct, frozen=True, tag="view"):
 
 
 class StandStill(Struct, frozen=True, tag="stand_still"):
-    """Hear nothing, say nothing and do nothing for so long, as a frozen device would."""
+    """Hear nothing, say nothing and do nothing for so long, as a frozen device would; but what
+    arrives meanwhile is lost."""
 
     for_s: Annotated[float, Meta(ge=0.1, le=STAND_STILL_MAX_S)]
 

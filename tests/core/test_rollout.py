@@ -321,3 +321,74 @@ def test_everyone_comes_to_the_next_plan_in_whatever_order_they_hear(
     peers = Peers(seed, budget_bytes)
     for plan in (PLAN, NEXT, PLAN, SOLO, NEXT):
         assert peers.run(plan), f"stuck before {plan}"
+
+
+# --- on standby -----------------------------------------------------------------------------
+
+
+def standing(budget_bytes: int = ROOMY) -> Peer:
+    """c serves its two units, and holds units 0 and 1 beside them."""
+    peer = Peer(budget_bytes=budget_bytes)
+    peer.activate(PLAN)
+    for _ in range(2):
+        peer.rollout.hold((0, 1))
+        peer.loaded(peer.reconcile())
+    assert peer.rollout.standby_units() == (0, 1)
+    return peer
+
+
+def test_one_unit_at_a_time_is_held_beside_those_of_plans() -> None:
+    peer = Peer()
+    peer.activate(PLAN)
+    peer.rollout.hold((0, 1))
+    (load,) = of(LoadUnits, peer.reconcile())
+    assert load.units == (UnitRange(0, 1), UnitRange(4, 6))
+    assert peer.rollout.standby_units() == ()
+    peer.rollout.on_loaded(load.load)
+    assert (peer.rollout.units(), peer.rollout.standby_units()) == ((4, 5), (0,))
+    peer.rollout.hold((0,))
+    assert of(LoadUnits, peer.reconcile()) == []
+    peer.rollout.hold(())
+    (load,) = of(LoadUnits, peer.reconcile())
+    assert load.units == (UnitRange(4, 6),)
+    # What is to go is not said to be held for a plan meanwhile.
+    assert (peer.rollout.units(), peer.rollout.standby_units()) == ((4, 5), (0,))
+
+
+def test_plan_waits_for_nothing_that_only_might_be_needed() -> None:
+    peer = Peer()
+    peer.activate(PLAN)
+    peer.rollout.hold((0, 3))
+    (unfinished,) = of(LoadUnits, peer.reconcile())
+    peer.gone.add(B)
+    peer.propose(NEXT)
+    (load,) = of(LoadUnits, peer.others_say(computed=NEXT.id))
+    assert load.units == (UnitRange(2, 6),)
+    assert not peer.rollout.on_load_failed(unfinished.load)
+    peer.rollout.on_loaded(load.load)
+    assert (peer.rollout.units(), peer.rollout.standby_units()) == ((2, 3, 4, 5), ())
+
+
+def test_plan_gets_the_room_of_what_is_on_standby() -> None:
+    # The next plan takes 65,152 bytes; a unit in fp32 4,000, of which one more fits.
+    peer = standing(budget_bytes=71_000)
+    peer.gone.add(B)
+    peer.propose(NEXT)
+    (load,) = of(LoadUnits, peer.others_say(computed=NEXT.id))
+    assert load.units == (UnitRange(0, 1), UnitRange(2, 6))
+    assert (peer.rollout.units(), peer.rollout.standby_units()) == ((4, 5), (0, 1))
+    peer.rollout.on_loaded(load.load)
+    assert (peer.rollout.units(), peer.rollout.standby_units()) == ((2, 3, 4, 5), (0,))
+
+
+@pytest.mark.parametrize("batch", range(1, 7))  # Different ids, in either order of PLAN's.
+def test_part_stays_as_it_is_computed_though_the_next_plan_is_another_way(batch: int) -> None:
+    """The next plan has no part here, so both may stand at once."""
+    peer = Peer()
+    peer.activate(PLAN)
+    workload = replace(PLAN.workload, dtype="bf16", batch=batch)
+    elsewhere = replace(PLAN, workload=workload, stages=(Stage(B, UnitRange(2, 6)),))
+    loads = of(LoadUnits, peer.propose(elsewhere))
+    loads += of(LoadUnits, peer.others_say(computed=elsewhere.id))
+    assert peer.rollout.plans[elsewhere.id].is_asked
+    assert all((load.dtype, load.units) == ("fp32", (UnitRange(4, 6),)) for load in loads)

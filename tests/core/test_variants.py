@@ -52,7 +52,8 @@ def test_several_sources_do_not_move_their_end() -> None:
         "a+b:0-2,a:2-5,c:5-6",
         "a+b:0-2,a:2-6",
     ]
-    assert not variants(made, pin("a+b:0-2,a:2-6"))[-1].why_not.startswith("a would")
+    # No source may take what the only shared stage has.
+    assert variants(made, pin("a+b:0-2,a:2-6")) == []
 
 
 def test_what_memory_does_not_allow_says_so() -> None:
@@ -61,6 +62,13 @@ def test_what_memory_does_not_allow_says_so() -> None:
     assert found["a:0-3,b:3-4,c:4-6"] == ""
     assert found["a:0-2,b:2-5,c:5-6"] == "b lacks 0.5 MiB"
     assert found["a:0-2,b:2-3,c:3-6"] == "c lacks 0.5 MiB"
+
+
+def test_stage_that_nobody_can_do_without_says_so() -> None:
+    made = swarm([device("a", 2.5, is_source=True), device("b", 4.5)])
+    fewer = variants(made, pin("a:0-2,b:2-6"))[-1]
+    assert (fewer.what, fewer.pin) == ("one stage fewer", None)
+    assert fewer.why_not.startswith("without b: a lacks")
 
 
 def test_nothing_is_next_to_a_source_alone() -> None:

@@ -112,17 +112,19 @@ def test_a_frozen_stage_is_as_good_as_dead_until_it_thaws(swarm: Swarm) -> None:
 
 def test_the_swarm_tries_itself(swarm: Swarm) -> None:
     amy = swarm["amy"]
+    stages = amy.status()["plan"]["stages"]
     done = amy.ask("selftest")
     assert done.exit_code == 0, f"{done.stdout}\n{done.stderr}\n{swarm.story()}"
     (told,) = done.objects
+    assert told["verdict"] == "passed"
     tried = [trial for trial in told["trials"] if trial["tokens"] != "not tried"]
     assert tried, told
     assert {trial["tokens"] for trial in tried} == {"same"}
     assert all(trial["why"] for trial in told["trials"] if trial not in tried)
     assert told["rehearsal"]["tokens"] == "same"
     assert told["rehearsal"]["failovers"] >= 1
-    assert told["passed"]
     assert amy.status()["settings"].get("pin") == ""
+    assert amy.status()["plan"]["stages"] == stages
     eventually(lambda: swarm.are(**dict.fromkeys(NAMES, "alive")), swarm.story)
     eventually(swarm.is_idle, swarm.story)
 

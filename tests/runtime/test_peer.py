@@ -16,7 +16,16 @@ from edgeshard_p2p.core.messages import Ack, Address, Hello, Identity, Ping, Ref
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.net.transport import FROM_CLIENT
 from edgeshard_p2p.runtime.model_host import ModelHost
-from edgeshard_p2p.wire.client import Done, Run, Set, Status, StatusReport, Text
+from edgeshard_p2p.wire.client import (
+    Done,
+    Okay,
+    Run,
+    Set,
+    StandStill,
+    Status,
+    StatusReport,
+    Text,
+)
 from edgeshard_p2p.wire.codec import decode_control, encode_control
 from tests.runtime.endpoint import Endpoint, endpoint
 from tests.runtime.living import SECURITY, ask, live_apart, peer, whole_model
@@ -148,5 +157,42 @@ def test_a_peer_of_another_release_is_told_so(tmp_path: Path) -> None:
             assert isinstance(refused, Refused)
             assert refused.reason == "wire_version"
             assert "tester@1 speaks wire versions 99-99" in refused.detail
+
+    uvloop.run(main())
+
+
+def test_a_peer_that_stands_still_is_deaf_and_dumb_and_goes_on_by_itself(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with peer(tmp_path) as life, endpoint(SECURITY) as a:
+            to = life.core.membership.me.address
+            _send(a, to, _hello(a))
+            await until_async(lambda: a.messages, "the welcome")
+            (okay,) = await asyncio.to_thread(ask, to, StandStill(1.0), Okay)
+            assert okay == Okay()
+            assert life.driver.arrivals.is_deaf
+            handled, core_handle = [], life.core.handle
+
+            def handle(event: Any, now: float) -> Any:
+                handled.append((event, life.driver.arrivals.is_deaf))
+                return core_handle(event, now)
+
+            life.core.handle = handle
+            _send(a, to, Ping(77, ()))
+            await until_async(lambda: handled, "its going on")
+            assert not any(is_deaf for _, is_deaf in handled)
+            _send(a, to, Ping(78, ()))
+            acks = lambda: [m.nonce for m in _heard(a) if isinstance(m, Ack)]  # noqa: E731
+            await until_async(acks, "the answer to the probe")
+            assert acks() == [78]
+
+    uvloop.run(main())
+
+
+def test_a_peer_that_stands_still_can_be_stopped(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with peer(tmp_path) as life:
+            to = life.core.membership.me.address
+            await asyncio.to_thread(ask, to, StandStill(30.0), Okay)
+        assert life.driver.ended.done()
 
     uvloop.run(main())

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import pytest
+
+from edgeshard_p2p.core.peer import CoreConfig
 from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.sim import device
+from edgeshard_p2p.sim.faults import run_seed
 from edgeshard_p2p.sim.simulator import Simulator
 from tests.sim.swarms import HALF, answer, core, settle
 from tests.sim.test_scenarios import LONG, PROMPT, submit_and_watch
@@ -70,14 +77,12 @@ def test_it_comes_to_rest_and_the_plan_stays() -> None:
     assert published == units_of(swarm, "b")
 
 
-def test_memory_is_never_exceeded() -> None:
-    for budget_bytes in (45_000, HALF, 80_000):
-        swarm = swarm_with("abcd", budget_bytes)
-        swarm.run(swarm.now + 20.0)
-        for name in "abcd":
-            rollout = core(swarm, name).planning.rollout
-            asked = [rolling for rolling in rollout.plans.values() if rolling.is_asked]
-            assert rollout._units_beside(asked) == held(swarm, name)
+@pytest.mark.parametrize("seeds", [range(10), range(10, 20)], ids=str)
+def test_faults_do_no_more_harm_with_it(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory, among the rest, is checked after every event."""
+    monkeypatch.setattr(device, "CoreConfig", partial(CoreConfig, standby=True))
+    for seed in seeds:
+        run_seed(seed)
 
 
 def test_nothing_is_loaded_while_a_request_runs() -> None:
