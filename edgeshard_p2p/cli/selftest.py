@@ -59,5 +59,7 @@ def selftest(
         print(json.dumps(told, default=lambda tokens: tokens.value))
     else:
         n_tried = sum(trial.tokens is not Tokens.NOT_TRIED for trial in outcome.trials)
-        click.echo(f"{verdict}: {n_tried} of {len(outcome.trials)} plans tried")
+        lost = outcome.rehearsal is not None and outcome.rehearsal.tokens is not Tokens.NOT_TRIED
+        failover = "and a failover" if lost else "and no failover"
+        click.echo(f"{verdict}: {n_tried} of {len(outcome.trials)} plans {failover} tried")
     sys.exit(0 if verdict == "passed" else FAILED)

@@ -46,7 +46,8 @@ def set_setting(
     """Set a setting of the whole swarm, for instance batch=8.
 
     pin=NAME:0-10,NAME:10-32 puts the units where you say, for as long as these peers and the one
-    that is asked are there; pin= lifts it.
+    that is asked are there; pin= lifts it.  The first range is the source's, A+B:0-2 that of
+    several; who is not named there takes no prompts meanwhile.
     """
     from edgeshard_p2p.wire.client import Okay, Set
 
@@ -54,8 +55,27 @@ def set_setting(
     if not equals:
         fail(f"{assignment!r} is not KEY=VALUE", USAGE, as_json)
     ask(Set(key, value, for_s or 0), Okay, peer_address, swarm, secret_file, as_json)
+    if key == "pin" and value:
+        _warn_of_pin(value, peer_address, swarm, secret_file, as_json)
     how_long = f" for {for_s} s" if for_s else ""
     print(json.dumps({key: value}) if as_json else f"{key} = {value}{how_long}")
+
+
+def _warn_of_pin(
+    pin: str, peer_address: str, swarm: str, secret_file: Path | None, as_json: bool
+) -> None:
+    """Where it cannot be followed now; it may be later, so it stays."""
+    from edgeshard_p2p.core.pin import parse_pin
+    from edgeshard_p2p.core.pinned import pinned_answer
+    from edgeshard_p2p.wire.client import SwarmView, View
+
+    seen = ask(View(), SwarmView, peer_address, swarm, secret_file, as_json)
+    wanted = parse_pin(pin)
+    if seen.snapshot is None or wanted is None:
+        return
+    found = pinned_answer(seen.snapshot, wanted)
+    if found.layout is None:
+        click.echo(f"edgeshard: not followed now: {found.reason}", err=True)
 
 
 def _in_words(report: dict[str, Any]) -> str:
@@ -70,6 +90,9 @@ def _in_words(report: dict[str, Any]) -> str:
     me = report["self"]
     role = "source" if me["is_source"] else "no source"
     head = f"{me['name']}@{me['generation']} at {me['address']}, {role}"
+    if me["standby_units"]:
+        ranges = ", ".join(f"{start}-{end - 1}" for start, end in me["standby_units"])
+        head += f", on standby units {ranges}"
     return "\n".join([head, *[section for section in sections if section]])
 
 

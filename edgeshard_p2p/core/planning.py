@@ -6,6 +6,7 @@ what failed, what has to end first.  Computes no plan and moves no tensor.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -145,8 +146,10 @@ class Planning:
         if not self.rollout.on_loaded(event.load):
             return []
         self._loading = None
-        held = ", ".join(str(units) for units in unit_ranges(self.rollout.units()))
-        return [Log(f"units {held} are loaded" if held else "no units are held any more")]
+        held = _in_words(self.rollout.units())
+        standby = _in_words(self.rollout.standby_units())
+        text = f"units {held} are loaded" if held else "no units are held any more"
+        return [Log(f"{text}; on standby {standby}" if standby else text)]
 
     def on_load_failed(self, event: LoadFailed, now: float) -> list[Effect]:
         if not self.rollout.on_load_failed(event.load):
@@ -294,6 +297,10 @@ class Planning:
             active, "the next plan needs the memory", now, keeps=False
         )
         return self.serving.run(steps, now)
+
+
+def _in_words(units: Iterable[int]) -> str:
+    return ", ".join(str(found) for found in unit_ranges(units))
 
 
 def _take(items: list[Item]) -> list[Item]:

@@ -47,6 +47,18 @@ def is_valid(key: str, value: SettingValue) -> bool:
     return check is not None and check(value)
 
 
+def why_invalid(key: str, value: SettingValue) -> str:
+    """Of what ``is_valid`` refuses."""
+    if key not in _VALID:
+        return f"{key} is no setting of the swarm; there are {', '.join(sorted(_VALID))}"
+    if key == "pin":
+        return (
+            f"{key}={value} is no pin; write NAME:0-11,NAME:11-32, half-open ranges of units that "
+            "follow each other from 0 to the last, first the source's (several: A+B:0-2)"
+        )
+    return f"{key}={describe(value)} is not a setting of the swarm that can be"
+
+
 def describe(value: SettingValue) -> str:
     """A setting's value in words."""
     return f"{value.name} ({value.digest[:12]})" if isinstance(value, ModelSpec) else str(value)

@@ -310,7 +310,7 @@ class SelfTest:
 
 def _who_may_be_lost(snapshot: Snapshot, stages: Iterable[str]) -> tuple[str, str]:
     """The first stage without which the swarm can still hold the model; empty: none, and why."""
-    why_not = "all units are at the peer that is asked"
+    why_not = "no stage is at another peer than the one that is asked"
     for name in list(stages)[:VICTIMS_MAX]:
         left = planned(msgspec.structs.replace(without(snapshot, name), pin=None))
         if left.layout is not None:

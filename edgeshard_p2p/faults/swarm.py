@@ -126,7 +126,10 @@ class FaultSwarm:
 
     def open(self) -> None:
         """Wait for the swarm, pin its plan, and find out what an undisturbed run says."""
-        self._say(f"waiting for {len(self.scenario.names)} peers on {self._devices.network}")
+        self._say(
+            f"waiting for {len(self.scenario.names)} peers on {self._devices.network}; where they "
+            "are new to this machine each measures itself first, one after another"
+        )
         self._wait_until_serving(is_pinned=False)
         self.pin()
         self._say(f"serving: {self._plan_in_words()}")

@@ -15,7 +15,7 @@ from edgeshard_p2p.core import events as ev
 from edgeshard_p2p.core.ids import RequestId
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.report import report
-from edgeshard_p2p.core.settings import LIFTED, is_valid
+from edgeshard_p2p.core.settings import LIFTED, is_valid, why_invalid
 from edgeshard_p2p.core.view import View, model_of
 from edgeshard_p2p.model.errors import ModelError
 from edgeshard_p2p.model.text import StreamDecoder, Tokenizer
@@ -122,7 +122,7 @@ class Clients:
     def _set(self, identity: bytes, request: wire.Set) -> None:
         value: str | int = int(request.value) if request.value.isdecimal() else request.value
         if not is_valid(request.key, value):
-            error = f"{request.key}={request.value} is not a setting of the swarm"
+            error = why_invalid(request.key, value)
             self.answer(identity, wire.Failed(error, is_usage=True))
             return
         if request.for_s and request.key not in LIFTED:

@@ -362,7 +362,7 @@ def test_a_prompt_where_none_may_enter(swarm: Swarm) -> None:
 def test_a_setting_that_cannot_be(swarm: Swarm, assignment: str) -> None:
     ended = swarm["amy"].ask("set", assignment)
     assert ended.exit_code == USAGE
-    assert f"{assignment} is not a setting of the swarm" in ended.complaint
+    assert "setting of the swarm" in ended.complaint
 
 
 # --- others -------------------------------------------------------------------------------
