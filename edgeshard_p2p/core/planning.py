@@ -148,8 +148,9 @@ class Planning:
         self._loading = None
         held = _in_words(self.rollout.units())
         standby = _in_words(self.rollout.standby_units())
-        text = f"units {held} are loaded" if held else "no units are held any more"
-        return [Log(f"{text}; on standby {standby}" if standby else text)]
+        told = [f"units {held} are loaded"] if held else []
+        told += [f"units {standby} are on standby"] if standby else []
+        return [Log("; ".join(told) or "no units are held any more")]
 
     def on_load_failed(self, event: LoadFailed, now: float) -> list[Effect]:
         if not self.rollout.on_load_failed(event.load):
@@ -157,7 +158,7 @@ class Planning:
         self._loading = None
         if self.rollout.is_loaded():
             self.standby.on_load_failed()
-            self.rollout.hold(())
+            self.rollout.hold(self.rollout.standby_units())
             return [Log(f"nothing more is held on standby: {event.detail}", "warning")]
         me = self.membership.me.peer
         self._fail(Failure("cannot_load", me, None, event.detail[:300]), now)
@@ -246,7 +247,7 @@ class Planning:
         if choice.plan is None or choice.plan.id != plan.id or not self.rollout.is_loaded():
             return []
         effects = self.standby.follow(view.snapshot, plan)
-        if units := self.standby.units():
+        if (units := self.standby.units()) is not None:
             self.rollout.hold(units)
         return effects
 

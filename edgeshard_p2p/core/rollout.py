@@ -82,6 +82,8 @@ class Rollout:
     _held_beside: frozenset[int] = frozenset()
     """Of what is held, what was loaded for no plan."""
     _wanted_beside: frozenset[int] = frozenset()
+    _way: tuple[str, str, int] | None = None
+    """Of the last LoadUnits."""
     _cannot_load: set[PlanId] = field(default_factory=set)
 
     # --- questions ------------------------------------------------------------------------
@@ -149,8 +151,9 @@ class Rollout:
         return True
 
     def is_loaded(self) -> bool:
-        """Whether all that plans need here was loaded."""
-        return all(rolling.is_loaded for rolling in self.plans.values() if rolling.is_asked)
+        """Whether plans need something here, or might, and all of that was loaded."""
+        asked = [rolling for rolling in self.plans.values() if rolling.is_asked]
+        return bool(asked) and all(rolling.is_loaded for rolling in asked)
 
     def hold(self, units: tuple[int, ...]) -> None:
         """Beside the units of plans those of ``units`` that are here, and one more; in this order,
@@ -221,6 +224,10 @@ class Rollout:
             self._standby = tuple(unit for unit in self._standby if unit in self._held)
         for plan_id, rolling in self.plans.items():
             rolling.is_asked = plan_id in wanted
+        loading = self._loading()
+        way = _way_of(loading[0].plan) if loading else None
+        if way != self._way:  # What is held of another model, or in another dtype, has to go.
+            self._way, self._standby = way, ()
         self._must_load = False
         self._loads += 1
         return [self._load_units()]

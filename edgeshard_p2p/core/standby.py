@@ -65,8 +65,9 @@ class Standby:
         """A unit could not be loaded: nothing more is, as long as all stays as it is."""
         self._has_failed = True
 
-    def units(self) -> tuple[int, ...]:
-        """In the order in which to hold them; empty until all is planned."""
-        if self._left or self._asked is not None or self._has_failed:
-            return ()
+    def units(self) -> tuple[int, ...] | None:
+        """In the order in which to hold them; None: as it is, until all is planned."""
+        is_open = self._of is None or self._left or self._asked is not None
+        if is_open or self._has_failed:
+            return None
         return tuple(sorted(self._needed, key=lambda unit: (-self._needed[unit], unit)))

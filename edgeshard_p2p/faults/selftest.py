@@ -62,6 +62,8 @@ TRIAL_S = 10.0
 """A plan is not begun with less."""
 SWITCH_S = 40.0
 REPORT_S = 3.0
+IN_VAIN_MAX = 3
+"""Reports that do not come, one after another, until the peer is given up."""
 POLL_S = 0.1
 VICTIMS_MAX = 3
 """Losses that are planned for, in search of one that leaves a plan."""
@@ -199,14 +201,19 @@ class SelfTest:
     def _pinned(self, pin: Pin, wait_s: float) -> str | None:
         """The id of the plan; None: it is not served in time."""
         self._has_pinned = True
-        said = self._ask(Set("pin", str(pin), int(TIME_S)))
-        return self._serving(pin, wait_s) if isinstance(said, Okay) else None
+        if not isinstance(self._ask(Set("pin", str(pin), int(TIME_S))), Okay):
+            raise FaultError(f"no word from {self._address} any more")
+        return self._serving(pin, wait_s)
 
     def _serving(self, plan: Pin, wait_s: float, is_free: bool = False) -> str | None:
         """The id of ``plan`` once it serves; ``is_free``: by nobody's pin."""
         ends_at, pause = time.monotonic() + min(SWITCH_S, wait_s), threading.Event()
+        n_in_vain = 0
         while time.monotonic() < ends_at:
             answer = self._ask(Status())
+            n_in_vain = n_in_vain + 1 if answer is None else 0
+            if n_in_vain == IN_VAIN_MAX:
+                raise FaultError(f"no word from {self._address} any more")
             if isinstance(answer, StatusReport) and _is_ready(answer.report["plan"]):  # type: ignore[arg-type]
                 report: dict[str, Any] = answer.report
                 is_so = _is_chosen(report["plan"]) or not is_free

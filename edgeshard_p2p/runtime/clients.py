@@ -104,6 +104,10 @@ class Clients:
                 identity = self._pending.pop(client)
                 self.answer(identity, wire.Failed(str(error), is_usage=True))
                 return
+        if self.tokenizer is not tokenizer:
+            text = "the swarm's model has just changed"
+            self.answer(self._pending.pop(client), wire.Failed(text, retry_ms=2_000))
+            return
         self._submit(client, request, prompt)
 
     def _submit(self, client: str, request: wire.Run, prompt: tuple[int, ...]) -> None:

@@ -296,23 +296,38 @@ class Driver:
     # --- the compute thread ---------------------------------------------------------------
 
     def _open_model(self, effect: fx.OpenModel) -> None:
-        def work() -> tuple[ev.ModelOpened, Tokenizer | None]:
+        def work() -> tuple[ev.ModelOpened, LocalModel | None]:
             model = self._given
             if model is None or library.manifest_digest(model.path) != effect.digest:
                 model = library.find_by_digest(effect.digest, self._progress)
             if model is None:
                 return ev.ModelOpened(effect.digest, None, _missing_model(effect.digest)), None
             spec = self._host.open(model.path, effect.digest, model.name)
-            return ev.ModelOpened(effect.digest, spec), Tokenizer(model.path)
+            return ev.ModelOpened(effect.digest, spec), model
 
-        def on_done(opened: tuple[ev.ModelOpened, Tokenizer | None]) -> None:
-            event, self.clients.tokenizer = opened
+        def on_done(opened: tuple[ev.ModelOpened, LocalModel | None]) -> None:
+            event, model = opened
+            self.clients.tokenizer = None
             self.post(event)
+            if model is not None and self.core.config.is_source:
+                self._open_tokenizer(effect.digest, model)
 
-        def on_error(error: Exception) -> None:
-            self.post(ev.ModelOpened(effect.digest, None, f"cannot open the model: {error}"))
+        self._compute.submit(work, on_done, partial(self._cannot_open, effect.digest))
 
-        self._compute.submit(work, on_done, on_error)
+    def _open_tokenizer(self, digest: str, model: LocalModel) -> None:
+        """After the model, since only prompts wait for it, and it takes a second."""
+
+        def on_done(tokenizer: Tokenizer) -> None:
+            opened = self.core.local.opened
+            if opened is not None and opened.digest == digest:
+                self.clients.tokenizer = tokenizer
+
+        self._compute.submit(
+            partial(Tokenizer, model.path), on_done, partial(self._cannot_open, digest)
+        )
+
+    def _cannot_open(self, digest: str, error: Exception) -> None:
+        self.post(ev.ModelOpened(digest, None, f"cannot open the model: {error}"))
 
     def _measure(self, effect: fx.MeasureDevice) -> None:
         opened = self.core.local.opened

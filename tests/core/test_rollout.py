@@ -381,6 +381,17 @@ def test_plan_gets_the_room_of_what_is_on_standby() -> None:
     assert (peer.rollout.units(), peer.rollout.standby_units()) == ((2, 3, 4, 5), (0,))
 
 
+def test_nothing_is_on_standby_in_another_dtype() -> None:
+    """Nobody can tell yet what of that would be needed."""
+    peer = standing()
+    other = replace(PLAN, workload=replace(PLAN.workload, dtype="bf16"))
+    peer.propose(other)
+    peer.others_say(computed=other.id)
+    assert peer.rollout.must_drain(peer.held_of) == (PLAN.id,)
+    (load,) = of(LoadUnits, peer.others_say(active=None))
+    assert (load.dtype, load.units) == ("bf16", (UnitRange(4, 6),))
+
+
 @pytest.mark.parametrize("batch", range(1, 7))  # Different ids, in either order of PLAN's.
 def test_part_stays_as_it_is_computed_though_the_next_plan_is_another_way(batch: int) -> None:
     """The next plan has no part here, so both may stand at once."""
