@@ -7,6 +7,7 @@ import pytest
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.messages import MemberState
 from edgeshard_p2p.core.records import Failure, FailuresRecord
+from edgeshard_p2p.core.request import Phase
 from edgeshard_p2p.sim.compute import small_model
 from edgeshard_p2p.sim.network import Pace
 from edgeshard_p2p.sim.request import SimRequest
@@ -479,3 +480,36 @@ def test_same_seed_gives_the_same_events() -> None:
     first = _record_of_a_busy_run()
     assert len(first) > 1_000
     assert first == _record_of_a_busy_run()
+
+
+def test_a_loss_among_four_requests_of_two_sources_with_others_waiting() -> None:
+    """Four run and two wait; the next plan holds two, so two are parked until there is room."""
+    swarm = Simulator(7)
+    for name in "ab":
+        swarm.add(name, 70_000)
+    swarm.add("c", EVERYTHING, is_source=False, block_us=500)
+    for name in "abc":
+        swarm.start(name, join=("a",) if name != "a" else ())
+    settle(swarm)
+    assert stage_peers(swarm) == ["c"]
+    requests = [swarm.submit(source, PROMPT, LONG) for source in "ababab"]
+    assert swarm.run_until(lambda: len([r for r in requests if len(r.tokens) >= 3]) == 4, 30.0)
+    assert {r.at for r in requests if r.tokens} == {"a", "b"}
+    assert [r.tokens for r in requests].count([]) == 2
+    swarm.crash("c")
+    parked = set()
+
+    def is_over() -> bool:
+        for source in "ab":
+            for request in core(swarm, source).serving.source.requests.values():
+                if request.phase is Phase.ASKING and request.generated:
+                    parked.add(request.id)
+        return all(request.finished is not None for request in requests)
+
+    assert swarm.run_until(is_over, 60.0)
+    plan = core(swarm, "a").planning.rollout.active_plan()
+    assert plan is not None
+    assert plan.workload.batch == 2
+    assert len(parked) >= 2
+    for request in requests:
+        assert answer(swarm, request) == request.oracle.tokens(LONG)
