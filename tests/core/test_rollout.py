@@ -386,7 +386,7 @@ def test_nothing_is_on_standby_in_another_dtype() -> None:
     peer = standing()
     other = replace(PLAN, workload=replace(PLAN.workload, dtype="bf16"))
     peer.propose(other)
-    peer.others_say(computed=other.id)
+    assert of(LoadUnits, peer.others_say(computed=other.id, active=PLAN.id)) == []
     assert peer.rollout.must_drain(peer.held_of) == (PLAN.id,)
     (load,) = of(LoadUnits, peer.others_say(active=None))
     assert (load.dtype, load.units) == ("bf16", (UnitRange(4, 6),))

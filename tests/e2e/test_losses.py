@@ -134,7 +134,7 @@ def test_nothing_is_tried_while_requests_run(swarm: Swarm) -> None:
     with killed_at_the_end(run):
         eventually(lambda: have_begun(swarm, 1), swarm.story)
         refused = swarm["amy"].ask("selftest")
-        run.communicate(timeout=DEADLINE_S)
+    eventually(swarm.is_idle, swarm.story)
     assert refused.exit_code == 1
     assert "requests run at amy" in refused.complaint
     assert "--force" in refused.complaint
