@@ -55,25 +55,35 @@ def reach_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def talking(
-    peer_address: str, swarm: str, secret_file: Path | None, as_json: bool
-) -> Iterator[Any]:
-    """A Client for the peer; every way in which the conversation can fail becomes one line."""
-    from edgeshard_p2p.net.client import Client, NoAnswer
-    from edgeshard_p2p.net.security import SecretError, open_security, read_secrets
+def one_line(peer_address: str, as_json: bool) -> Iterator[None]:
+    """Every way in which a conversation with that peer can fail becomes one line, and the end."""
+    from edgeshard_p2p.net.client import NoAnswer
+    from edgeshard_p2p.net.security import SecretError
     from edgeshard_p2p.wire.errors import WireError
 
     try:
-        address = parse_address(peer_address)
-        secrets = read_secrets(secret_file) if secret_file is not None else ()
-        with Client(address, open_security(swarm, secrets)) as client:
-            yield client
+        yield
     except (ConfigError, SecretError) as error:
         fail(str(error), USAGE, as_json)
     except NoAnswer as error:
         fail(str(error), FAILED, as_json)
     except WireError as error:
         fail(f"{peer_address} gives an answer of another release: {error}", FAILED, as_json)
+
+
+@contextmanager
+def talking(
+    peer_address: str, swarm: str, secret_file: Path | None, as_json: bool
+) -> Iterator[Any]:
+    """A Client for the peer."""
+    from edgeshard_p2p.net.client import Client
+    from edgeshard_p2p.net.security import open_security, read_secrets
+
+    with one_line(peer_address, as_json):
+        address = parse_address(peer_address)
+        secrets = read_secrets(secret_file) if secret_file is not None else ()
+        with Client(address, open_security(swarm, secrets)) as client:
+            yield client
 
 
 def ask(

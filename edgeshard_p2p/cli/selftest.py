@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from edgeshard_p2p.cli.common import FAILED, USAGE, fail, peer_options
+from edgeshard_p2p.cli.common import FAILED, fail, one_line, peer_options
 
 
 @click.command()
@@ -18,37 +18,30 @@ from edgeshard_p2p.cli.common import FAILED, USAGE, fail, peer_options
 def selftest(
     force: bool, peer_address: str, swarm: str, secret_file: Path | None, as_json: bool
 ) -> None:
-    """Try the running swarm, in less than two minutes.
+    """Try the running swarm, in about two minutes at most.
 
     Moves each boundary of its plan by one block either way and leaves one stage out, where memory
     allows, and asks each plan the same; then lets one stage stand still in the middle of an answer.
     All have to give the same tokens.  Afterwards the swarm serves the plan that it served before.
     Exit code 1: one of these is not so, or there was nothing that could be tried.
     """
-    from edgeshard_p2p.config import ConfigError, parse_address
+    from edgeshard_p2p.config import parse_address
     from edgeshard_p2p.faults.devices import FaultError
     from edgeshard_p2p.faults.ending import end_on_term
     from edgeshard_p2p.faults.selftest import SelfTest
     from edgeshard_p2p.faults.verdict import Tokens
-    from edgeshard_p2p.net.client import NoAnswer
-    from edgeshard_p2p.net.security import SecretError, open_security, read_secrets
-    from edgeshard_p2p.wire.errors import WireError
+    from edgeshard_p2p.net.security import open_security, read_secrets
 
     end_on_term()
     try:
-        secrets = read_secrets(secret_file) if secret_file is not None else ()
-        test = SelfTest(
-            parse_address(peer_address),
-            open_security(swarm, secrets),
-            lambda text: click.echo(text, err=as_json),
-        )
-        outcome = test.run(force)
-    except (ConfigError, SecretError) as error:
-        fail(str(error), USAGE, as_json)
-    except NoAnswer as error:
-        fail(str(error), FAILED, as_json)
-    except WireError as error:
-        fail(f"{peer_address} gives an answer of another release: {error}", FAILED, as_json)
+        with one_line(peer_address, as_json):
+            secrets = read_secrets(secret_file) if secret_file is not None else ()
+            test = SelfTest(
+                parse_address(peer_address),
+                open_security(swarm, secrets),
+                lambda text: click.echo(text, err=as_json),
+            )
+            outcome = test.run(force)
     except FaultError as error:
         fail(str(error), error.exit_code, as_json)
     except KeyboardInterrupt:

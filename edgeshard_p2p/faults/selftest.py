@@ -17,9 +17,8 @@ from typing import Any
 import msgspec
 
 from edgeshard_p2p.config import parse_address
-from edgeshard_p2p.core.ids import UnitRange
 from edgeshard_p2p.core.messages import Address
-from edgeshard_p2p.core.pin import Pin, PinnedStage
+from edgeshard_p2p.core.pin import Pin
 from edgeshard_p2p.core.pinned import NOTE
 from edgeshard_p2p.core.plan import Snapshot, without
 from edgeshard_p2p.core.planner import answer as planned
@@ -28,6 +27,7 @@ from edgeshard_p2p.core.variants import Variant, variants
 from edgeshard_p2p.faults.asking import ask
 from edgeshard_p2p.faults.devices import FaultError
 from edgeshard_p2p.faults.prose import words
+from edgeshard_p2p.faults.reports import as_pin, is_ready
 from edgeshard_p2p.faults.verdict import Outcome, Rehearsal, Tokens, Trial
 from edgeshard_p2p.net.client import Client, NoAnswer
 from edgeshard_p2p.net.security import Security
@@ -94,7 +94,7 @@ class SelfTest:
         """Raises FaultError where there is nothing that could be tried, NoAnswer and WireError
         where nobody can be asked."""
         report = self._ready_report()
-        served = _served(report)
+        served = as_pin(report["plan"])
         outcome = Outcome(str(served), self._look_for_requests(report, is_forced))
         snapshot = self._snapshot()
         self._say(f"served: {served}")
@@ -136,7 +136,7 @@ class SelfTest:
             raise FaultError(_why(answer), 2)
         report: dict[str, Any] = answer.report
         plan = report["plan"]
-        if not _is_ready(plan):
+        if not is_ready(plan):
             why = plan["waiting_for"] or plan.get("note") or f"the plan is {plan['state']}"
             raise FaultError(f"no plan is served yet ({why}); try again when `status` shows one")
         sources = [stage["peer"] for stage in plan["stages"] if stage["stage"] == 0]
@@ -214,11 +214,12 @@ class SelfTest:
             n_in_vain = n_in_vain + 1 if answer is None else 0
             if n_in_vain == IN_VAIN_MAX:
                 raise FaultError(f"no word from {self._address} any more")
-            if isinstance(answer, StatusReport) and _is_ready(answer.report["plan"]):  # type: ignore[arg-type]
+            if isinstance(answer, StatusReport):
                 report: dict[str, Any] = answer.report
-                is_so = _is_chosen(report["plan"]) or not is_free
-                if is_so and _served(report) == plan:
-                    return str(report["plan"]["plan_id"])
+                told = report["plan"]
+                is_so = is_ready(told) and (_is_chosen(told) or not is_free)
+                if is_so and as_pin(told) == plan:
+                    return str(told["plan_id"])
             pause.wait(POLL_S)
         return None
 
@@ -324,18 +325,6 @@ def _who_may_be_lost(snapshot: Snapshot, stages: Iterable[str]) -> tuple[str, st
             return name, ""
         why_not = f"without {name} no plan: {left.reason}"
     return "", why_not
-
-
-def _served(report: dict[str, Any]) -> Pin:
-    stages = report["plan"]["stages"]
-    sources = [stage for stage in stages if stage["stage"] == 0]
-    shared = [stage for stage in stages if stage["stage"] > 0]
-    pinned = (PinnedStage(s["peer"], UnitRange(s["start"], s["end"])) for s in shared)
-    return Pin(tuple(sorted(s["peer"] for s in sources)), sources[0]["end"], tuple(pinned))
-
-
-def _is_ready(plan: dict[str, Any]) -> bool:
-    return plan["state"] == "active" and all(stage["is_ready"] for stage in plan["stages"])
 
 
 def _is_chosen(plan: dict[str, Any]) -> bool:

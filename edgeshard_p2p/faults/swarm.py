@@ -14,6 +14,7 @@ from edgeshard_p2p.faults import figures as fig
 from edgeshard_p2p.faults.asking import ask
 from edgeshard_p2p.faults.devices import Devices, FaultError
 from edgeshard_p2p.faults.prose import words
+from edgeshard_p2p.faults.reports import as_pin, is_ready
 from edgeshard_p2p.faults.scenario import FAULTS, LOSSES, PASSING, FaultScenario, Step
 from edgeshard_p2p.faults.watch import Watch
 from edgeshard_p2p.wire.client import (
@@ -167,21 +168,14 @@ class FaultSwarm:
             return False
         plans = [report["plan"] for report in reports]
         members = [m for r in reports for m in r["members"] if m["name"] in self.scenario.names]
-        ready = [stage["is_ready"] for plan in plans for stage in plan["stages"]]
         is_one = len({plan["plan_id"] for plan in plans}) == 1 and plans[0]["plan_id"] is not None
         is_here = {m["state"] for m in members} == {"alive"}
-        is_active = {plan["state"] for plan in plans} == {"active"}
-        is_so = is_one and is_active and is_here and all(ready)
+        is_so = is_one and is_here and all(map(is_ready, plans))
         return is_so and (not is_pinned or self._is_pinned(plans[0]))
 
     def _is_pinned(self, plan: dict[str, Any]) -> bool:
         pin = parse_pin(self.scenario.swarm.pin)
-        if pin is None:
-            return True
-        parts = [(s["stage"], s["peer"], s["start"], s["end"]) for s in plan["stages"]]
-        wanted = [(0, name, 0, pin.entry_end) for name in pin.sources]
-        wanted += [(k + 1, s.name, s.units.start, s.units.end) for k, s in enumerate(pin.stages)]
-        return parts == wanted
+        return pin is None or as_pin(plan) == pin
 
     def _plan_in_words(self) -> str:
         stages = self.report(self.scenario.source)["plan"]["stages"]
