@@ -22,8 +22,9 @@ def selftest(
 
     Moves each boundary of its plan by one block either way and leaves one stage out, where memory
     allows, and asks each plan the same; then lets one stage stand still in the middle of an answer.
-    All have to give the same tokens.  Afterwards the swarm serves the plan that it served before.
-    Exit code 1: one of these is not so, or there was nothing that could be tried.
+    All have to give the same tokens.  Afterwards the swarm is on the plan that it served before,
+    unless its figures have changed, which is said.  Exit code 1: other tokens, no plan of its own
+    afterwards, or nothing that could be tried.
     """
     from edgeshard_p2p.config import parse_address
     from edgeshard_p2p.faults.devices import FaultError

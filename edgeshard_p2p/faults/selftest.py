@@ -107,17 +107,14 @@ class SelfTest:
                 self._say(str(trial))
                 outcome.trials.append(trial)
             if self._has_pinned:
-                outcome.not_restored = self._restored(served)
+                self._restore(served, outcome)
             if not outcome.not_restored:
-                ms_per_token = wanted.done.ms_per_token
-                outcome.rehearsal = self._rehearsed(snapshot, served, report, ms_per_token)
+                outcome.rehearsal = self._rehearsed(wanted.done.ms_per_token)
                 self._say(str(outcome.rehearsal))
                 if outcome.rehearsal.lost:
-                    outcome.not_restored = self._restored(served)
+                    self._restore(served, outcome)
         finally:
             self._lift()
-        if outcome.not_restored:
-            self._say(f"NOT AS BEFORE: {outcome.not_restored}")
         return outcome
 
     def _left_s(self) -> float:
@@ -203,10 +200,11 @@ class SelfTest:
         self._has_pinned = True
         if not isinstance(self._ask(Set("pin", str(pin), int(TIME_S))), Okay):
             raise FaultError(f"no word from {self._address} any more")
-        return self._serving(pin, wait_s)
+        plan = self._serving(pin, wait_s)
+        return None if plan is None else str(plan["plan_id"])
 
-    def _serving(self, plan: Pin, wait_s: float, is_free: bool = False) -> str | None:
-        """The id of ``plan`` once it serves; ``is_free``: by nobody's pin."""
+    def _serving(self, pin: Pin | None, wait_s: float) -> dict[str, Any] | None:
+        """What is served, once it is what ``pin`` names, or without one what nobody has pinned."""
         ends_at, pause = time.monotonic() + min(SWITCH_S, wait_s), threading.Event()
         n_in_vain = 0
         while time.monotonic() < ends_at:
@@ -216,22 +214,26 @@ class SelfTest:
                 raise FaultError(f"no word from {self._address} any more")
             if isinstance(answer, StatusReport):
                 report: dict[str, Any] = answer.report
-                told = report["plan"]
-                is_so = is_ready(told) and (_is_chosen(told) or not is_free)
-                if is_so and as_pin(told) == plan:
-                    return str(told["plan_id"])
+                plan: dict[str, Any] = report["plan"]
+                is_wanted = _is_chosen if pin is None else lambda plan: as_pin(plan) == pin
+                if is_ready(plan) and is_wanted(plan):
+                    return plan
             pause.wait(POLL_S)
         return None
 
-    def _restored(self, served: Pin) -> str:
+    def _restore(self, served: Pin, outcome: Outcome) -> None:
         """Lift what was pinned.  By way of a pin to ``served``: units stay where they are, by what
-        it costs to move them, and so would those of the last trial.  Why not, where it is so."""
-        is_back = self._pinned(served, SWITCH_S) is not None
-        if not self._lift():
-            return "the pin is not lifted: no word from the peer; it lapses in two minutes"
-        if not is_back or self._serving(served, SWITCH_S, is_free=True) is None:
-            return "another plan is served now"
-        return ""
+        it costs to move them, and so would those of the last trial.  The swarm may still choose
+        another plan, where its figures have changed meanwhile."""
+        self._pinned(served, SWITCH_S)
+        plan = self._serving(None, SWITCH_S) if self._lift() else None
+        if plan is None:
+            outcome.not_restored = f"no plan of the swarm's own within {SWITCH_S:.0f} s"
+            self._say(f"NOT AS BEFORE: {outcome.not_restored}")
+            return
+        outcome.plan_after = str(as_pin(plan))
+        if outcome.plan_after != outcome.plan:
+            self._say(f"its figures have changed: now served: {outcome.plan_after}")
 
     def _lift(self) -> bool:
         """Whether nothing is pinned by this any more."""
@@ -268,17 +270,19 @@ class SelfTest:
 
     # --- the failover ---------------------------------------------------------------------
 
-    def _rehearsed(
-        self, snapshot: Snapshot, served: Pin, report: dict[str, Any], ms_per_token: float
-    ) -> Rehearsal:
-        me = report["self"]["name"]
-        name, why_not = _who_may_be_lost(snapshot, [s.name for s in served.stages if s.name != me])
+    def _rehearsed(self, ms_per_token: float) -> Rehearsal:
+        try:
+            report, snapshot = self._ready_report(), self._snapshot()
+        except FaultError as error:
+            return Rehearsal(Tokens.NOT_TRIED, str(error))
+        me, stages = report["self"]["name"], as_pin(report["plan"]).stages
+        name, why_not = _who_may_be_lost(snapshot, [s.name for s in stages if s.name != me])
         if not name:
             return Rehearsal(Tokens.NOT_TRIED, why_not)
         member = next(member for member in report["members"] if member["name"] == name)
         n_tokens = min(TOKENS_MAX, FAILS_AT + max(TOKENS, int(GOES_ON_S * 1e3 / ms_per_token)))
         wanted = self._answer(n_tokens)
-        if wanted.done is None or len(wanted.token_ids) < n_tokens:
+        if wanted.done is None or len(wanted.token_ids) < FAILS_AT + TOKENS:
             return Rehearsal(Tokens.NOT_TRIED, wanted.error or "the answer is too short for it")
         try:
             with Client(_address_of(member), self._security) as victim:

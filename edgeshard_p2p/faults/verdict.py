@@ -66,8 +66,10 @@ class Outcome:
     """Members that do not answer here: whether requests run at them is not known."""
     trials: list[Trial] = field(default_factory=list)
     rehearsal: Rehearsal | None = None
+    plan_after: str = ""
+    """What the swarm has chosen afterwards: ``plan``, unless its figures have changed."""
     not_restored: str = ""
-    """Why the swarm does not serve the plan of before again; empty: it does."""
+    """Why the swarm does not serve a plan of its own again; empty: it does."""
 
     @property
     def verdict(self) -> str:

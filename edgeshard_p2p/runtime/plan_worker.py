@@ -14,6 +14,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable
+from typing import BinaryIO
 
 import msgspec
 
@@ -95,13 +96,22 @@ def _framed(data: bytes) -> bytes:
     return len(data).to_bytes(LENGTH_BYTES, "big") + data
 
 
+def _unframed(stream: BinaryIO) -> bytes | None:
+    """One message; None at the end, which may come in the middle of one."""
+    length = stream.read(LENGTH_BYTES)
+    n_bytes = int.from_bytes(length, "big")
+    data = stream.read(n_bytes)
+    return data if len(length) == LENGTH_BYTES and len(data) == n_bytes else None
+
+
 def main() -> None:
     # NOTE: a terminal's Ctrl-C reaches the whole group; the peer decides when this ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A peer that is killed while this plans takes the pipe with it: that is an end, not an error.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     decoder = msgspec.msgpack.Decoder(Snapshot)
-    while length := sys.stdin.buffer.read(LENGTH_BYTES):
-        snapshot = decoder.decode(sys.stdin.buffer.read(int.from_bytes(length, "big")))
-        sys.stdout.buffer.write(_framed(_answer(snapshot)))
+    while (data := _unframed(sys.stdin.buffer)) is not None:
+        sys.stdout.buffer.write(_framed(_answer(decoder.decode(data))))
         sys.stdout.buffer.flush()
 
 

@@ -44,7 +44,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
     At the end no process may be left that was started with it."""
     directory = tmp_path_factory.mktemp("machine")
-    model = save_model(directory / "tiny", "llama", **BIG_BLOCKS)
+    model = save_model(directory / "tiny", "llama", eos_token_id=None, **BIG_BLOCKS)
     save_tokenizer(model)
     environment = os.environ | {
         "EDGESHARD_CACHE": str(directory / "cache"),

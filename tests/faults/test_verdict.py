@@ -21,7 +21,7 @@ def trial(tokens: Tokens) -> Trial:
         ([Tokens.SAME, Tokens.NONE], Tokens.SAME, "", "failed"),
         ([Tokens.SAME], Tokens.DIFFERENT, "", "failed"),
         ([Tokens.SAME], Tokens.NONE, "", "failed"),
-        ([Tokens.SAME], None, "another plan is served now", "failed"),
+        ([Tokens.SAME], None, "no plan of the swarm's own within 40 s", "failed"),
         ([Tokens.NOT_TRIED], Tokens.NOT_TRIED, "", "nothing tried"),
         ([], Tokens.NOT_TRIED, "", "nothing tried"),
     ],

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 
+import msgspec
 import psutil
+import pytest
 import uvloop
 
 from edgeshard_p2p.core.plan import Choice
 from edgeshard_p2p.core.planner import choose
-from edgeshard_p2p.runtime.plan_worker import PlanWorker
+from edgeshard_p2p.runtime.plan_worker import LENGTH_BYTES, PlanWorker
 from tests.core.planner_oracle import random_swarm
 from tests.runtime.waiting import until, until_async
 
@@ -60,6 +62,22 @@ def test_it_ends_with_its_input() -> None:
     finally:
         worker.kill()
     assert (worker.returncode, out) == (0, b"")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100])
+def test_it_ends_without_a_word_when_its_parent_is_gone(cut: int) -> None:
+    """While it planned, or in the middle of a message."""
+    data = msgspec.msgpack.encode(SWARMS[0])
+    message = len(data).to_bytes(LENGTH_BYTES, "big") + data
+    reader, writer = os.pipe()
+    worker = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=writer, stderr=subprocess.PIPE)
+    try:
+        os.close(writer)
+        os.close(reader)
+        _, said = worker.communicate(message[: len(message) - cut], timeout=60)
+    finally:
+        worker.kill()
+    assert said == b""
 
 
 def test_it_does_not_outlive_a_killed_parent() -> None:
