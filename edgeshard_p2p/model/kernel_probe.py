@@ -21,6 +21,8 @@ from pathlib import Path
 
 import msgspec
 
+from edgeshard_p2p.model import memo
+
 ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 ISA_CAPS = ("", "AVX512_CORE_FP16", "AVX512_CORE_BF16", "AVX512_CORE", "AVX2", "SSE41")
 """Tried in this order; the empty one is no limit."""
@@ -43,14 +45,10 @@ class Verdict(msgspec.Struct, frozen=True):
 def probe(dtype: str, state_dir: Path) -> Verdict:
     """The verdict on ``dtype``; takes seconds the first time, and is read from disk afterwards."""
     file = state_dir / f"kernels-{dtype}-{machine()}.json"
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=Verdict)
-    except (FileNotFoundError, msgspec.DecodeError):
+    verdict = memo.read(file, Verdict)
+    if verdict is None:
         verdict = _try_caps(dtype)
-    state_dir.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(msgspec.json.encode(verdict))
-    temporary.replace(file)
+        memo.keep(file, verdict)
     return verdict
 
 

@@ -5,16 +5,15 @@ Knows nothing of what is in the files, nor of where models are kept.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
 import msgspec
 
+from edgeshard_p2p.model import memo
 from edgeshard_p2p.model.errors import ModelError
 
 Progress = Callable[[str], None]
@@ -75,10 +74,10 @@ def file_digests(files: list[Path], hashes_dir: Path, progress: Progress) -> dic
     """
     place = str(files[0].parent.resolve())
     table_path = hashes_dir / f"{hashlib.sha256(os.fsencode(place)).hexdigest()}.json"
-    known = _read_table(table_path)
+    known = memo.read(table_path, _Table) or {}
     table = {file.name: _hashed(file, known.get(file.name), progress) for file in files}
     if not table.items() <= known.items():
-        _write_table(table_path, known | table)
+        memo.keep(table_path, known | table)
     return {name: hashed.sha256 for name, hashed in table.items()}
 
 
@@ -99,23 +98,3 @@ def sha256_file(file: Path, progress: Progress) -> str:
             sha256.update(block)
             done += len(block)
     return sha256.hexdigest()
-
-
-def _read_table(path: Path) -> _Table:
-    """A table that cannot be read costs time, nothing else."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=_Table)
-    except (OSError, msgspec.DecodeError):
-        return {}
-
-
-def _write_table(path: Path, table: _Table) -> None:
-    """Whole or not at all; where two write at once one wins, and nothing is lost by it.
-
-    Nor is anything lost, but time, where the cache is read only or its disk full.
-    """
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as stream:
-            stream.write(msgspec.json.encode(table))
-        os.replace(stream.name, path)

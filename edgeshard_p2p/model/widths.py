@@ -6,13 +6,11 @@ on the model's shapes, on the processor and on torch, all of which are in the fi
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from edgeshard_p2p.model import kernel_probe
+from edgeshard_p2p.model import kernel_probe, memo
 
 
 class Widths(msgspec.Struct, frozen=True):
@@ -27,17 +25,4 @@ def file_of(directory: Path, digest: str, dtype: str, tile_rows: int) -> Path:
 
 
 def read(file: Path) -> Widths:
-    """What is known; nothing where there is no file, or none that can be believed."""
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=Widths)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return Widths()
-
-
-def keep(file: Path, widths: Widths) -> None:
-    """What cannot be written is found out again next time; nothing else is lost."""
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_bytes(msgspec.json.encode(widths))
-        temporary.replace(file)
+    return memo.read(file, Widths) or Widths()

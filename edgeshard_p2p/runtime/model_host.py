@@ -17,7 +17,7 @@ from torch import Tensor
 from edgeshard_p2p.core.effects import LoadUnits, OpenCache, ReleaseCache, RunForward
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.records import UnitTimes
-from edgeshard_p2p.model import library, profiler, widths
+from edgeshard_p2p.model import library, memo, profiler, widths
 from edgeshard_p2p.model.checkpoint import Checkpoint, open_checkpoint
 from edgeshard_p2p.model.engine import (
     Engine,
@@ -107,7 +107,7 @@ class ModelHost:
         engine = Engine(self._checkpoints[digest], dtype, tile_rows, self._device)
         context = min(MEASURED_CONTEXT, engine.spec.max_context)
         measured = profiler.measure(engine, context, progress)
-        widths.keep(_widths_file(digest, dtype, tile_rows), engine.widths())
+        memo.keep(_widths_file(digest, dtype, tile_rows), engine.widths())
         return Profile(_times(measured.decode), _times(measured.prefill))
 
     def load(self, effect: LoadUnits, progress: Progress) -> None:
@@ -138,7 +138,7 @@ class ModelHost:
         for p in effect.kv:
             engine.reserve(p.role, p.units, p.slots, p.context)
         if engine.widths() != known:
-            widths.keep(_widths_file(*made_for), engine.widths())
+            memo.keep(_widths_file(*made_for), engine.widths())
         has_blocks = any(engine.spec.is_block(unit) for unit in wanted)
         if effect.tile_rows and has_blocks and not rows_are_exact(engine):
             progress("exact numerics: some row counts give other bits here, so passes are smaller")

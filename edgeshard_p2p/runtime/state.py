@@ -8,7 +8,6 @@ STATE/profiles/     device figures by model, dtype, numerics and device
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import secrets
@@ -19,11 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import msgspec
 from msgspec import Meta, Struct
 
 from edgeshard_p2p.core.ids import Count
 from edgeshard_p2p.core.records import Figures, LinkFigures
+from edgeshard_p2p.model import memo
 
 T = TypeVar("T")
 
@@ -74,7 +73,7 @@ class State:
         generation = max(known.generation + 1 if known is not None else 1, at_least)
         identity = Identity(install_id, generation)
         try:
-            self._write("identity.json", identity)
+            memo.write(self.directory / "identity.json", identity)
         except OSError as error:
             raise StateError(
                 f"cannot write {self.directory / 'identity.json'}: {error.strerror}; "
@@ -96,23 +95,10 @@ class State:
         self._keep(f"profiles/{key}.json", profile)
 
     def _keep(self, name: str, value: object) -> None:
-        """Figures that cannot be written are measured again next time; nothing else is lost."""
-        with contextlib.suppress(OSError):
-            self._write(name, value)
+        memo.keep(self.directory / name, value)
 
     def _read(self, name: str, kind: type[T]) -> T | None:
-        """None where there is nothing, or nothing that can be believed."""
-        try:
-            return msgspec.json.decode((self.directory / name).read_bytes(), type=kind)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-            return None
-
-    def _write(self, name: str, value: object) -> None:
-        path = self.directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".new")
-        scratch.write_bytes(msgspec.json.encode(value))
-        scratch.replace(path)
+        return memo.read(self.directory / name, kind)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 from tiny import CONTEXT, opened, shard
 
 from edgeshard_p2p.core.ids import UnitRange
-from edgeshard_p2p.model import exactness, widths
+from edgeshard_p2p.model import exactness, memo, widths
 from edgeshard_p2p.model.engine import Engine
 from edgeshard_p2p.model.widths import Widths
 
@@ -47,7 +47,7 @@ def test_fast_has_no_use_for_them(model_path: Callable[[str], Path]) -> None:
 def test_file_is_of_one_model_dtype_and_tile(tmp_path: Path) -> None:
     file = widths.file_of(tmp_path / "kernels", "a" * 64, "fp32", 2)
     assert widths.read(file) == Widths()
-    widths.keep(file, Widths((2, 4), None))
+    memo.keep(file, Widths((2, 4), None))
     assert widths.read(file) == Widths((2, 4), None)
     others = [("b" * 64, "fp32", 2), ("a" * 64, "bf16", 2), ("a" * 64, "fp32", 4)]
     assert file not in {widths.file_of(tmp_path / "kernels", *other) for other in others}
@@ -58,4 +58,4 @@ def test_file_is_of_one_model_dtype_and_tile(tmp_path: Path) -> None:
 
 def test_widths_that_cannot_be_kept_are_no_trouble(tmp_path: Path) -> None:
     (tmp_path / "kernels").write_text("in the way")
-    widths.keep(widths.file_of(tmp_path / "kernels", "a" * 64, "fp32", 2), Widths((2,), (2,)))
+    memo.keep(widths.file_of(tmp_path / "kernels", "a" * 64, "fp32", 2), Widths((2,), (2,)))
