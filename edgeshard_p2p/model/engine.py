@@ -19,7 +19,7 @@ from edgeshard_p2p.core.ids import UnitRange
 from edgeshard_p2p.core.work import CacheKey, RowGroup
 from edgeshard_p2p.model import exactness, families
 from edgeshard_p2p.model.checkpoint import Checkpoint
-from edgeshard_p2p.model.errors import ModelError
+from edgeshard_p2p.model.errors import EngineError, ModelError
 from edgeshard_p2p.model.fused import FusedBlock, can_fuse
 from edgeshard_p2p.model.kv_cache import KvCache
 from edgeshard_p2p.model.sampling import sample
@@ -28,10 +28,6 @@ from edgeshard_p2p.model.units import Block, Embedding, Head, Rotary, load_gener
 from edgeshard_p2p.model.widths import Widths
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-class EngineError(Exception):
-    """What came does not fit what the engine holds; nothing was computed."""
 
 
 @dataclass(frozen=True)

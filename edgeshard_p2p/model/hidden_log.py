@@ -14,12 +14,9 @@ from torch import Tensor
 
 from edgeshard_p2p.core.effects import OpenCache
 from edgeshard_p2p.core.work import CacheKey
+from edgeshard_p2p.model.errors import NotLogged
 
 ROWS_FIRST = 64
-
-
-class NotLogged(Exception):
-    """The caller asks for rows that are not in the log: its bookkeeping is wrong."""
 
 
 class RowLog:

@@ -19,13 +19,10 @@ from torch import Tensor
 
 from edgeshard_p2p.core.plan import KV_POSITIONS
 from edgeshard_p2p.core.work import CacheKey
+from edgeshard_p2p.model.errors import KvError
 
 KEY_BLOCK = KV_POSITIONS
 """Attention reads keys in whole blocks of this many positions, so slots end on one."""
-
-
-class KvError(Exception):
-    """The caller asks for KV that was not reserved: its bookkeeping is wrong."""
 
 
 class KvCache:

@@ -3,6 +3,7 @@
     CACHE/models/NAME/   one model: config.json, *.safetensors, tokenizer
     CACHE/models/.*      one being made, or its lock; never a model
     CACHE/hashes/        what manifest.py has read already
+    CACHE/specs/         see known_specs.py
 
 Knows nothing of tensors and imports no torch: conversion is a child process.
 """

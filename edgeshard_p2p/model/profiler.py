@@ -17,7 +17,8 @@ from edgeshard_p2p.core.ids import PeerId, RequestId, UnitRange
 from edgeshard_p2p.core.model_spec import DTYPE_BYTES
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.core.work import CacheKey, RowGroup
-from edgeshard_p2p.model.engine import DTYPES, Engine, EngineError
+from edgeshard_p2p.model.engine import DTYPES, Engine
+from edgeshard_p2p.model.errors import EngineError
 
 DECODE_ROWS = (1, 2, 4, 8, 16, 32)
 PREFILL_CHUNKS = (32, 128, 512)

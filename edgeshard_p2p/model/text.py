@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import transformers
 
 from edgeshard_p2p.model.errors import ModelError
 
@@ -129,6 +128,8 @@ def _load(path: Path) -> Any:
         )
     for file in sorted(path.glob("*.json")):
         _read_json(file)  # names the file; the tokenizer would not
+    import transformers  # Here, since it takes seconds and the peer can talk meanwhile.
+
     try:
         return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:

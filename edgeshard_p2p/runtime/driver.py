@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeshard_p2p.core import effects as fx
 from edgeshard_p2p.core import events as ev
@@ -21,26 +21,23 @@ from edgeshard_p2p.core.ids import PlanId
 from edgeshard_p2p.core.messages import Address, FrameAck, FrameHeader, Refused
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.work import TensorRef
-from edgeshard_p2p.model import library
+from edgeshard_p2p.model.errors import COMPUTE_ERRORS
 from edgeshard_p2p.model.library import LocalModel
-from edgeshard_p2p.model.text import Tokenizer
 from edgeshard_p2p.net.offences import OFFENCES_MAX
 from edgeshard_p2p.net.transport import Transport
 from edgeshard_p2p.runtime.arrivals import Arrivals
 from edgeshard_p2p.runtime.clients import Clients
 from edgeshard_p2p.runtime.compute import Compute
-from edgeshard_p2p.runtime.model_host import (
-    COMPUTE_ERRORS,
-    Computed,
-    ModelHost,
-    Passed,
-    Received,
-)
+from edgeshard_p2p.runtime.opening import Opening
 from edgeshard_p2p.runtime.plan_worker import PlanWorker
 from edgeshard_p2p.runtime.state import Profile, State, alone_on_this_machine
+from edgeshard_p2p.runtime.tensors import Computed, Passed, Received
 from edgeshard_p2p.wire.client import ClientRequest
 from edgeshard_p2p.wire.codec import encode_control
 from edgeshard_p2p.wire.frames import Buffer, encode_body, encode_header, encode_probe
+
+if TYPE_CHECKING:
+    from edgeshard_p2p.runtime.model_host import ModelHost
 
 log = logging.getLogger("edgeshard")
 
@@ -65,11 +62,13 @@ class Restart(Exception):
 
 
 class Driver:
+    """``host``: called on the compute thread, the first time for seconds."""
+
     def __init__(
         self,
         core: PeerCore,
         transport: Transport,
-        host: ModelHost,
+        host: Callable[[], ModelHost],
         state: State,
         swarm_keys: tuple[bytes, ...],
         device: str,
@@ -92,8 +91,6 @@ class Driver:
         self._state = state
         self._swarm_keys = swarm_keys
         self._device = device
-        self._given = given
-        """The model that the operator named, which need not lie in the library."""
         self._compute = Compute(COMPUTE_ERRORS, self._on_bug)
         self._planner = PlanWorker(lambda choice: self.post(ev.PlanComputed(choice)))
         self._tasks: set[asyncio.Task[None]] = set()
@@ -103,6 +100,7 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._reads_first = False
+        opening = Opening(core, self.clients, self._compute, host, given, self.post, self._progress)
         self._tensors: dict[int, Computed | Received] = {}
         self._n_tensors = 0
         self._acks: dict[tuple[Address, PlanId, int], fx.Send] = {}
@@ -111,12 +109,12 @@ class Driver:
             fx.SendFrame: self._send_frame,
             fx.SendProbe: self._send_probe,
             fx.CloseEdge: lambda e: transport.close_edge(bytes.fromhex(e.plan), e.edge),
-            fx.OpenModel: self._open_model,
+            fx.OpenModel: opening.open,
             fx.MeasureDevice: self._measure,
             fx.ComputePlan: lambda effect: self._planner.ask(effect.snapshot),
             fx.LoadUnits: self._load,
-            fx.OpenCache: lambda effect: self._touch_cache(host.open_cache, effect),
-            fx.ReleaseCache: lambda effect: self._touch_cache(host.release_cache, effect),
+            fx.OpenCache: lambda effect: self._touch_cache(lambda: host().open_cache(effect)),
+            fx.ReleaseCache: lambda effect: self._touch_cache(lambda: host().release_cache(effect)),
             fx.RunForward: self._forward,
             fx.DropTensor: self._drop_tensor,
             fx.Accepted: self.clients.accepted,
@@ -295,40 +293,6 @@ class Driver:
 
     # --- the compute thread ---------------------------------------------------------------
 
-    def _open_model(self, effect: fx.OpenModel) -> None:
-        def work() -> tuple[ev.ModelOpened, LocalModel | None]:
-            model = self._given
-            if model is None or library.manifest_digest(model.path) != effect.digest:
-                model = library.find_by_digest(effect.digest, self._progress)
-            if model is None:
-                return ev.ModelOpened(effect.digest, None, _missing_model(effect.digest)), None
-            spec = self._host.open(model.path, effect.digest, model.name)
-            return ev.ModelOpened(effect.digest, spec), model
-
-        def on_done(opened: tuple[ev.ModelOpened, LocalModel | None]) -> None:
-            event, model = opened
-            self.clients.tokenizer = None
-            self.post(event)
-            if model is not None and self.core.config.is_source:
-                self._open_tokenizer(effect.digest, model)
-
-        self._compute.submit(work, on_done, partial(self._cannot_open, effect.digest))
-
-    def _open_tokenizer(self, digest: str, model: LocalModel) -> None:
-        """After the model, since only prompts wait for it, and it takes a second."""
-
-        def on_done(tokenizer: Tokenizer) -> None:
-            opened = self.core.local.opened
-            if opened is not None and opened.digest == digest:
-                self.clients.tokenizer = tokenizer
-
-        self._compute.submit(
-            partial(Tokenizer, model.path), on_done, partial(self._cannot_open, digest)
-        )
-
-    def _cannot_open(self, digest: str, error: Exception) -> None:
-        self.post(ev.ModelOpened(digest, None, f"cannot open the model: {error}"))
-
     def _measure(self, effect: fx.MeasureDevice) -> None:
         opened = self.core.local.opened
         assert opened is not None
@@ -336,11 +300,8 @@ class Driver:
         key = f"{digest[:16]}-{effect.dtype}-{effect.numerics}-{effect.tile_rows}-{self._device}"
 
         def work() -> Profile:
-            known = self._state.profile(key)
-            if known is not None:
-                return known
             with alone_on_this_machine(partial(self._progress, WAITS_TO_MEASURE)):
-                measured = self._host.measure(
+                measured = self._host().measure(
                     digest, effect.dtype, effect.tile_rows, self._progress
                 )
             self._state.save_profile(key, measured)
@@ -353,26 +314,28 @@ class Driver:
                 )
             )
 
+        known = self._state.profile(key)
+        if known is not None:
+            on_done(known)
+            return
         self._compute.submit(work, on_done, lambda e: self.post(ev.MeasureFailed(str(e))))
 
     def _load(self, effect: fx.LoadUnits) -> None:
         self._compute.submit(
-            partial(self._host.load, effect, self._progress),
+            lambda: self._host().load(effect, self._progress),
             lambda _: self.post(ev.UnitsLoaded(effect.load)),
             lambda error: self.post(ev.LoadFailed(effect.load, str(error))),
         )
 
-    def _touch_cache(self, work: Callable[[Any], None], effect: Any) -> None:
+    def _touch_cache(self, work: Callable[[], None]) -> None:
         # A slot that cannot be opened shows at the request's first pass, which then fails.
-        self._compute.submit(
-            partial(work, effect), lambda _: None, lambda error: log.error("KV: %s", error)
-        )
+        self._compute.submit(work, lambda _: None, lambda error: log.error("KV: %s", error))
 
     def _forward(self, effect: fx.RunForward) -> None:
         given = self._tensors.pop(effect.tensor.id) if effect.tensor is not None else None
 
         def work() -> Passed:
-            return self._host.forward(effect, given.tensor() if given is not None else None)
+            return self._host().forward(effect, given.tensor() if given is not None else None)
 
         def on_done(passed: Passed) -> None:
             hidden = self._keep(passed.hidden) if passed.hidden is not None else None
@@ -386,10 +349,3 @@ class Driver:
     def _progress(self, text: str) -> None:
         """From the compute thread."""
         self._compute.call(log.info, text)
-
-
-def _missing_model(digest: str) -> str:
-    return (
-        f"the swarm's model {digest[:12]} is not on this device; copy its directory here and "
-        "start with --model DIRECTORY (edgeshard fetch gets the demo's)"
-    )

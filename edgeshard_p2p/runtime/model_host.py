@@ -1,13 +1,14 @@
 """What the compute thread does: open, measure, load, run.  Synchronous; one thread calls it.
 
 Knows nothing of events, sockets or plans.
+
+NOTE: importing this takes seconds, most of them for transformers; ``runtime.peer`` does it late.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -17,70 +18,19 @@ from torch import Tensor
 from edgeshard_p2p.core.effects import LoadUnits, OpenCache, ReleaseCache, RunForward
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.records import UnitTimes
-from edgeshard_p2p.model import library, memo, profiler, widths
+from edgeshard_p2p.model import known_specs, library, memo, profiler, widths
 from edgeshard_p2p.model.checkpoint import Checkpoint, open_checkpoint
-from edgeshard_p2p.model.engine import (
-    Engine,
-    EngineError,
-    rows_are_exact,
-    use_one_thread,
-)
+from edgeshard_p2p.model.engine import Engine, rows_are_exact, use_one_thread
 from edgeshard_p2p.model.errors import ModelError
-from edgeshard_p2p.model.hidden_log import HiddenLogs, NotLogged
-from edgeshard_p2p.model.kv_cache import KvError
+from edgeshard_p2p.model.hidden_log import HiddenLogs
 from edgeshard_p2p.runtime.state import Profile
-from edgeshard_p2p.wire.frames import Buffer
-
-COMPUTE_ERRORS = (EngineError, KvError, NotLogged, ModelError, MemoryError, OSError, RuntimeError)
-"""What computing can fail with on a healthy program; torch reports a lack of memory as a
-RuntimeError.  Anything else is a bug and ends the peer."""
+from edgeshard_p2p.runtime.tensors import Computed, Passed
 
 PROGRESS_PERIOD_S = 2.0
 MEASURED_CONTEXT = 1024
 """Long enough for the largest chunk that is measured."""
 
-WIRE_DTYPES = {1: torch.float32, 2: torch.bfloat16}
-
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """Hidden states from another peer; their size has been checked against dtype and shape."""
-
-    payload: Buffer
-    dtype: int
-    shape: tuple[int, ...]
-
-    def tensor(self) -> Tensor:
-        """On the frame's own memory."""
-        return torch.frombuffer(self.payload, dtype=WIRE_DTYPES[self.dtype]).view(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """Hidden states from a pass of this peer: for the wire, or for its own next stage."""
-
-    rows: Tensor
-    payload: Buffer
-    """The bytes of ``rows``, without a copy."""
-
-    @classmethod
-    def of(cls, rows: Tensor) -> Computed:
-        rows = rows.contiguous()
-        return cls(rows, rows.view(torch.uint8).numpy().data.cast("B"))
-
-    def tensor(self) -> Tensor:
-        return self.rows
-
-
-@dataclass(frozen=True, slots=True)
-class Passed:
-    """What came of a forward pass."""
-
-    hidden: Computed | None
-    tokens: tuple[int | None, ...]
-    service_us: int
 
 
 class ModelHost:
@@ -97,14 +47,24 @@ class ModelHost:
         use_one_thread()
 
     def open(self, path: Path, digest: str, name: str) -> ModelSpec:
-        self._checkpoints[digest] = open_checkpoint(path, digest, name)
+        """Open it, or find it open.  Raises ModelError."""
+        if digest not in self._checkpoints:
+            checkpoint = open_checkpoint(path, digest, name)
+            known_specs.keep(checkpoint.spec)
+            self._checkpoints[digest] = checkpoint
         return self._checkpoints[digest].spec
+
+    def _opened(self, digest: str) -> Checkpoint:
+        """Raises ModelError where opening it has failed, which has been said."""
+        if digest not in self._checkpoints:
+            raise ModelError("the model is not open")
+        return self._checkpoints[digest]
 
     def measure(self, digest: str, dtype: str, tile_rows: int, progress: Progress) -> Profile:
         """Times of this device's units, through an engine of their own."""
         if dtype in self._unusable:
             raise ModelError(f"this machine cannot compute in {dtype}: {self._unusable[dtype]}")
-        engine = Engine(self._checkpoints[digest], dtype, tile_rows, self._device)
+        engine = Engine(self._opened(digest), dtype, tile_rows, self._device)
         context = min(MEASURED_CONTEXT, engine.spec.max_context)
         measured = profiler.measure(engine, context, progress)
         memo.keep(_widths_file(digest, dtype, tile_rows), engine.widths())
@@ -117,7 +77,7 @@ class ModelHost:
             return
         made_for = (effect.model, effect.dtype, effect.tile_rows)
         if self._engine is None or self._made_for != made_for:
-            checkpoint = self._checkpoints[effect.model]
+            checkpoint = self._opened(effect.model)
             self._engine = Engine(checkpoint, effect.dtype, effect.tile_rows, self._device)
             self._engine.use_widths(widths.read(_widths_file(*made_for)))
             self._made_for = made_for

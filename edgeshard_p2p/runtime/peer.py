@@ -7,10 +7,11 @@ import logging
 import resource
 import signal
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import uvloop
@@ -23,8 +24,7 @@ from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.messages import Address, Identity
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.peer import CoreConfig, PeerCore
-from edgeshard_p2p.model import library
-from edgeshard_p2p.model.checkpoint import open_checkpoint
+from edgeshard_p2p.model import known_specs, library
 from edgeshard_p2p.model.errors import ModelError
 from edgeshard_p2p.model.library import LocalModel
 from edgeshard_p2p.model.tiles import EXACT_TILE_ROWS
@@ -32,13 +32,17 @@ from edgeshard_p2p.net.discovery import Discovery, is_loopback, lan_address
 from edgeshard_p2p.net.security import Security, open_security, read_secrets
 from edgeshard_p2p.net.transport import Callbacks, Transport
 from edgeshard_p2p.runtime.driver import Driver, Restart
-from edgeshard_p2p.runtime.model_host import ModelHost
 from edgeshard_p2p.runtime.state import State, default_directory, default_name
+
+if TYPE_CHECKING:
+    from edgeshard_p2p.runtime.model_host import ModelHost
 
 log = logging.getLogger("edgeshard")
 
 MEMORY_SHARE = 0.8
 """Of what is available at the start, where no --memory is given."""
+LATER_BYTES = 128 * 2**20
+"""What transformers takes, which is imported once this peer listens (120 MiB of release 5)."""
 HEADROOM_BYTES = 128 * 2**20
 """For activations, buffers and sockets, beside weights and KV."""
 DESCRIPTORS = 8_192
@@ -71,11 +75,11 @@ def run_peer(config: PeerConfig, unusable: dict[str, str]) -> Stop:
     _allow_descriptors()
     state = State(config.state_dir or default_directory(config.listen.port))
     try:
-        given = _open_given(config.model)
         budget_bytes = _budget(config.memory_bytes)
+        given = _open_given(config.model)
         generation = 0
         while True:
-            host = ModelHost(config.device, unusable)
+            host = cache(partial(_model_host, config.device, unusable))
             life = _Life(config, security, advertised, state, given, budget_bytes, generation)
             try:
                 return uvloop.run(life.run(host))
@@ -130,12 +134,28 @@ def _open_given(name_or_path: str | None) -> Given | None:
         return None
     model = library.resolve(name_or_path, log.info)
     digest = library.manifest_digest(model.path, log.info)
-    return Given(model, open_checkpoint(model.path, digest, model.name).spec)
+    return Given(model, known_specs.of(model, digest) or _read_spec(model, digest))
+
+
+def _read_spec(model: LocalModel, digest: str) -> ModelSpec:
+    from edgeshard_p2p.model.checkpoint import open_checkpoint
+
+    spec = open_checkpoint(model.path, digest, model.name).spec
+    known_specs.keep(spec)
+    return spec
+
+
+def _model_host(device: str, unusable: dict[str, str]) -> ModelHost:
+    from edgeshard_p2p.runtime.model_host import ModelHost
+
+    return ModelHost(device, unusable)
 
 
 def _budget(memory_bytes: int | None) -> int:
-    """Bytes for weights and KV: what the process may use, less what it uses by itself."""
-    base_bytes: int = psutil.Process().memory_info().rss
+    """Bytes for weights and KV: what the process may use, less what it uses by itself.
+
+    NOTE: called before a model is opened, so that it does not matter what that imports."""
+    base_bytes: int = psutil.Process().memory_info().rss + LATER_BYTES
     if memory_bytes is None:
         memory_bytes = int(psutil.virtual_memory().available * MEMORY_SHARE)
     budget_bytes = memory_bytes - base_bytes - HEADROOM_BYTES
@@ -182,7 +202,7 @@ class _Life:
         self._given = given
         self._me = me
 
-    async def run(self, host: ModelHost) -> Stop:
+    async def run(self, host: Callable[[], ModelHost]) -> Stop:
         callbacks = Callbacks(
             on_peer=lambda data: self.driver.arrivals.on_peer(data),
             on_client=lambda identity, data: self.driver.arrivals.on_client(identity, data),

@@ -16,7 +16,8 @@ from edgeshard_p2p.core.ids import UnitRange
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.core.work import RowGroup
 from edgeshard_p2p.model import engine as engine_module
-from edgeshard_p2p.model.engine import Engine, EngineError
+from edgeshard_p2p.model.engine import Engine
+from edgeshard_p2p.model.errors import EngineError
 from edgeshard_p2p.model.profiler import DECODE_ROWS, measure
 
 PathOf = Callable[[str], Path]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny import request
 
-from edgeshard_p2p.model.kv_cache import KEY_BLOCK, KvCache, KvError
+from edgeshard_p2p.model.errors import KvError
+from edgeshard_p2p.model.kv_cache import KEY_BLOCK, KvCache
 
 
 def filled(n_slots: int = 3, context: int = 100) -> KvCache:

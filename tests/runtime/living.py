@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import pytest
 from edgeshard_p2p.config import PeerConfig
 from edgeshard_p2p.core import events as ev
 from edgeshard_p2p.core.messages import Address
-from edgeshard_p2p.model import library
 from edgeshard_p2p.net.client import Client
 from edgeshard_p2p.net.security import Security, open_security
 from edgeshard_p2p.runtime import peer as runtime
@@ -44,18 +43,15 @@ def live_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 async def peer(
     tmp_path: Path,
     model: Path | None = None,
-    host: ModelHost | None = None,
+    host: Callable[[], ModelHost] | None = None,
     security: Security = SECURITY,
 ) -> AsyncIterator[Any]:
     config = PeerConfig(free_address(), mdns=False, name="peer", swarm="tests")
     state = State(tmp_path / "state")
-    given = None
-    if model is not None:
-        digest = library.manifest_digest(model)
-        spec = ModelHost("cpu", {}).open(model, digest, "tiny")
-        given = runtime.Given(library.LocalModel("tiny", model), spec)
+    given = runtime._open_given(str(model)) if model is not None else None
+    own = ModelHost("cpu", {})
     life = runtime._Life(config, security, config.listen, state, given, 2**28, 0)
-    running = asyncio.create_task(life.run(host or ModelHost("cpu", {})))
+    running = asyncio.create_task(life.run(host or (lambda: own)))
     try:
         await until_async(lambda: running.done() or life.core._started_at, "the peer's start")
         yield life

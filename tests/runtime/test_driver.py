@@ -56,6 +56,7 @@ async def peer(directory: Path, is_bound: bool = True) -> AsyncIterator[Driver]:
     me = Identity(PeerId("a", 1), "a" * 16, address)
     core = PeerCore(CoreConfig(me, True, 2**30, EXACT_TILE_ROWS), Random(1))
     driver: Driver
+    host = ModelHost("cpu", {})
     callbacks = Callbacks(
         on_peer=lambda data: driver.arrivals.on_peer(data),
         on_client=lambda identity, data: True,
@@ -65,7 +66,7 @@ async def peer(directory: Path, is_bound: bool = True) -> AsyncIterator[Driver]:
         refusal=lambda: driver.refusal(),
     )
     transport = Transport(address, OPEN, callbacks)
-    driver = Driver(core, transport, ModelHost("cpu", {}), state, OPEN.swarm_keys, "cpu", None)
+    driver = Driver(core, transport, lambda: host, state, OPEN.swarm_keys, "cpu", None)
     try:
         if is_bound:
             await transport.open()

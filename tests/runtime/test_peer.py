@@ -74,7 +74,7 @@ def test_probes_and_clients_are_answered_while_a_layer_runs(tmp_path: Path, mode
 
     async def main() -> None:
         host = SlowHost()
-        async with peer(tmp_path, model, host) as life, endpoint(SECURITY) as a:
+        async with peer(tmp_path, model, lambda: host) as life, endpoint(SECURITY) as a:
             to = life.core.membership.me.address
             plan_of = life.core.planning.dispatchable
             await until_async(lambda: plan_of() is not None, "a plan that serves")
