@@ -45,7 +45,7 @@ def swarm(lasting_swarm: Swarm) -> Swarm:
 
 def start(swarm: Swarm, name: str, port: int = 0) -> Peer:
     role = "--source" if name == "amy" else "--no-source"
-    flags = (role, "--batch", 2, "--min-members", len(NAMES))
+    flags = (role, "--batch", 2, "--min-members", len(NAMES), "--standby")
     half_blocks = 7 if name == "amy" else 5
     return swarm.start(name, *flags, port=port, layers_mib=BLOCK_MIB * half_blocks // 2)
 
@@ -108,6 +108,31 @@ def test_a_frozen_stage_is_as_good_as_dead_until_it_thaws(swarm: Swarm) -> None:
     (thawed,) = [m for m in swarm["amy"].status()["members"] if m["name"] == victim.name]
     assert thawed["incarnation"] > 0
     eventually(swarm.is_idle, swarm.story)
+
+
+def test_what_a_loss_will_need_is_here_before_it(swarm: Swarm) -> None:
+    def ready() -> dict[str, set[int]]:
+        return {peer.name: units for peer in swarm.living() if (units := standby_of(peer))}
+
+    held = eventually(ready, swarm.story)
+    undisturbed = swarm["amy"].run(PROMPT, "--max-tokens", N_TOKENS)["token_ids"]
+    run = asking(swarm)
+    with killed_at_the_end(run):
+        eventually(lambda: have_begun(swarm, 1), swarm.story)
+        held = ready() or held
+        victim = a_stage(swarm)
+        victim.kill()
+        answer = json.loads(run.communicate(timeout=DEADLINE_S)[0])
+    assert answer.get("token_ids") == undisturbed, swarm.story()
+    assert answer["failovers"] >= 1
+    stages = swarm["amy"].status()["plan"]["stages"]
+    used = [s["peer"] for s in stages if held.get(s["peer"], set()) & {*range(s["start"], s["end"])}]
+    assert used, f"{held}\n{stages}\n{swarm.story()}"
+
+
+def standby_of(peer: Peer) -> set[int]:
+    ranges = peer.status()["self"]["standby_units"]
+    return {unit for start, end in ranges for unit in range(start, end)}
 
 
 def test_the_swarm_tries_itself(swarm: Swarm) -> None:
