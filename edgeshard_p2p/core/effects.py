@@ -119,8 +119,8 @@ class RunForward:
     groups: tuple[RowGroup, ...]
     tokens: tuple[int, ...] = ()
     """Input where the units start at the embedding."""
-    tensor: TensorRef | None = None
-    """Input elsewhere; dropped by the shell when the pass is done."""
+    tensors: tuple[TensorRef, ...] = ()
+    """Input elsewhere, one below the other; dropped by the shell when the pass is done."""
     spans: tuple[tuple[int, int], ...] = ()
     """(first row, rows) of the input that take part, one for each group; empty: all rows do."""
     is_from_log: bool = False

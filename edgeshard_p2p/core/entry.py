@@ -7,7 +7,7 @@ what an attempt holds.  Knows nothing of why an attempt begins or ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from edgeshard_p2p.core.cached import Cached, Resuming, Slot, reopened
@@ -19,21 +19,21 @@ from edgeshard_p2p.core.kept import KeptCaches
 from edgeshard_p2p.core.messages import FrameKind, Open, RowFlag, RowGroupHeader
 from edgeshard_p2p.core.plan import CHUNK_ROWS, Plan
 from edgeshard_p2p.core.recovery import SOURCE, Part, Resumption, resumption
-from edgeshard_p2p.core.request import ROLE, OfferFrame, Phase, Request, ReturnSlot, SourceStep
+from edgeshard_p2p.core.request import (
+    ROLE,
+    Compute,
+    EntryRows,
+    Flush,
+    OfferFrame,
+    Phase,
+    Request,
+    ReturnSlot,
+    SourceStep,
+)
 from edgeshard_p2p.core.work import Job, RowGroup
 
 CHUNKS_AHEAD = 4
 """Prefill frames that may wait on the entry edge before the next chunk is computed."""
-
-
-@dataclass(frozen=True, slots=True)
-class EntryPass:
-    request: RequestId
-    attempt: int
-    position: int
-    rows: int
-    stop: int = 0
-    """Of a replay, the unit before which it ends."""
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class Entry:
     """Of requests that are parked."""
     may_log: Callable[[Plan], bool]
     """Whether there is room for the log of one more request."""
-    passes: dict[int, EntryPass] = field(default_factory=dict)
+    passes: dict[int, tuple[EntryRows, ...]] = field(default_factory=dict)
     """By job number."""
     _jobs: int = 0
     _micro_batches: int = 0
@@ -83,19 +83,29 @@ class Entry:
         steps: list[SourceStep] = [*freed, opening]
         if plan.stages:
             body = Open(request.prompt.sampling, position, oldest_live, replays)
-            group = self.group(request, plan, 0, 0, 0)
+            group = self._group(plan, request.id, request.attempt)
             steps.append(OfferFrame(plan, Frame(FrameKind.OPEN, (group,), body=body)))
         for replay in at.read():
             for units, rows in at.passes(opening.key, replay):
                 steps.append(self._replay(request, replay.end, units, rows))
         return [*steps, *self.next_pass(request)]
 
-    def _replay(self, request: Request, stop: int, units: UnitRange, rows: RowGroup) -> RunForward:
+    def _replay(self, request: Request, stop: int, units: UnitRange, rows: RowGroup) -> Compute:
         assert request.slot is not None
+        assert request.plan is not None
         if units:
             request.slot.refilled(rows.rows)
-        job = self._job(request, rows.position, rows.rows, stop)
-        return RunForward(job, units, (rows,), is_from_log=True)
+        return Compute(
+            EntryRows(
+                request.plan,
+                request.id,
+                request.attempt,
+                units,
+                rows,
+                flags=RowFlag.REPLAY,
+                stop=stop,
+            )
+        )
 
     def next_pass(self, request: Request) -> list[SourceStep]:
         """Embedding and first layers for the next known tokens, when there are some and the
@@ -109,31 +119,48 @@ class Entry:
             return []
         slot.extend(rows)
         request.is_computing = True
-        emits = not plan.stages and slot.length == request.n_known
-        sampling = request.prompt.sampling if emits else None
+        is_last = slot.length == request.n_known
+        sampling = request.prompt.sampling if is_last and not plan.stages else None
         group = RowGroup(request.key, start, rows, sampling)
         tokens = request.known[start : start + rows]
-        return [RunForward(self._job(request, start, rows), plan.entry, (group,), tokens)]
+        flags = RowFlag.LAST_CHUNK if is_last else 0
+        return [
+            Compute(EntryRows(plan, request.id, request.attempt, plan.entry, group, tokens, flags))
+        ]
 
-    def _job(self, request: Request, position: int, rows: int, stop: int = 0) -> Job:
-        assert request.plan is not None
+    def begin(self, taken: Sequence[EntryRows]) -> RunForward:
+        """One pass of all of these, which are of one plan."""
         self._jobs += 1
-        self.passes[self._jobs] = EntryPass(request.id, request.attempt, position, rows, stop)
-        return Job(request.plan.id, ROLE, self._jobs)
+        self.passes[self._jobs] = tuple(taken)
+        first = taken[0]
+        return RunForward(
+            Job(first.plan.id, ROLE, self._jobs),
+            first.units,
+            tuple(rows.group for rows in taken),
+            tuple(token for rows in taken for token in rows.tokens),
+            is_from_log=not first.tokens,
+        )
 
-    def passed(self, request: Request, done: EntryPass, event: ForwardDone) -> list[SourceStep]:
-        """The rows of a pass go on to the first stage."""
-        plan = request.plan
-        assert plan is not None
-        if done.stop and done.stop <= plan.entry.end:
+    def passed(self, taken: Sequence[EntryRows], event: ForwardDone) -> list[SourceStep]:
+        """The rows of a pass go on to the first stage.  Those of requests that have ended meanwhile
+        go along: they are one tensor, and the stage knows them."""
+        plan, stop = taken[0].plan, taken[0].stop
+        if stop and stop <= plan.entry.end:
             return [DropTensor(event.hidden)] if event.hidden is not None else []
         self._micro_batches += 1
-        is_last = done.position + done.rows == request.n_known
-        flags = RowFlag.REPLAY if done.stop else RowFlag.LAST_CHUNK if is_last else 0
-        group = self.group(request, plan, done.position, done.rows, flags, done.stop)
-        frame = Frame(
-            FrameKind.HIDDEN, (group,), self._micro_batches, event.service_us, event.hidden
+        groups = tuple(
+            self._group(
+                plan,
+                rows.request,
+                rows.attempt,
+                rows.group.position,
+                rows.group.rows,
+                rows.flags,
+                rows.stop,
+            )
+            for rows in taken
         )
+        frame = Frame(FrameKind.HIDDEN, groups, self._micro_batches, event.service_us, event.hidden)
         return [OfferFrame(plan, frame)]
 
     # --- freeing --------------------------------------------------------------------------
@@ -144,7 +171,7 @@ class Entry:
         cached, request.slot = request.slot.cached(), None
         request.is_computing = False
         request.left_on = request.plan
-        return [*self.kept.keep(request.key, cached, until)]
+        return [Flush(request.id, request.plan_id), *self.kept.keep(request.key, cached, until)]
 
     def let_go(self, request: Request) -> list[SourceStep]:
         """Free what this attempt holds, here and along the stages, and what earlier ones left."""
@@ -163,20 +190,20 @@ class Entry:
             return []
         if not plan.stages:
             return [ReturnSlot(plan, request.id, request.attempt)]
-        group = self.group(request, plan, 0, 0, 0)
+        group = self._group(plan, request.id, request.attempt)
         return [OfferFrame(plan, Frame(FrameKind.RELEASE, (group,)))]
 
-    def group(
+    def _group(
         self,
-        request: Request,
         plan: Plan,
-        position: int,
-        rows: int,
-        flags: int,
+        request: RequestId,
+        attempt: int,
+        position: int = 0,
+        rows: int = 0,
+        flags: int = 0,
         stop: int = 0,
     ) -> RowGroupHeader:
-        index, sequence = plan.sources.index(self.me), request.id.sequence
-        stop = stop or plan.n_units
+        index, stop = plan.sources.index(self.me), stop or plan.n_units
         return RowGroupHeader(
-            index, sequence, request.attempt, position, rows, position, stop, flags
+            index, request.sequence, attempt, position, rows, position, stop, flags
         )

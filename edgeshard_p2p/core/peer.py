@@ -162,12 +162,12 @@ class PeerCore:
             msg.FrameAck: self.serving.on_ack,
             msg.FrameRefused: self.serving.on_refused,
             msg.AttemptRefused: self.serving.on_attempt_refused,
-            msg.SlotAsk: self.serving.on_slot_ask,
-            msg.SlotAnswer: self.serving.on_slot_answer,
+            msg.SlotAsk: self.serving.slots.on_ask,
+            msg.SlotAnswer: self.serving.slots.on_answer,
             msg.CacheAsk: lambda sender, m, _: self.serving.caches.on_ask(sender, m),
             msg.CacheReport: self.serving.on_cache_report,
             msg.Slow: self._on_slow,
-            msg.SlotReturn: self.serving.on_slot_return,
+            msg.SlotReturn: self.serving.slots.on_return,
         }
 
     # --- the two entries ------------------------------------------------------------------
@@ -177,10 +177,10 @@ class PeerCore:
         self._now = now
         effects = self._handlers[type(event)](event, now)
         revision = (self.serving.revision(), self.gossip.revision, *self.membership.revision())
-        if _is_routine(event) and revision == self._settled_revision:
-            return effects
-        self._settled_revision = revision
-        return effects + self._settle(now)
+        if not _is_routine(event) or revision != self._settled_revision:
+            self._settled_revision = revision
+            effects += self._settle(now)
+        return effects + self.serving.desk.begin()
 
     def next_deadline(self) -> float | None:
         times = [

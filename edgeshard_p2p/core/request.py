@@ -12,12 +12,12 @@ from edgeshard_p2p.core.cached import Slot
 from edgeshard_p2p.core.effects import Effect, RequestStats
 from edgeshard_p2p.core.events import PromptSubmitted
 from edgeshard_p2p.core.flow import Frame
-from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
+from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId, UnitRange
 from edgeshard_p2p.core.messages import CacheReport
 from edgeshard_p2p.core.plan import Plan
 from edgeshard_p2p.core.recovery import Resumption
 from edgeshard_p2p.core.timing import Timing
-from edgeshard_p2p.core.work import CacheKey
+from edgeshard_p2p.core.work import CacheKey, RowGroup
 
 ROLE = "entry"
 
@@ -116,6 +116,42 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class EntryRows:
+    """Consecutive rows of one attempt that pass the source's own units, or are read from its
+    log."""
+
+    plan: Plan
+    request: RequestId
+    attempt: int
+    units: UnitRange
+    group: RowGroup
+    tokens: tuple[int, ...] = ()
+    """Empty where the rows were logged here."""
+    flags: int = 0
+    stop: int = 0
+    """Of a replay, the unit before which it ends."""
+
+    @property
+    def is_chunk(self) -> bool:
+        return self.group.rows > 1 or bool(self.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Wanted: these rows computed, when their turn comes."""
+
+    rows: EntryRows
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Wanted: what waits of this request computed before anything else is done here."""
+
+    request: RequestId
+    plan: PlanId | None
+
+
+@dataclass(frozen=True, slots=True)
 class AskSlot:
     """Wanted: a slot of ``plan`` for this request."""
 
@@ -152,7 +188,7 @@ class ReturnSlot:
     attempt: int
 
 
-SourceStep = Effect | AskSlot | AskCaches | OfferFrame | ReturnSlot
+SourceStep = Effect | AskSlot | AskCaches | Compute | Flush | OfferFrame | ReturnSlot
 
 
 def story(request: Request, found: Resumption, n_replayed: int) -> str:

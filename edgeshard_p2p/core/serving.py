@@ -14,6 +14,7 @@ from itertools import count
 
 from edgeshard_p2p.core.admission import Admission
 from edgeshard_p2p.core.cache_desk import CacheDesk
+from edgeshard_p2p.core.compute_desk import ComputeDesk
 from edgeshard_p2p.core.edges import EdgeKind, EdgeSpec
 from edgeshard_p2p.core.effects import DropTensor, Effect, LoadUnits, Send
 from edgeshard_p2p.core.events import ForwardDone, ForwardFailed, FrameReceived
@@ -27,16 +28,22 @@ from edgeshard_p2p.core.messages import (
     FrameAck,
     FrameKind,
     FrameRefused,
-    SlotAnswer,
-    SlotAsk,
-    SlotReturn,
 )
 from edgeshard_p2p.core.model_spec import ModelSpec
+from edgeshard_p2p.core.outcome import Outcome
 from edgeshard_p2p.core.plan import Plan
-from edgeshard_p2p.core.request import AskCaches, AskSlot, OfferFrame, ReturnSlot, SourceStep
+from edgeshard_p2p.core.request import (
+    AskCaches,
+    AskSlot,
+    Compute,
+    Flush,
+    OfferFrame,
+    ReturnSlot,
+    SourceStep,
+)
 from edgeshard_p2p.core.slot_desk import SlotDesk
 from edgeshard_p2p.core.source import SourceWork
-from edgeshard_p2p.core.stage import Outcome, StageWork
+from edgeshard_p2p.core.stage import StageWork
 from edgeshard_p2p.core.timing import Timing
 
 RETIRED_REMEMBERED = 32
@@ -57,20 +64,24 @@ class Serving:
     slots: SlotDesk = field(init=False)
     source: SourceWork = field(init=False)
     caches: CacheDesk = field(init=False)
+    desk: ComputeDesk = field(init=False)
     failed_edges: list[EdgeSpec] = field(default_factory=list)
     """Edges that could not be opened in time, for the caller to publish; it empties this."""
     refused: Counter[str] = field(default_factory=Counter)
     """What arrived and was not taken, by reason."""
-    _retired: deque[PlanId] = field(default_factory=lambda: deque(maxlen=RETIRED_REMEMBERED))
+    retired: deque[PlanId] = field(default_factory=lambda: deque(maxlen=RETIRED_REMEMBERED))
     _job_numbers: Iterator[int] = field(default_factory=lambda: count(1))
     _epochs: dict[str, int] = field(default_factory=lambda: {"last": 0})
 
     def __post_init__(self) -> None:
-        self.slots = SlotDesk(self.is_loaded)
         self.caches = CacheDesk(
             self.me, self.membership, self.stages, self.flows, self.is_loaded, self.log_bytes
         )
         self.source = SourceWork(self.me, self.timing, self._entry_load, self._may_log, self.row_us)
+        self.desk = ComputeDesk(self.stages, self.flows, self.source)
+        self.slots = SlotDesk(
+            self.membership, self.is_loaded, self.flows, self.source, self._run, self.refused
+        )
 
     def _may_log(self, plan: Plan) -> bool:
         return self.caches.may_log(plan, self.source.n_logs())
@@ -112,19 +123,19 @@ class Serving:
 
     def end_plan(self, plan_id: PlanId, why: str, now: float) -> list[Effect]:
         effects = self._run(self.source.park_plan(plan_id, why, now), now)
+        effects += self.desk.flush_stage(plan_id)
         stage = self.stages.pop(plan_id, None)
         if stage is not None:
             elsewhere = {request for other in self.stages.values() for request in other.requests}
             effects += stage.keep_all(now + self.timing.kept_s, elsewhere)
         self.slots.admissions.pop(plan_id, None)
-        self._retired.append(plan_id)
+        self.retired.append(plan_id)
         return effects + self.flows.pop(plan_id).close()
 
     def free_source(self, source: PeerId) -> list[Effect]:
         """This source is gone, or lives its next life; its plans are about to be retired, so
         nobody is granted its slots."""
-        for admission in self.slots.admissions.values():
-            admission.forget_source(source)
+        self.slots.forget_source(source)
         freed = [e for stage in self.stages.values() for e in stage.free_source(source)]
         return freed + self.caches.kept.forget_source(source)
 
@@ -132,9 +143,7 @@ class Serving:
         effects = self.caches.kept.forget_below(source, oldest_live)
         for plan_id, stage in self.stages.items():
             effects += self._settle(plan_id, stage.release_below(source, oldest_live), now)
-        for plan_id, admission in self.slots.admissions.items():
-            admission.forget_below(source, oldest_live)
-            effects += self._tell_grants(plan_id, now)
+        effects += self.slots.forget_below(source, oldest_live, now)
         return effects + self._pump(now)
 
     def on_load(self, load: LoadUnits) -> list[Effect]:
@@ -154,13 +163,13 @@ class Serving:
         plan_id = event.header.plan_id
         flow = self.flows.get(plan_id)
         if flow is None:
-            reason = "plan_retired" if plan_id in self._retired else "no_such_plan"
+            reason = "plan_retired" if plan_id in self.retired else "no_such_plan"
         elif event.header.kind is not FrameKind.EDGE and not self.is_loaded(plan_id):
             reason = "not_loaded"
         else:
             # The work goes out before the acknowledgement: somebody waits for its result.
             answers = flow.on_frame(event, now)
-            return [*self._pump(now), *answers]
+            return [*self._pump(now), *self.desk.begin(), *answers]
         self.refused[reason] += 1
         dropped = [DropTensor(event.tensor)] if event.tensor is not None else []
         return [*dropped, *refuse(event.header, reason, self.membership)]
@@ -211,14 +220,15 @@ class Serving:
         if spec.kind is EdgeKind.RETURN:
             effects = flow.consumed(spec)
             return effects + self._run(self.source.on_tokens(flow.plan, frame, now), now)
-        stage = self.stages[plan_id]
-        effects = self._settle(plan_id, stage.on_frame(spec, frame), now)
-        if frame.kind is FrameKind.RELEASE and plan_id in self.slots.admissions:
-            for group in frame.groups:
-                source = flow.plan.sources[group.source_index]
-                request = RequestId(source, group.sequence)
-                self.slots.admissions[plan_id].give_back(request, group.attempt)
-            effects += self._tell_grants(plan_id, now)
+        stage, effects = self.stages[plan_id], list[Effect]()
+        if frame.kind is FrameKind.OPEN:
+            # An attempt goes on with what the one before it has computed.
+            requests = [stage.request_of(group) for group in frame.groups]
+            effects += self.desk.flush_stage(plan_id, requests)
+        effects += self._settle(plan_id, stage.on_frame(spec, frame), now)
+        if frame.kind is FrameKind.RELEASE:
+            released = [(stage.request_of(group), group.attempt) for group in frame.groups]
+            effects += self.slots.released(plan_id, released, now)
         return effects
 
     def _on_lost(self, flow: Flow, lost: LostEdge, now: float) -> list[Effect]:
@@ -240,6 +250,7 @@ class Serving:
     # --- compute --------------------------------------------------------------------------
 
     def on_done(self, event: ForwardDone, now: float) -> list[Effect]:
+        self.desk.ended(event.job)
         if event.job.role == "entry":
             return self._run(self.source.on_done(event, now), now) + self._pump(now)
         stage = self.stages.get(event.job.plan)
@@ -248,6 +259,7 @@ class Serving:
         return self._settle(event.job.plan, stage.on_done(event), now) + self._pump(now)
 
     def on_failed(self, event: ForwardFailed, now: float) -> list[Effect]:
+        self.desk.ended(event.job)
         if event.job.role == "entry":
             steps = self.source.on_failed(event.job.number, event.detail, now)
             return self._run(steps, now) + self._pump(now)
@@ -269,6 +281,8 @@ class Serving:
             effects += self._tell_source(flow.plan, refusal, now)
         for spec in outcome.consumed:
             effects += flow.consumed(spec)
+        for rows in outcome.waits:
+            self.desk.put_stage(self.stages[plan_id], rows)
         return effects
 
     def _tell_source(self, plan: Plan, refusal: AttemptRefused, now: float) -> list[Effect]:
@@ -302,13 +316,17 @@ class Serving:
         effects: list[Effect] = []
         for step in steps:
             if isinstance(step, AskSlot):
-                effects += self._ask(step, now)
+                effects += self.slots.ask(step, now)
             elif isinstance(step, AskCaches):
                 effects += self._ask_caches(step, now)
             elif isinstance(step, OfferFrame):
                 effects += self._offer(step, now)
             elif isinstance(step, ReturnSlot):
-                effects += self._return_slot(step, now)
+                effects += self.slots.give_back(step, now)
+            elif isinstance(step, Compute):
+                self.desk.put_entry(step.rows)
+            elif isinstance(step, Flush):
+                effects += self.desk.flush_entry(step)
             else:
                 effects.append(step)
         return effects
@@ -318,15 +336,6 @@ class Serving:
         if flow is None:
             return [DropTensor(step.frame.tensor)] if step.frame.tensor is not None else []
         return flow.offer(self._entry(flow), step.frame, now)
-
-    def _ask(self, step: AskSlot, now: float) -> list[Effect]:
-        admitting = step.plan.admitting
-        waited_ms = max(0, int(step.waited_s * 1e3))
-        ask = SlotAsk(step.plan.id, step.request, step.attempt, waited_ms, step.is_running)
-        if admitting == self.me:
-            return self._run(self._take_answer(self.slots.answer(ask, now), now), now)
-        address = self.membership.address_of(admitting)
-        return [Send(address, ask)] if address is not None else []
 
     def _ask_caches(self, step: AskCaches, now: float) -> list[Effect]:
         effects, own = self.caches.ask(step)
@@ -338,61 +347,3 @@ class Serving:
         if report.stage >= len(stages) or stages[report.stage].peer != sender:
             return []
         return self._run(self.source.on_report(report, now), now)
-
-    def _return_slot(self, step: ReturnSlot, now: float) -> list[Effect]:
-        admitting = step.plan.admitting
-        back = SlotReturn(step.plan.id, step.request, step.attempt)
-        if admitting == self.me:
-            return self.on_slot_return(self.me, back, now)
-        address = self.membership.address_of(admitting)
-        return [Send(address, back)] if address is not None else []
-
-    # --- admission ------------------------------------------------------------------------
-
-    def on_slot_ask(self, sender: PeerId, ask: SlotAsk, now: float) -> list[Effect]:
-        address = self.membership.address_of(sender)
-        if address is None or ask.request.source != sender:
-            return []
-        flow = self.flows.get(ask.plan)
-        if flow is not None and sender not in flow.plan.sources:
-            return []
-        return [Send(address, self.slots.answer(ask, now))]
-
-    def _take_answer(self, answer: SlotAnswer, now: float) -> list[SourceStep]:
-        return self.source.on_slot(answer.request, answer.attempt, answer.plan, answer.verdict, now)
-
-    def on_slot_answer(self, sender: PeerId, answer: SlotAnswer, now: float) -> list[Effect]:
-        flow = self.flows.get(answer.plan)
-        if flow is None or flow.plan.admitting != sender:
-            self.refused["not_theirs_to_say"] += 1
-            return []
-        steps = self._take_answer(answer, now)
-        if not steps and answer.verdict == "granted" and answer.request.source == self.me:
-            return self._return_unwanted(answer, now)
-        return self.run(steps, now)
-
-    def _return_unwanted(self, answer: SlotAnswer, now: float) -> list[Effect]:
-        """A slot granted to a request that has ended meanwhile goes back."""
-        flow = self.flows.get(answer.plan)
-        if flow is None or answer.request in self.source.requests:
-            return []
-        return self._return_slot(ReturnSlot(flow.plan, answer.request, answer.attempt), now)
-
-    def on_slot_return(self, sender: PeerId, back: SlotReturn, now: float) -> list[Effect]:
-        if back.request.source != sender:
-            self.refused["not_theirs_to_say"] += 1
-            return []
-        if not self.slots.give_back(back.plan, back.request, back.attempt):
-            return []
-        return self._tell_grants(back.plan, now)
-
-    def _tell_grants(self, plan_id: PlanId, now: float) -> list[Effect]:
-        """Grant the slots that are free now and tell the sources."""
-        effects: list[Effect] = []
-        for answer in self.slots.grants(plan_id):
-            if answer.request.source == self.me:
-                effects += self._run(self._take_answer(answer, now), now)
-            else:
-                address = self.membership.address_of(answer.request.source)
-                effects += [Send(address, answer)] if address is not None else []
-        return effects

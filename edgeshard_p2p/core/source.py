@@ -9,7 +9,7 @@ Knows nothing of sockets, stages' insides or how plans are made.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from edgeshard_p2p.core.effects import (
@@ -17,6 +17,7 @@ from edgeshard_p2p.core.effects import (
     EmitToken,
     FinishRequest,
     RequestNotice,
+    RunForward,
 )
 from edgeshard_p2p.core.entry import Entry
 from edgeshard_p2p.core.events import ForwardDone, PromptSubmitted
@@ -30,6 +31,7 @@ from edgeshard_p2p.core.request import (
     ROLE,
     AskCaches,
     AskSlot,
+    EntryRows,
     Phase,
     Request,
     SourceStep,
@@ -61,11 +63,8 @@ class SourceWork:
     _sequence: int = 0
 
     def __post_init__(self) -> None:
-        self.kept = KeptCaches(ROLE, self._n_running)
+        self.kept = KeptCaches(ROLE, self.n_running)
         self.entry = Entry(self.me, self.entry_load, self.kept, self.may_log)
-
-    def _n_running(self) -> int:
-        return sum(1 for r in self.requests.values() if r.phase is Phase.RUNNING)
 
     # --- questions ------------------------------------------------------------------------
 
@@ -81,6 +80,10 @@ class SourceWork:
         """Plans that still run requests of this source, sorted."""
         ids = {r.plan_id for r in self.requests.values() if r.phase is not Phase.WAITING}
         return tuple(sorted(plan_id for plan_id in ids if plan_id is not None))
+
+    def n_running(self, plan: PlanId | None = None) -> int:
+        running = [r for r in self.requests.values() if r.phase is Phase.RUNNING]
+        return sum(1 for request in running if plan in (None, request.plan_id))
 
     def _running(self, request_id: RequestId, attempt: int) -> Request | None:
         """The request, if it runs in this very attempt: whatever comes late belongs to nobody."""
@@ -206,20 +209,28 @@ class SourceWork:
 
     def on_done(self, event: ForwardDone, now: float) -> list[SourceStep]:
         done = self.entry.passes.pop(event.job.number)
-        request = self._running(done.request, done.attempt)
-        if request is None or request.plan is None:
+        runs = [self._running(rows.request, rows.attempt) for rows in done]
+        live = [(k, request) for k, request in enumerate(runs) if request is not None]
+        if not live:
             return [DropTensor(event.hidden)] if event.hidden is not None else []
-        request.progress_at = now
-        if done.stop:
-            return self.entry.passed(request, done, event)
-        request.is_computing = False
-        if request.plan.stages:
-            steps = self.entry.passed(request, done, event)
-        elif (token := event.tokens[0]) is not None:
-            return self._take(request, token, now)
-        else:
-            steps = []
-        return [*steps, *self.entry.next_pass(request)]
+        for _, request in live:
+            request.progress_at = now
+        if done[0].stop:
+            return self.entry.passed(done, event)
+        has_stages = bool(done[0].plan.stages)
+        steps = self.entry.passed(done, event) if has_stages else []
+        for k, request in live:
+            request.is_computing = False
+            if has_stages or (token := event.tokens[k]) is None:
+                steps += self.entry.next_pass(request)
+            else:
+                steps += self._take(request, token, now)
+        return steps
+
+    def begin(self, taken: Sequence[EntryRows]) -> RunForward | None:
+        """One pass of those whose attempts still run."""
+        live = [rows for rows in taken if self._running(rows.request, rows.attempt)]
+        return self.entry.begin(live) if live else None
 
     def note_progress(self, plan: PlanId, now: float) -> None:
         """The plan takes frames: a long prompt is not a stuck one.
@@ -239,22 +250,23 @@ class SourceWork:
         return [step for request in running for step in self.entry.next_pass(request)]
 
     def on_failed(self, number: int, detail: str, now: float) -> list[SourceStep]:
-        failed = self.entry.passes.pop(number)
-        request = self._running(failed.request, failed.attempt)
-        if request is None:
-            return [*self.kept.drop(failed.request)]
         text = f"{self.me} (source) could not compute the first layers: {detail}"
-        return self._end(request, "error", text, now)
+        steps: list[SourceStep] = []
+        for failed in self.entry.passes.pop(number):
+            request = self._running(failed.request, failed.attempt)
+            if request is not None:
+                steps += self._end(request, "error", text, now)
+            else:
+                steps += self.kept.drop(failed.request)
+        return steps
 
     # --- tokens ---------------------------------------------------------------------------
 
     def on_tokens(self, plan: Plan, frame: Frame, now: float) -> list[SourceStep]:
         steps: list[SourceStep] = []
         for group, token in zip(frame.groups, frame.tokens, strict=True):
-            request = self.requests.get(RequestId(self.me, group.sequence))
-            if request is None or request.plan_id != plan.id or request.phase is not Phase.RUNNING:
-                continue
-            if group.attempt == request.attempt and group.position == request.n_known:
+            request = self._running(RequestId(self.me, group.sequence), group.attempt)
+            if request and (request.plan_id, request.n_known) == (plan.id, group.position):
                 steps += self._take(request, token, now)
         return steps
 
@@ -319,11 +331,8 @@ class SourceWork:
         """``keeps``: what this attempt has cached may serve the next one."""
         was_running = request.phase is Phase.RUNNING
         kept_until = now + self.timing.kept_s
-        steps = (
-            self.entry.keep(request, kept_until)
-            if was_running and keeps
-            else self.entry.let_go(request)
-        )
+        may_keep, entry = was_running and keeps, self.entry
+        steps = entry.keep(request, kept_until) if may_keep else entry.let_go(request)
         request.plan, request.cause = None, text
         if not was_running:
             self._enter(request, Phase.WAITING, now, keep_since=True)

@@ -9,7 +9,7 @@ Knows nothing of edges' numbering or of how requests are owned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -21,9 +21,10 @@ from edgeshard_p2p.core.flow import Frame
 from edgeshard_p2p.core.ids import PeerId, RequestId, UnitRange
 from edgeshard_p2p.core.kept import KeptCaches
 from edgeshard_p2p.core.messages import AttemptRefused, FrameKind, Open, RowFlag, RowGroupHeader
+from edgeshard_p2p.core.outcome import Outcome, Running, StageRows, is_replay
 from edgeshard_p2p.core.plan import Plan
 from edgeshard_p2p.core.sampling import Sampling
-from edgeshard_p2p.core.work import CacheKey, Job, RowGroup
+from edgeshard_p2p.core.work import CacheKey, Job, RowGroup, TensorRef
 
 ROLE = "stage"
 
@@ -33,32 +34,6 @@ class StageRequest:
     attempt: int
     sampling: Sampling
     slot: Slot
-
-
-@dataclass(slots=True)
-class Running:
-    """A forward pass under way, and the frame that it belongs to; none for a replay that begins
-    here."""
-
-    groups: tuple[RowGroupHeader, ...]
-    spec: EdgeSpec | None = None
-    micro_batch: int = 0
-
-    @property
-    def consumed(self) -> list[EdgeSpec]:
-        return [self.spec] if self.spec is not None else []
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What came of an event: effects, frames to offer, refusals to tell sources."""
-
-    effects: list[Effect] = field(default_factory=list)
-    offers: list[tuple[EdgeKind, int, Frame]] = field(default_factory=list)
-    """(kind, source index or -1, frame) of edges that leave this stage."""
-    refusals: list[AttemptRefused] = field(default_factory=list)
-    consumed: list[EdgeSpec] = field(default_factory=list)
-    """Incoming edges of which one frame has been dealt with."""
 
 
 @dataclass(slots=True)
@@ -93,7 +68,7 @@ class StageWork:
             self._on_open(frame, outcome)
         elif frame.kind is FrameKind.RELEASE:
             for group in frame.groups:
-                outcome.effects += self.free(self._request(group))
+                outcome.effects += self.free(self.request_of(group))
         if not self.is_last:
             outcome.offers.append((EdgeKind.INNER, -1, frame))
         return outcome
@@ -101,7 +76,7 @@ class StageWork:
     def _on_open(self, frame: Frame, outcome: Outcome) -> None:
         assert frame.body is not None
         for group in frame.groups:
-            request = self._request(group)
+            request = self.request_of(group)
             outcome.effects += self.free_below(request.source, frame.body.oldest_live)
             known = self.requests.get(request)
             if known is not None and known.attempt > group.attempt:
@@ -113,7 +88,7 @@ class StageWork:
             self._open(group, frame.body, outcome)
 
     def _open(self, group: RowGroupHeader, body: Open, outcome: Outcome) -> None:
-        request = self._request(group)
+        request = self.request_of(group)
         at = Resuming(self.index, self.units, self.plan.n_units, body.position, body.replays)
         opening = reopened(self._key(request), self.cached(request), at)
         if opening is None:
@@ -153,10 +128,7 @@ class StageWork:
         )
         if units:
             self.requests[rows.key.request].slot.refilled(rows.rows)
-        number = next(self.job_numbers)
-        self.running[number] = Running((header,))
-        job = Job(self.plan.id, ROLE, number)
-        outcome.effects.append(RunForward(job, units, (rows,), is_from_log=True))
+        outcome.waits.append(StageRows((header,), units))
 
     def _on_hidden(self, spec: EdgeSpec, frame: Frame) -> Outcome:
         assert frame.tensor is not None
@@ -171,8 +143,8 @@ class StageWork:
             if reason == "":
                 taken.append(group)
                 spans.append((start, group.rows))
-                slot = self.requests[self._request(group)].slot
-                slot.refilled(group.rows) if _is_replay(group) else slot.extend(group.rows)
+                slot = self.requests[self.request_of(group)].slot
+                slot.refilled(group.rows) if is_replay(group) else slot.extend(group.rows)
             elif reason != "repeat":
                 outcome.refusals.append(self._refusal(group, reason))
             start += group.rows
@@ -180,27 +152,20 @@ class StageWork:
             outcome.effects.append(DropTensor(frame.tensor))
             outcome.consumed.append(spec)
             return outcome
-        number = next(self.job_numbers)
-        self.running[number] = Running(tuple(taken), spec, frame.micro_batch)
-        outcome.effects.append(
-            RunForward(
-                Job(self.plan.id, ROLE, number),
-                units,
-                tuple(self._rows(group) for group in taken),
-                tensor=frame.tensor,
-                spans=tuple(spans) if len(taken) < len(frame.groups) else (),
-            )
+        rows = StageRows(
+            tuple(taken), units, tuple(spans), frame.tensor, start, spec, frame.micro_batch
         )
+        outcome.waits.append(rows)
         return outcome
 
     def _reason_against(self, group: RowGroupHeader, is_alone: bool) -> str:
         """Empty for rows that come next; ``repeat`` for those that are computed already."""
-        known = self.requests.get(self._request(group))
+        known = self.requests.get(self.request_of(group))
         if known is None or group.attempt > known.attempt:
             return "missing_kv"
         if group.attempt < known.attempt:
             return "stale_attempt"
-        if _is_replay(group) or group.stop_unit < self.units.end:
+        if is_replay(group) or group.stop_unit < self.units.end:
             return "" if is_alone and self._is_wanted_again(group, known.slot) else "no_replay_here"
         length = known.slot.length
         if group.position + group.rows <= length:
@@ -212,16 +177,55 @@ class StageWork:
         refill = slot.refill
         return (
             refill is not None
-            and _is_replay(group)
+            and is_replay(group)
             and (refill.units.start, refill.stop) == (self.units.start, group.stop_unit)
             and group.position == refill.position
             and group.position + group.rows <= refill.until
         )
 
+    # --- passes ---------------------------------------------------------------------------
+
+    def begin(self, taken: Sequence[StageRows]) -> Outcome:
+        """One pass of all of these, but for rows of requests that have ended meanwhile."""
+        outcome, groups, spans = Outcome(), list[RowGroupHeader](), list[tuple[int, int]]()
+        tensors, consumed, start = list[TensorRef](), list[EdgeSpec](), 0
+        for rows in taken:
+            live = [k for k, group in enumerate(rows.groups) if self._is_current(group)]
+            if not live:
+                outcome.effects += [DropTensor(rows.tensor)] if rows.tensor is not None else []
+                outcome.consumed += [rows.spec] if rows.spec is not None else []
+                continue
+            groups += [rows.groups[k] for k in live]
+            spans += [(start + rows.spans[k][0], rows.spans[k][1]) for k in live if rows.spans]
+            tensors += [rows.tensor] if rows.tensor is not None else []
+            consumed += [rows.spec] if rows.spec is not None else []
+            start += rows.n_rows
+        if groups:
+            number = next(self.job_numbers)
+            self.running[number] = Running(tuple(groups), consumed, taken[0].micro_batch)
+            outcome.effects.append(
+                RunForward(
+                    Job(self.plan.id, ROLE, number),
+                    taken[0].units,
+                    tuple(self._rows(group) for group in groups),
+                    tensors=tuple(tensors),
+                    spans=tuple(spans) if sum(n for _, n in spans) < start else (),
+                    is_from_log=not tensors,
+                )
+            )
+        return outcome
+
+    def _is_current(self, group: RowGroupHeader) -> bool:
+        known = self.requests.get(self.request_of(group))
+        return known is not None and known.attempt == group.attempt
+
+    def requests_of(self, rows: StageRows) -> list[RequestId]:
+        return [self.request_of(group) for group in rows.groups]
+
     def _rows(self, group: RowGroupHeader) -> RowGroup:
-        request = self._request(group)
+        request = self.request_of(group)
         wants_token = bool(group.flags & RowFlag.LAST_CHUNK)
-        emits = self.is_last and wants_token and not _is_replay(group)
+        emits = self.is_last and wants_token and not is_replay(group)
         emits = emits and not group.flags & RowFlag.NO_EMIT
         sampling = self.requests[request].sampling if emits else None
         return RowGroup(self._key(request), group.position, group.rows, sampling)
@@ -234,7 +238,7 @@ class StageWork:
             return Outcome([DropTensor(event.hidden)] if event.hidden is not None else [])
         outcome = Outcome(consumed=running.consumed)
         stops_here = all(group.stop_unit <= self.units.end for group in running.groups)
-        if stops_here and _is_replay(running.groups[0]):
+        if stops_here and is_replay(running.groups[0]):
             outcome.effects += [DropTensor(event.hidden)] if event.hidden is not None else []
         elif self.is_last:
             outcome.offers += self._token_frames(running, event)
@@ -277,10 +281,10 @@ class StageWork:
         outcome = Outcome(consumed=running.consumed)
         for group in running.groups:
             outcome.refusals.append(self._refusal(group, "compute_failed", detail))
-            known = self.requests.get(self._request(group))
+            known = self.requests.get(self.request_of(group))
             if known is not None and known.attempt == group.attempt:
                 # Nobody knows what is cached now: the next attempt finds nothing here.
-                outcome.effects += self.free(self._request(group))
+                outcome.effects += self.free(self.request_of(group))
         return outcome
 
     def on_lost(self, frames: list[Frame]) -> Outcome:
@@ -347,15 +351,11 @@ class StageWork:
     def _key(self, request: RequestId) -> CacheKey:
         return CacheKey(request, ROLE, self.plan.id)
 
-    def _request(self, group: RowGroupHeader) -> RequestId:
+    def request_of(self, group: RowGroupHeader) -> RequestId:
         return RequestId(self.plan.sources[group.source_index], group.sequence)
 
     def _refusal(self, group: RowGroupHeader, reason: str, detail: str = "") -> AttemptRefused:
-        return AttemptRefused(self._request(group), group.attempt, self.index, reason, detail)
-
-
-def _is_replay(group: RowGroupHeader) -> bool:
-    return bool(group.flags & RowFlag.REPLAY)
+        return AttemptRefused(self.request_of(group), group.attempt, self.index, reason, detail)
 
 
 def _token_group(group: RowGroupHeader) -> RowGroupHeader:

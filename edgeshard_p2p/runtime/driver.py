@@ -332,10 +332,10 @@ class Driver:
         self._compute.submit(work, lambda _: None, lambda error: log.error("KV: %s", error))
 
     def _forward(self, effect: fx.RunForward) -> None:
-        given = self._tensors.pop(effect.tensor.id) if effect.tensor is not None else None
+        given = [self._tensors.pop(tensor.id) for tensor in effect.tensors]
 
         def work() -> Passed:
-            return self._host().forward(effect, given.tensor() if given is not None else None)
+            return self._host().forward(effect, [tensor.tensor() for tensor in given])
 
         def on_done(passed: Passed) -> None:
             hidden = self._keep(passed.hidden) if passed.hidden is not None else None

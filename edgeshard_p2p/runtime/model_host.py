@@ -8,7 +8,7 @@ NOTE: importing this takes seconds, most of them for transformers; ``runtime.pee
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -123,16 +123,18 @@ class ModelHost:
         if self._engine is not None:
             self._engine.release(effect.key)
 
-    def forward(self, effect: RunForward, rows: Tensor | None) -> Passed:
-        """``rows``: hidden states; None where they are logged here, or where the units start with
-        the embedding."""
+    def forward(self, effect: RunForward, given: Sequence[Tensor]) -> Passed:
+        """``given``: hidden states, each [rows, hidden size]; none where they are logged here, or
+        where the units start with the embedding."""
         assert self._engine is not None
         started_ns = time.perf_counter_ns()
         if effect.is_from_log:
             (group,) = effect.groups
             rows = self._logs.rows(group.key, effect.units.start, group.position, group.rows)
-        elif rows is None:
+        elif not given:
             rows = torch.tensor(effect.tokens)
+        else:
+            rows = torch.cat(list(given)) if len(given) > 1 else given[0]
         if effect.spans:
             rows = torch.cat([rows[start : start + n] for start, n in effect.spans])
         if not effect.units:

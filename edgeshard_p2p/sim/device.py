@@ -151,8 +151,8 @@ class SimPeer:
         return len(effect.units) * self.block_us * 1e-6
 
     def forward(self, effect: fx.RunForward) -> ev.ForwardDone | ev.ForwardFailed:
-        if effect.tensor is not None:
-            states = self.tensors.pop(effect.tensor.id)
+        if effect.tensors:
+            states = [state for ref in effect.tensors for state in self.tensors.pop(ref.id)]
         elif effect.is_from_log:
             states = []
         else:

@@ -29,9 +29,19 @@ from edgeshard_p2p.core.messages import (
     Open,
     Replay,
     RowFlag,
+    RowGroupHeader,
 )
 from edgeshard_p2p.core.plan import Plan
-from edgeshard_p2p.core.request import AskCaches, AskSlot, OfferFrame, Phase, ReturnSlot, SourceStep
+from edgeshard_p2p.core.request import (
+    AskCaches,
+    AskSlot,
+    Compute,
+    Flush,
+    OfferFrame,
+    Phase,
+    ReturnSlot,
+    SourceStep,
+)
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.core.source import ATTEMPTS_MAX, CHUNK_ROWS, SourceWork
 from edgeshard_p2p.core.work import RowGroup, TensorRef
@@ -64,7 +74,7 @@ class Source:
         return self.work.start(plan, dict(BEGUN), now)
 
     def grant(self, plan: Plan = PLAN, attempt: int = 1, now: float = 0.0) -> list[SourceStep]:
-        return self.work.on_slot(ONE, attempt, plan.id, "granted", now)
+        return self.ran(self.work.on_slot(ONE, attempt, plan.id, "granted", now))
 
     def begin(self, plan: Plan = PLAN, attempt: int = 1, now: float = 0.0) -> list[SourceStep]:
         """With nothing left at any stage of earlier attempts."""
@@ -77,7 +87,7 @@ class Source:
         """The stage has these, and a log of so many positions of what it sent on."""
         log = LoggedRows(PLAN.stages[stage].units.end, 0, logs)
         told = CacheReport(PLAN.id, ONE, stage, units, (log,) if logs else ())
-        return self.work.on_report(told, 0.0)
+        return self.ran(self.work.on_report(told, 0.0))
 
     def done(self, steps: Sequence[Any], token: int | None = None) -> list[SourceStep]:
         """The pass among ``steps`` is computed."""
@@ -85,14 +95,24 @@ class Source:
         is_solo = run.units.end == SOLO.entry_end
         hidden = None if is_solo else TensorRef(run.job.number, 32 * run.groups[0].rows)
         tokens = (token,) if is_solo else ()
-        return self.work.on_done(ForwardDone(run.job, 11, hidden, tokens), 0.0)
+        return self.ran(self.work.on_done(ForwardDone(run.job, 11, hidden, tokens), 0.0))
 
     def token(
         self, token: int, position: int, attempt: int = 1, plan: Plan = PLAN, now: float = 0.0
     ) -> list[SourceStep]:
-        header = self.work.entry.group(self.work.requests[ONE], plan, position, 1, 0)
-        frame = Frame(FrameKind.TOKENS, (replace(header, attempt=attempt),), tokens=(token,))
-        return self.work.on_tokens(plan, frame, now)
+        header = RowGroupHeader(0, ONE.sequence, attempt, position, 1, position, 0, 0)
+        frame = Frame(FrameKind.TOKENS, (header,), tokens=(token,))
+        return self.ran(self.work.on_tokens(plan, frame, now))
+
+    def ran(self, steps: Sequence[Any]) -> list[Any]:
+        """With nothing else to compute, so that each of the rows is a pass at once."""
+        passes: list[Any] = []
+        for step in steps:
+            if not isinstance(step, Compute):
+                passes.append(step)
+            elif (run := self.work.begin([step.rows])) is not None:
+                passes.append(run)
+        return passes
 
 
 def frames(steps: Sequence[Any]) -> list[Frame]:
@@ -220,9 +240,53 @@ def test_prompt_waits_while_the_entry_edge_is_full() -> None:
     assert rows_of(source.done(steps)) == []
     assert source.work.resume_passes() == []
     source.load = CHUNKS_AHEAD - 1
-    steps = source.work.resume_passes()
+    steps = source.ran(source.work.resume_passes())
     assert rows_of(steps) == [(CHUNK_ROWS, CHUNK_ROWS)]
     assert source.work.resume_passes() == []  # One pass at a time.
+
+
+def test_requests_that_wait_together_pass_together() -> None:
+    source = Source()
+    steps: list[Any] = []
+    for sequence in (1, 2, 3):
+        source.submit(1)
+        source.work.start(PLAN, dict(BEGUN), 0.0)
+        steps += source.work.on_slot(request(sequence), 1, PLAN.id, "granted", 0.0)
+    rows = [step.rows for step in of(Compute, steps)]
+    source.work.cancel(request(1), 0.0)
+    run = source.work.begin(rows)
+    assert run is not None
+    assert [group.key.request for group in run.groups] == [request(2), request(3)]
+    assert run.tokens == (100, 100)
+    source.work.cancel(request(3), 0.0)
+    (frame,) = frames(source.work.on_done(ForwardDone(run.job, 11, TensorRef(1, 64)), 0.0))
+    # One tensor, so what belongs to a request that has ended goes along.
+    assert [group.sequence for group in frame.groups] == [2, 3]
+    assert source.work.begin(rows[:1]) is None
+
+
+def test_tokens_of_one_pass_go_to_their_requests() -> None:
+    source = Source()
+    steps: list[Any] = []
+    for sequence in (1, 2):
+        source.submit(1)
+        source.work.start(SOLO, dict(BEGUN), 0.0)
+        steps += source.work.on_slot(request(sequence), 1, SOLO.id, "granted", 0.0)
+    run = source.work.begin([step.rows for step in of(Compute, steps)])
+    assert run is not None
+    steps = source.work.on_done(ForwardDone(run.job, 11, None, (7, 8)), 0.0)
+    emitted = [(step.request, step.token) for step in of(EmitToken, steps)]
+    assert emitted == [(request(1), 7), (request(2), 8)]
+    assert [step.rows.tokens for step in of(Compute, steps)] == [(7,), (8,)]
+
+
+def test_what_waits_of_a_parked_request_is_computed_first() -> None:
+    source = Source()
+    source.submit()
+    source.start()
+    source.work.on_slot(ONE, 1, PLAN.id, "granted", 0.0)
+    steps = source.work.park_plan(PLAN.id, "lost", 0.0)
+    assert steps[0] == Flush(ONE, PLAN.id)
 
 
 # --- tokens ---------------------------------------------------------------------------------

@@ -22,8 +22,9 @@ from edgeshard_p2p.core.messages import (
     RowFlag,
     RowGroupHeader,
 )
+from edgeshard_p2p.core.outcome import Outcome, StageRows
 from edgeshard_p2p.core.sampling import Sampling
-from edgeshard_p2p.core.stage import Outcome, StageWork
+from edgeshard_p2p.core.stage import StageWork
 from edgeshard_p2p.core.work import CacheKey, Job, RowGroup, TensorRef
 from tests.core.parts import PLAN, A, B, C, D, of, request
 
@@ -32,6 +33,18 @@ SAMPLING = Sampling(temperature=0.5, seed=3)
 TENSOR = TensorRef(1, 96)
 TWO_SOURCES = replace(PLAN, sources=(A, D), workload=replace(PLAN.workload, batch=3))
 KEY = CacheKey(request(1), "stage", TWO_SOURCES.id)
+
+
+class Alone(StageWork):
+    """A stage with nothing else to compute: what waits is a pass at once."""
+
+    def on_frame(self, spec: EdgeSpec, frame: Frame) -> Outcome:
+        outcome = super().on_frame(spec, frame)
+        for rows in outcome.waits:
+            begun = self.begin([rows])
+            outcome.effects += begun.effects
+            outcome.consumed += begun.consumed
+        return outcome
 
 
 def group(
@@ -50,12 +63,12 @@ def hidden(*groups: RowGroupHeader) -> Frame:
     return Frame(FrameKind.HIDDEN, groups, 7, 100, TENSOR)
 
 
-def stage_of(index: int, logs: bool = False) -> StageWork:
+def stage_of(index: int, logs: bool = False) -> Alone:
     kept = KeptCaches("stage", lambda: 0)
-    return StageWork(TWO_SOURCES, index, kept, lambda _: logs)
+    return Alone(TWO_SOURCES, index, kept, lambda _: logs)
 
 
-def opened(index: int = 0, n: int = 1) -> StageWork:
+def opened(index: int = 0, n: int = 1) -> Alone:
     stage = stage_of(index)
     for sequence in range(1, n + 1):
         stage.on_frame(IN, opening(sequence=sequence))
@@ -119,7 +132,7 @@ def test_next_rows_are_computed_and_the_result_goes_on() -> None:
     outcome = stage.on_frame(IN, hidden(group(0, 3)))
     run = job(outcome)
     assert run.job == Job(TWO_SOURCES.id, "stage", 1)
-    assert (run.units, run.tensor) == (UnitRange(2, 4), TENSOR)
+    assert (run.units, run.tensors) == (UnitRange(2, 4), (TENSOR,))
     assert (run.groups, run.spans) == ((RowGroup(KEY, 0, 3),), ())
     assert outcome.consumed == []  # Not before it is computed: that is what credit means.
     done = stage.on_done(ForwardDone(run.job, 55, TensorRef(2, 96)))
@@ -343,12 +356,12 @@ def test_stage_replays_from_its_own_log() -> None:
 
 def test_what_a_plan_leaves_is_adopted_by_the_next() -> None:
     kept = KeptCaches("stage", lambda: 0)
-    before = StageWork(TWO_SOURCES, 0, kept, lambda _: False)
+    before = Alone(TWO_SOURCES, 0, kept, lambda _: False)
     before.on_frame(IN, opening())
     before.on_frame(IN, hidden(group(rows=4)))
     assert before.keep_all(60.0, ()) == []
     next_plan = replace(TWO_SOURCES, entry_end=1)
-    after = StageWork(next_plan, 0, kept, lambda _: False)
+    after = Alone(next_plan, 0, kept, lambda _: False)
     (adopted,) = after.on_frame(IN, resuming(4)).effects
     assert (adopted.adopts, adopted.key.plan, adopted.position) == (KEY, next_plan.id, 4)
     assert kept.of(request(1)) == Cached()
@@ -368,3 +381,46 @@ def test_failed_pass_leaves_nothing_to_go_on_with() -> None:
     outcome = stage.on_failed(run.job.number, "no memory")
     assert outcome.effects == [ReleaseCache(KEY)]
     assert stage.cached(request(1)) == Cached()
+
+
+# --- passes of several frames ---------------------------------------------------------------
+
+
+def waiting(stage: StageWork, sequence: int, tensor: TensorRef, position: int = 0) -> StageRows:
+    frame = Frame(FrameKind.HIDDEN, (group(position, 1, 1, sequence),), 7, 100, tensor)
+    (rows,) = StageWork.on_frame(stage, IN, frame).waits
+    return rows
+
+
+def test_rows_of_several_frames_are_one_pass_and_one_frame() -> None:
+    stage, tensors = opened(n=2), (TensorRef(1, 32), TensorRef(2, 32))
+    rows = [waiting(stage, sequence, tensors[sequence - 1]) for sequence in (1, 2)]
+    outcome = stage.begin(rows)
+    run = job(outcome)
+    assert run.tensors == tensors
+    assert [one.key.request for one in run.groups] == [request(1), request(2)]
+    assert (run.spans, outcome.consumed) == ((), [])
+    done = stage.on_done(ForwardDone(run.job, 9, TensorRef(3, 64)))
+    assert done.consumed == [IN, IN]
+    ((_, _, frame),) = done.offers
+    assert [one.sequence for one in frame.groups] == [1, 2]
+
+
+def test_rows_whose_request_has_ended_meanwhile_are_left_out() -> None:
+    stage = opened(n=3)
+    frame = Frame(
+        FrameKind.HIDDEN, (group(0, 1, 1, 1), group(0, 1, 1, 2)), 7, 100, TensorRef(1, 64)
+    )
+    (pair,) = StageWork.on_frame(stage, IN, frame).waits
+    lone, last = waiting(stage, 2, TensorRef(2, 32), position=1), TensorRef(3, 32)
+    other = waiting(stage, 3, last)
+    stage.free(request(2))
+    outcome = stage.begin([lone, pair, other])
+    assert of(DropTensor, outcome.effects) == [DropTensor(TensorRef(2, 32))]
+    assert outcome.consumed == [IN]
+    run = job(outcome)
+    assert run.tensors == (TensorRef(1, 64), last)
+    assert run.spans == ((0, 1), (2, 1))
+    assert [one.key.request for one in run.groups] == [request(1), request(3)]
+    stage.free(request(1))
+    assert of(RunForward, stage.begin([pair]).effects) == []

@@ -126,7 +126,9 @@ def test_what_a_loss_will_need_is_here_before_it(swarm: Swarm) -> None:
     assert answer.get("token_ids") == undisturbed, swarm.story()
     assert answer["failovers"] >= 1
     stages = swarm["amy"].status()["plan"]["stages"]
-    used = [s["peer"] for s in stages if held.get(s["peer"], set()) & {*range(s["start"], s["end"])}]
+    used = [
+        s["peer"] for s in stages if held.get(s["peer"], set()) & {*range(s["start"], s["end"])}
+    ]
     assert used, f"{held}\n{stages}\n{swarm.story()}"
 
 

@@ -37,7 +37,7 @@ def verdict_on_frame(swarm: Wired, core: PeerCore, parts: tuple[bytes, ...]) -> 
         return None if _is_awaited(swarm, body) else HARMLESS
     flow = core.serving.flows.get(header.plan_id)
     if flow is None:
-        is_retired = header.plan_id in core.serving._retired
+        is_retired = header.plan_id in core.serving.retired
         return "plan_retired" if is_retired else "no_such_plan"
     if header.kind is not FrameKind.EDGE and not core.planning.is_loaded(header.plan_id):
         return "not_loaded"

@@ -107,10 +107,8 @@ class RealPeer(SimPeer):
 
     def forward(self, effect: fx.RunForward) -> ev.ForwardDone | ev.ForwardFailed:
         self.n_from_log += effect.is_from_log
-        rows: Any = None
-        if effect.tensor is not None:
-            rows = torch.stack(self.tensors.pop(effect.tensor.id))  # type: ignore[arg-type]
-        passed = self.model.host.forward(effect, rows)
+        given: Any = [torch.stack(self.tensors.pop(t.id)) for t in effect.tensors]  # type: ignore[arg-type]
+        passed = self.model.host.forward(effect, given)
         hidden = None
         if passed.hidden is not None:
             hidden = self.keep(list(passed.hidden.rows.clone()))

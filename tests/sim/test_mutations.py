@@ -156,7 +156,7 @@ def stage_takes_rows_at_any_position(patch: Patch) -> None:
     edge_accepts_frames_that_overtook(patch)
 
     def mutant(self: StageWork, group: RowGroupHeader, is_alone: bool) -> str:
-        return "" if self._request(group) in self.requests else "missing_kv"
+        return "" if self.request_of(group) in self.requests else "missing_kv"
 
     patch.setattr(StageWork, "_reason_against", mutant)
 

@@ -1,0 +1,100 @@
+"""What this peer computes next, for its stages and for its own requests, of all living plans.
+
+Decides nothing that `lanes` does not decide; turns rows that have their turn into passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edgeshard_p2p.core.effects import Effect, RunForward
+from edgeshard_p2p.core.flow import Flow
+from edgeshard_p2p.core.ids import PlanId, RequestId
+from edgeshard_p2p.core.lanes import Lane, Lanes, Waiting
+from edgeshard_p2p.core.outcome import StageRows
+from edgeshard_p2p.core.request import ROLE as ENTRY
+from edgeshard_p2p.core.request import EntryRows, Flush
+from edgeshard_p2p.core.source import SourceWork
+from edgeshard_p2p.core.stage import ROLE as STAGE
+from edgeshard_p2p.core.stage import StageWork
+from edgeshard_p2p.core.work import Job
+
+Rows = EntryRows | StageRows
+
+
+@dataclass(slots=True)
+class ComputeDesk:
+    stages: dict[PlanId, StageWork]
+    flows: dict[PlanId, Flow]
+    source: SourceWork
+    lanes: Lanes[Rows] = field(default_factory=Lanes)
+
+    def put_entry(self, rows: EntryRows) -> None:
+        lane = (ENTRY, rows.plan.id)
+        self.lanes.put(lane, rows, [rows.request], rows.group.rows, rows.is_chunk)
+
+    def put_stage(self, stage: StageWork, rows: StageRows) -> None:
+        n_rows = sum(group.rows for group in rows.groups)
+        lane = (STAGE, stage.plan.id)
+        self.lanes.put(lane, rows, stage.requests_of(rows), n_rows, rows.is_chunk)
+
+    def begin(self) -> list[Effect]:
+        """Passes, as many as the compute thread should have."""
+        effects: list[Effect] = []
+        while taken := self.lanes.take(self._rows_max):
+            effects += self._begin(taken)
+        return effects
+
+    def _rows_max(self, lane: Lane) -> int:
+        """So many that every part of the plan has something to do: with all in one pass the others
+        would wait for it."""
+        role, plan_id = lane
+        plan, stage = self.flows[plan_id].plan, self.stages.get(plan_id)
+        parts = [len(plan.entry), *(len(part.units) for part in plan.stages)]
+        n_parts = max(1, round(sum(parts) / max(parts)))  # A short one takes no time of its own.
+        n_requests = self.source.n_running(plan_id) if role == ENTRY else 0
+        n_requests = max(n_requests, len(stage.requests) if stage is not None else 0)
+        return -(-n_requests // n_parts)
+
+    def _begin(self, taken: list[Waiting[Rows]]) -> list[Effect]:
+        role, plan_id = taken[0].lane
+        effects: list[Effect] = []
+        if role == ENTRY:
+            run = self.source.begin([w.work for w in taken if isinstance(w.work, EntryRows)])
+            effects += [run] if run is not None else []
+        else:
+            rows = [w.work for w in taken if isinstance(w.work, StageRows)]
+            outcome = self.stages[plan_id].begin(rows)
+            effects += outcome.effects
+            for spec in outcome.consumed:
+                effects += self.flows[plan_id].consumed(spec)
+        self._note(effects, taken[0].is_chunk)
+        return effects
+
+    def _note(self, effects: list[Effect], is_chunk: bool) -> None:
+        for effect in effects:
+            if isinstance(effect, RunForward):
+                self.lanes.begun(effect.job.role, effect.job.number, is_chunk)
+
+    def flush_stage(self, plan_id: PlanId, requests: list[RequestId] | None = None) -> list[Effect]:
+        """What waits of it, in order, for what it leaves behind is about to be counted: all, or
+        if anything waits of these requests."""
+        lane = (STAGE, plan_id)
+        if requests is not None and not self.lanes.have(lane, requests):
+            return []
+        return [effect for one in self.lanes.take_lane(lane) for effect in self._begin([one])]
+
+    def flush_entry(self, step: Flush) -> list[Effect]:
+        """As ``flush_stage``, of a request that does not run any more."""
+        if step.plan is None:
+            return []
+        effects: list[Effect] = []
+        for one in self.lanes.take_request((ENTRY, step.plan), step.request):
+            assert isinstance(one.work, EntryRows)
+            run = self.source.entry.begin([one.work])
+            self._note([run], one.is_chunk)
+            effects.append(run)
+        return effects
+
+    def ended(self, job: Job) -> None:
+        self.lanes.ended(job.role, job.number)

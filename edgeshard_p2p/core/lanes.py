@@ -1,0 +1,124 @@
+"""Rows that wait for this peer to compute them, and which go next.
+
+They wait here and not with the compute thread: what has come by the time that a pass begins is
+computed together (continuous batching).  Single rows and chunks (of prompts, and replays) take
+turns, so a long prompt holds up running streams by one chunk at most.
+Knows nothing of what the rows are, but that those of one request keep their order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from edgeshard_p2p.core.ids import PlanId, RequestId
+
+T = TypeVar("T")
+
+IN_FLIGHT_MAX = 2
+"""Passes with the compute thread: the one that runs, and one that follows it without a gap."""
+
+Lane = tuple[str, PlanId]
+"""Role and plan: only rows of one lane can share a pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting(Generic[T]):
+    lane: Lane
+    requests: frozenset[RequestId]
+    n_rows: int
+    is_chunk: bool
+    """Computed by itself."""
+    work: T
+
+
+@dataclass(slots=True)
+class Lanes(Generic[T]):
+    """All that waits on a peer, and which passes are with the compute thread."""
+
+    _waiting: list[Waiting[T]] = field(default_factory=list)
+    """In the order of arrival."""
+    _in_chunks: Counter[RequestId] = field(default_factory=Counter)
+    """How many chunks of a request wait."""
+    _in_flight: dict[tuple[str, int], bool] = field(default_factory=dict)
+    """By role and number of the job: whether it is a chunk."""
+    _was_chunk: bool = False
+
+    def put(
+        self, lane: Lane, work: T, requests: Iterable[RequestId], n_rows: int, is_chunk: bool
+    ) -> None:
+        whose = frozenset(requests)
+        # A prompt's last chunk may be a single row; it does not overtake those before it.
+        is_chunk = is_chunk or any(request in self._in_chunks for request in whose)
+        self._waiting.append(Waiting(lane, whose, n_rows, is_chunk, work))
+        if is_chunk:
+            self._in_chunks.update(whose)
+
+    def take(self, rows_max: Callable[[Lane], int]) -> list[Waiting[T]]:
+        """What is computed together next; nothing while enough is with the compute thread."""
+        if len(self._in_flight) >= IN_FLIGHT_MAX:
+            return []
+        chunk = self._next_chunk() if not any(self._in_flight.values()) else None
+        first = next((w for w in self._waiting if not w.is_chunk), None)
+        if chunk is not None and not (first is not None and self._was_chunk):
+            self._was_chunk = True
+            return self._out([chunk])
+        if first is None:
+            return []
+        together = self._together(first, n_max := rows_max(first.lane))
+        if self._in_flight and sum(w.n_rows for w in together) < n_max:
+            return []  # It may grow until the one before it ends.
+        self._was_chunk = False
+        return self._out(together)
+
+    def _next_chunk(self) -> Waiting[T] | None:
+        """None while an earlier row of its own request waits."""
+        in_rows: set[RequestId] = set()
+        for waiting in self._waiting:
+            if waiting.is_chunk:
+                return waiting if not waiting.requests & in_rows else None
+            in_rows |= waiting.requests
+        return None
+
+    def _together(self, first: Waiting[T], rows_max: int) -> list[Waiting[T]]:
+        """Those that came next in the same lane, whole, as many as fit."""
+        taken, n_rows = list[Waiting[T]](), 0
+        for waiting in self._waiting:
+            if waiting.is_chunk or waiting.lane != first.lane:
+                continue
+            n_rows += waiting.n_rows
+            if taken and n_rows > rows_max:
+                break
+            taken.append(waiting)
+        return taken
+
+    def have(self, lane: Lane, requests: Iterable[RequestId]) -> bool:
+        whose = frozenset(requests)
+        return any(w.lane == lane and w.requests & whose for w in self._waiting)
+
+    def take_lane(self, lane: Lane) -> list[Waiting[T]]:
+        return self._out([w for w in self._waiting if w.lane == lane])
+
+    def take_request(self, lane: Lane, request: RequestId) -> list[Waiting[T]]:
+        """What shares an item with this request comes along."""
+        return self._out([w for w in self._waiting if w.lane == lane and request in w.requests])
+
+    def _out(self, taken: list[Waiting[T]]) -> list[Waiting[T]]:
+        gone = {id(waiting) for waiting in taken}
+        self._waiting = [w for w in self._waiting if id(w) not in gone]
+        for waiting in taken:
+            if waiting.is_chunk:
+                self._in_chunks.subtract(waiting.requests)
+        self._in_chunks = +self._in_chunks
+        return taken
+
+    def begun(self, role: str, number: int, is_chunk: bool) -> None:
+        self._in_flight[role, number] = is_chunk
+
+    def ended(self, role: str, number: int) -> None:
+        self._in_flight.pop((role, number), None)
+
+    def is_empty(self) -> bool:
+        return not self._waiting and not self._in_flight

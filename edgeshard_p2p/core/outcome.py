@@ -1,0 +1,59 @@
+"""What a stage has to compute, what it is computing, and what came of an event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edgeshard_p2p.core.edges import EdgeKind, EdgeSpec
+from edgeshard_p2p.core.effects import Effect
+from edgeshard_p2p.core.flow import Frame
+from edgeshard_p2p.core.ids import UnitRange
+from edgeshard_p2p.core.messages import AttemptRefused, RowFlag, RowGroupHeader
+from edgeshard_p2p.core.work import TensorRef
+
+
+@dataclass(frozen=True, slots=True)
+class StageRows:
+    """Rows of one frame that are to pass ``units``, or of one replay that begins here."""
+
+    groups: tuple[RowGroupHeader, ...]
+    units: UnitRange
+    spans: tuple[tuple[int, int], ...] = ()
+    """(first row, rows) of the tensor, one for each group."""
+    tensor: TensorRef | None = None
+    """None where the rows were logged here."""
+    n_rows: int = 0
+    """Of the tensor."""
+    spec: EdgeSpec | None = None
+    micro_batch: int = 0
+
+    @property
+    def is_chunk(self) -> bool:
+        return any(group.rows > 1 or is_replay(group) for group in self.groups)
+
+
+@dataclass(slots=True)
+class Running:
+    """A forward pass under way, and the edges whose frames it is made of."""
+
+    groups: tuple[RowGroupHeader, ...]
+    consumed: list[EdgeSpec]
+    micro_batch: int = 0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of an event: effects, frames to offer, refusals to tell sources."""
+
+    effects: list[Effect] = field(default_factory=list)
+    offers: list[tuple[EdgeKind, int, Frame]] = field(default_factory=list)
+    """(kind, source index or -1, frame) of edges that leave this stage."""
+    refusals: list[AttemptRefused] = field(default_factory=list)
+    consumed: list[EdgeSpec] = field(default_factory=list)
+    """Incoming edges of which one frame has been dealt with."""
+    waits: list[StageRows] = field(default_factory=list)
+    """To be computed, when their turn comes."""
+
+
+def is_replay(group: RowGroupHeader) -> bool:
+    return bool(group.flags & RowFlag.REPLAY)
