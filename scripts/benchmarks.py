@@ -436,6 +436,22 @@ def recovery(quick: bool, kinds: tuple[str, ...]) -> None:
     sys.exit(0 if is_whole else 1)
 
 
+# ---- together
+
+
+@main.command()
+@click.option("--peers", "n_peers", type=click.IntRange(1, 3), default=2, show_default=True)
+@click.option("--requests", "n_requests", type=click.IntRange(1, 64), default=8, show_default=True)
+@click.option("--numerics", type=click.Choice(["exact", "fast"]), default="exact")
+def together(n_peers: int, n_requests: int, numerics: str) -> None:
+    """Requests one after another and all at once on the same swarm, 64 tokens in and 64 out."""
+    from together import together as measured
+
+    told, is_same = measured(n_peers, n_requests, numerics, say)
+    report("together", told)
+    sys.exit(0 if is_same or numerics == "fast" else 1)
+
+
 # ---- crowd
 
 

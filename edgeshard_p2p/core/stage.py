@@ -256,7 +256,8 @@ class StageWork:
     def _token_frames(
         self, running: Running, event: ForwardDone
     ) -> list[tuple[EdgeKind, int, Frame]]:
-        """One frame for each source that has tokens among these rows."""
+        """One frame for each source that has tokens among these rows.  Each is told its rows' share
+        of the time, since it does not know of the others, and judges by it (``gray``)."""
         by_source: dict[int, list[tuple[RowGroupHeader, int]]] = {}
         for group, token in zip(running.groups, event.tokens, strict=True):
             if token is not None:
@@ -268,7 +269,7 @@ class StageWork:
                 FrameKind.TOKENS,
                 groups,
                 running.micro_batch,
-                event.service_us,
+                event.service_us * len(pairs) // len(running.groups),
                 tokens=tuple(token for _, token in pairs),
             )
             frames.append((EdgeKind.RETURN, source_index, frame))

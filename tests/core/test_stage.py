@@ -220,8 +220,9 @@ def test_each_source_gets_its_own_tokens() -> None:
     last = int(RowFlag.LAST_CHUNK)
     rows = (group(0, 3, flags=last, source_index=1), group(0, 2, flags=last))
     run = job(stage.on_frame(IN, hidden(*rows)))
-    done = stage.on_done(ForwardDone(run.job, 5, None, (7, 8)))
+    done = stage.on_done(ForwardDone(run.job, 6, None, (7, 8)))
     assert [(source, frame.tokens) for _, source, frame in done.offers] == [(0, (8,)), (1, (7,))]
+    assert [frame.service_us for _, _, frame in done.offers] == [3, 3]
 
 
 # --- trouble --------------------------------------------------------------------------------
