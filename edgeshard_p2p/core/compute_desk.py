@@ -76,16 +76,22 @@ class ComputeDesk:
             if isinstance(effect, RunForward):
                 self.lanes.begun(effect.job.role, effect.job.number, is_chunk)
 
-    def flush_stage(self, plan_id: PlanId, requests: list[RequestId] | None = None) -> list[Effect]:
-        """What waits of it, in order, for what it leaves behind is about to be counted: all, or
-        if anything waits of these requests."""
+    def end_plan(self, plan_id: PlanId) -> list[Effect]:
+        """Its requests do not run any more.  What waits of its stage is computed, for it counts as
+        cached; what waits at the source of requests that have nothing to go on with is not."""
+        self.lanes.take_lane((ENTRY, plan_id))
+        return self._flush((STAGE, plan_id))
+
+    def before_open(self, plan_id: PlanId, requests: list[RequestId]) -> list[Effect]:
+        """An attempt goes on with what the one before it has computed; so that comes first."""
         lane = (STAGE, plan_id)
-        if requests is not None and not self.lanes.have(lane, requests):
-            return []
+        return self._flush(lane) if self.lanes.have(lane, requests) else []
+
+    def _flush(self, lane: Lane) -> list[Effect]:
         return [effect for one in self.lanes.take_lane(lane) for effect in self._begin([one])]
 
     def flush_entry(self, step: Flush) -> list[Effect]:
-        """As ``flush_stage``, of a request that does not run any more."""
+        """What waits of a request that does not run any more, and may go on with it."""
         if step.plan is None:
             return []
         effects: list[Effect] = []

@@ -123,7 +123,7 @@ class Serving:
 
     def end_plan(self, plan_id: PlanId, why: str, now: float) -> list[Effect]:
         effects = self._run(self.source.park_plan(plan_id, why, now), now)
-        effects += self.desk.flush_stage(plan_id)
+        effects += self.desk.end_plan(plan_id)
         stage = self.stages.pop(plan_id, None)
         if stage is not None:
             elsewhere = {request for other in self.stages.values() for request in other.requests}
@@ -222,9 +222,8 @@ class Serving:
             return effects + self._run(self.source.on_tokens(flow.plan, frame, now), now)
         stage, effects = self.stages[plan_id], list[Effect]()
         if frame.kind is FrameKind.OPEN:
-            # An attempt goes on with what the one before it has computed.
             requests = [stage.request_of(group) for group in frame.groups]
-            effects += self.desk.flush_stage(plan_id, requests)
+            effects += self.desk.before_open(plan_id, requests)
         effects += self._settle(plan_id, stage.on_frame(spec, frame), now)
         if frame.kind is FrameKind.RELEASE:
             released = [(stage.request_of(group), group.attempt) for group in frame.groups]

@@ -11,6 +11,8 @@ from edgeshard_p2p.sim.faults import Trial, run_busy, run_few, run_seed
 
 BLOCK = 10
 """Seeds of one test: enough that collecting is cheap, few enough that workers share them."""
+FOUND = (1_001_550,)
+"""Seeds of the campaign that failed: rows of a source waited for a plan that had ended."""
 CHUNK_ROWS = 16
 """Of prefill, where there is to be much traffic from short prompts."""
 
@@ -30,6 +32,11 @@ def _run(trial: Callable[[int], Trial], seeds: range) -> None:
 @pytest.mark.parametrize("seeds", _blocks(0, 500, BLOCK), ids=str)
 def test_swarm_survives_its_faults(seeds: range) -> None:
     _run(run_seed, seeds)
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_swarm_survives_what_was_found_once(seed: int) -> None:
+    _run(run_seed, range(seed, seed + 1))
 
 
 @pytest.mark.parametrize("seeds", _blocks(0, 20, BLOCK), ids=str)

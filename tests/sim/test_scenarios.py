@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
+from edgeshard_p2p.core import entry
+from edgeshard_p2p.core.effects import RunForward
+from edgeshard_p2p.core.events import ForwardDone, ForwardFailed
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.messages import MemberState
 from edgeshard_p2p.core.records import Failure, FailuresRecord
 from edgeshard_p2p.core.request import Phase
 from edgeshard_p2p.sim.compute import small_model
+from edgeshard_p2p.sim.device import SimPeer
 from edgeshard_p2p.sim.network import Pace
 from edgeshard_p2p.sim.request import SimRequest
 from edgeshard_p2p.sim.simulator import Simulator
@@ -83,6 +89,55 @@ def test_requests_beyond_the_promise_wait_their_turn() -> None:
     plan = core(swarm, "a").planning.rollout.active_plan()
     assert plan is not None
     assert plan.workload.batch < len(requests)
+
+
+def watch_passes(monkeypatch: pytest.MonkeyPatch, role: str) -> list[list[tuple[str, int]]]:
+    """Of every pass in that role from now on: (request, rows) of its groups."""
+    passes: list[list[tuple[str, int]]] = []
+    forward = SimPeer.forward
+
+    def watched(self: SimPeer, effect: RunForward) -> ForwardDone | ForwardFailed:
+        if effect.job.role == role:
+            passes.append([(str(group.key.request), group.rows) for group in effect.groups])
+        return forward(self, effect)
+
+    monkeypatch.setattr(SimPeer, "forward", watched)
+    return passes
+
+
+@pytest.mark.parametrize(("role", "sources"), [("entry", "aaaa"), ("stage", "acac")])
+def test_requests_share_passes(role: str, sources: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    swarm = Simulator(7)
+    for name, budget_bytes in {"a": EVERYTHING // 10**4, "b": EVERYTHING, "c": 0}.items():
+        swarm.add(name, budget_bytes or EVERYTHING // 10**4, is_source=name != "b")
+    for name in "abc":
+        swarm.start(name, join=("a",) if name != "a" else ())
+    settle(swarm)
+    assert stage_peers(swarm) == ["b"]
+    passes = watch_passes(monkeypatch, role)
+    requests = [swarm.submit(source, PROMPT, LONG) for source in sources]
+    for request in requests:
+        assert answer(swarm, request) == request.oracle.tokens(LONG)
+    shared = [one for one in passes if len(one) > 1]
+    assert shared
+    assert all(rows == 1 for one in shared for _, rows in one)
+    if sources == "acac":
+        assert any(len({request.split("#")[0] for request, _ in one}) == 2 for one in shared)
+
+
+def test_long_prompt_takes_turns_with_a_running_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entry, "CHUNK_ROWS", 8)
+    swarm = swarm_of("a", EVERYTHING)
+    settle(swarm)
+    stream = submit_and_watch(swarm, "a")
+    passes = watch_passes(monkeypatch, "entry")
+    prompts = [swarm.submit("a", tuple(range(60)), 1) for _ in range(2)]
+    for request in prompts:
+        answer(swarm, request)
+    kinds = ["chunk" if one[0][1] > 1 else "rows" for one in passes]
+    assert kinds.count("chunk") >= 14
+    assert not any(pair == ("chunk", "chunk") for pair in pairwise(kinds))
+    assert answer(swarm, stream) == stream.oracle.tokens(LONG)
 
 
 def test_stop_token_ends_the_answer_before_it() -> None:
