@@ -80,23 +80,23 @@ class ComputeDesk:
         """Its requests do not run any more.  What waits of its stage is computed, for it counts as
         cached; what waits at the source of requests that have nothing to go on with is not."""
         self.lanes.take_lane((ENTRY, plan_id))
-        return self._flush((STAGE, plan_id))
+        taken = self.lanes.take_lane((STAGE, plan_id))
+        return [effect for one in taken for effect in self._begin([one])]
 
     def before_open(self, plan_id: PlanId, requests: list[RequestId]) -> list[Effect]:
         """An attempt goes on with what the one before it has computed; so that comes first."""
-        lane = (STAGE, plan_id)
-        return self._flush(lane) if self.lanes.have(lane, requests) else []
-
-    def _flush(self, lane: Lane) -> list[Effect]:
-        return [effect for one in self.lanes.take_lane(lane) for effect in self._begin([one])]
+        taken = self.lanes.take_of((STAGE, plan_id), requests)
+        return [effect for one in taken for effect in self._begin([one])]
 
     def flush_entry(self, step: Flush) -> list[Effect]:
         """What waits of a request that does not run any more, and may go on with it."""
         if step.plan is None:
             return []
         effects: list[Effect] = []
-        for one in self.lanes.take_request((ENTRY, step.plan), step.request):
+        for one in self.lanes.take_of((ENTRY, step.plan), [step.request]):
             assert isinstance(one.work, EntryRows)
+            if one.work.attempt != step.attempt:
+                continue  # Of one that was let go.
             run = self.source.entry.begin([one.work])
             self._note([run], one.is_chunk)
             effects.append(run)

@@ -189,6 +189,8 @@ class InEdge:
     epoch: int = 0
     received: int = 0
     consumed: int = 0
+    n_older: int = 0
+    """Frames of earlier epochs that are not dealt with yet: they give no credit in this one."""
 
     def __post_init__(self) -> None:
         self.sender_tag = self.spec.sender.tag
@@ -198,6 +200,7 @@ class InEdge:
         if epoch < self.epoch:
             return False
         if epoch > self.epoch:
+            self.n_older += self.received - self.consumed
             self.epoch, self.received, self.consumed = epoch, 0, 0
         return True
 
@@ -207,6 +210,13 @@ class InEdge:
             return False
         self.received = sequence
         return True
+
+    def consume(self) -> None:
+        """An accepted frame has been dealt with."""
+        if self.n_older:
+            self.n_older -= 1
+        else:
+            self.consumed += 1
 
     @property
     def credit(self) -> int:

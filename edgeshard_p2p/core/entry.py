@@ -125,7 +125,18 @@ class Entry:
         tokens = request.known[start : start + rows]
         flags = RowFlag.LAST_CHUNK if is_last else 0
         return [
-            Compute(EntryRows(plan, request.id, request.attempt, plan.entry, group, tokens, flags))
+            Compute(
+                EntryRows(
+                    plan,
+                    request.id,
+                    request.attempt,
+                    plan.entry,
+                    group,
+                    tokens,
+                    flags,
+                    is_chunk=rows > 1 or request.is_prefilling,
+                )
+            )
         ]
 
     def begin(self, taken: Sequence[EntryRows]) -> RunForward:
@@ -171,7 +182,10 @@ class Entry:
         cached, request.slot = request.slot.cached(), None
         request.is_computing = False
         request.left_on = request.plan
-        return [Flush(request.id, request.plan_id), *self.kept.keep(request.key, cached, until)]
+        return [
+            Flush(request.id, request.attempt, request.plan_id),
+            *self.kept.keep(request.key, cached, until),
+        ]
 
     def let_go(self, request: Request) -> list[SourceStep]:
         """Free what this attempt holds, here and along the stages, and what earlier ones left."""

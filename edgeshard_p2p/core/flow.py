@@ -301,7 +301,7 @@ class Flow:
         edge = self.in_.get(spec.index)
         if edge is None:
             return []
-        edge.consumed += 1
+        edge.consume()
         stale = self._promised.get(spec.index, 0)
         return self._ack(edge) if edge.credit - stale >= WINDOW // 2 else []
 

@@ -2,7 +2,7 @@
 
 They wait here and not with the compute thread: what has come by the time that a pass begins is
 computed together (continuous batching).  Single rows and chunks (of prompts, and replays) take
-turns, so a long prompt holds up running streams by one chunk at most.
+turns, so rows that are here wait for one chunk at most.
 Knows nothing of what the rows are, but that those of one request keep their order.
 """
 
@@ -83,10 +83,14 @@ class Lanes(Generic[T]):
         return None
 
     def _together(self, first: Waiting[T], rows_max: int) -> list[Waiting[T]]:
-        """Those that came next in the same lane, whole, as many as fit."""
-        taken, n_rows = list[Waiting[T]](), 0
+        """Those that came next in the same lane, whole, as many as fit; a pass has no more than one
+        item of a request."""
+        taken, n_rows, seen = list[Waiting[T]](), 0, set[RequestId]()
         for waiting in self._waiting:
             if waiting.is_chunk or waiting.lane != first.lane:
+                continue
+            is_first, seen = not waiting.requests & seen, seen | waiting.requests
+            if not is_first:
                 continue
             n_rows += waiting.n_rows
             if taken and n_rows > rows_max:
@@ -94,16 +98,17 @@ class Lanes(Generic[T]):
             taken.append(waiting)
         return taken
 
-    def have(self, lane: Lane, requests: Iterable[RequestId]) -> bool:
-        whose = frozenset(requests)
-        return any(w.lane == lane and w.requests & whose for w in self._waiting)
-
     def take_lane(self, lane: Lane) -> list[Waiting[T]]:
         return self._out([w for w in self._waiting if w.lane == lane])
 
-    def take_request(self, lane: Lane, request: RequestId) -> list[Waiting[T]]:
-        """What shares an item with this request comes along."""
-        return self._out([w for w in self._waiting if w.lane == lane and request in w.requests])
+    def take_of(self, lane: Lane, requests: Iterable[RequestId]) -> list[Waiting[T]]:
+        """What waits of these requests, with what it shares items with and must not overtake."""
+        whose, taken = set(requests), list[Waiting[T]]()
+        for waiting in reversed(self._waiting):
+            if waiting.lane == lane and waiting.requests & whose:
+                whose |= waiting.requests
+                taken.append(waiting)
+        return self._out(taken[::-1])
 
     def _out(self, taken: list[Waiting[T]]) -> list[Waiting[T]]:
         gone = {id(waiting) for waiting in taken}
@@ -119,6 +124,3 @@ class Lanes(Generic[T]):
 
     def ended(self, role: str, number: int) -> None:
         self._in_flight.pop((role, number), None)
-
-    def is_empty(self) -> bool:
-        return not self._waiting and not self._in_flight

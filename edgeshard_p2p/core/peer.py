@@ -163,7 +163,7 @@ class PeerCore:
             msg.FrameRefused: self.serving.on_refused,
             msg.AttemptRefused: self.serving.on_attempt_refused,
             msg.SlotAsk: self.serving.slots.on_ask,
-            msg.SlotAnswer: self.serving.slots.on_answer,
+            msg.SlotAnswer: self.serving.on_slot_answer,
             msg.CacheAsk: lambda sender, m, _: self.serving.caches.on_ask(sender, m),
             msg.CacheReport: self.serving.on_cache_report,
             msg.Slow: self._on_slow,

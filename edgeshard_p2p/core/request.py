@@ -130,10 +130,9 @@ class EntryRows:
     flags: int = 0
     stop: int = 0
     """Of a replay, the unit before which it ends."""
-
-    @property
-    def is_chunk(self) -> bool:
-        return self.group.rows > 1 or bool(self.stop)
+    is_chunk: bool = True
+    """Travels alone, as all rows of a prompt do: at a later stage the last of them waits for those
+    before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +147,7 @@ class Flush:
     """Wanted: what waits of this request computed before anything else is done here."""
 
     request: RequestId
+    attempt: int
     plan: PlanId | None
 
 

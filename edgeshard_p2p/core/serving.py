@@ -28,6 +28,7 @@ from edgeshard_p2p.core.messages import (
     FrameAck,
     FrameKind,
     FrameRefused,
+    SlotAnswer,
 )
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.outcome import Outcome
@@ -222,8 +223,7 @@ class Serving:
             return effects + self._run(self.source.on_tokens(flow.plan, frame, now), now)
         stage, effects = self.stages[plan_id], list[Effect]()
         if frame.kind is FrameKind.OPEN:
-            requests = [stage.request_of(group) for group in frame.groups]
-            effects += self.desk.before_open(plan_id, requests)
+            effects += self.desk.before_open(plan_id, stage.renewed(frame))
         effects += self._settle(plan_id, stage.on_frame(spec, frame), now)
         if frame.kind is FrameKind.RELEASE:
             released = [(stage.request_of(group), group.attempt) for group in frame.groups]
@@ -304,6 +304,9 @@ class Serving:
         text = f"stage {refusal.stage + 1} ({sender}) refused: {refusal.reason}{detail}"
         steps = self.source.on_attempt_refused(refusal.request, refusal.attempt, text, now)
         return self._run(steps, now)
+
+    def on_slot_answer(self, sender: PeerId, answer: SlotAnswer, now: float) -> list[Effect]:
+        return self.slots.on_answer(sender, answer, now) + self._pump(now)
 
     # --- this peer's own requests ---------------------------------------------------------
 

@@ -101,9 +101,8 @@ class SourceWork:
 
     def submit(self, prompt: PromptSubmitted, model_digest: str, now: float) -> Request:
         self._sequence += 1
-        request = Request(
-            RequestId(self.me, self._sequence), prompt, now, model_digest, phase_since=now
-        )
+        request_id = RequestId(self.me, self._sequence)
+        request = Request(request_id, prompt, now, model_digest, phase_since=now)
         self.requests[request.id] = request
         self.revision += 1
         return request
@@ -145,13 +144,14 @@ class SourceWork:
         plan = request.plan
         assert plan is not None
         request.ask_at = now + self.timing.ask_repeat_s
-        waited_s = now - (request.parked_at or request.created_at)
-        is_running = bool(request.generated)
+        waited = now - (request.parked_at or request.created_at)
         steps: list[SourceStep] = []
         if request.may_resume and plan.stages:
             steps.append(AskCaches(plan, request.id, frozenset(request.reports)))
         if not request.is_granted:
-            steps.append(AskSlot(plan, request.id, request.attempt, waited_s, is_running))
+            steps.append(
+                AskSlot(plan, request.id, request.attempt, waited, bool(request.generated))
+            )
         return steps
 
     def on_slot(
@@ -183,9 +183,8 @@ class SourceWork:
         return self._begin_when_known(request, now)
 
     def _begin_when_known(self, request: Request, now: float) -> list[SourceStep]:
-        plan = request.plan
-        assert plan is not None
-        are_all_here = not request.may_resume or len(request.reports) == len(plan.stages)
+        assert request.plan is not None
+        are_all_here = not request.may_resume or len(request.reports) == len(request.plan.stages)
         if not request.is_granted or not (are_all_here or now >= request.begin_by):
             return []
         return self._begin(request, now)
@@ -201,8 +200,7 @@ class SourceWork:
         assert steps is not None, "a new prefill needs nothing"
         if request.parked_at is None:
             return steps
-        n_replayed = found.n_replayed(request.n_known)
-        request.replayed_tokens += n_replayed
+        request.replayed_tokens += (n_replayed := found.n_replayed(request.n_known))
         return [RequestNotice(request.id, story(request, found, n_replayed)), *steps]
 
     # --- the entry pass -------------------------------------------------------------------
@@ -246,18 +244,21 @@ class SourceWork:
 
     def resume_passes(self) -> list[SourceStep]:
         """The entry edge took something: go on with prompts that waited for it."""
-        running = [r for r in self.requests.values() if r.phase is Phase.RUNNING]
-        return [step for request in running for step in self.entry.next_pass(request)]
+        requests = [r for r in self.requests.values() if r.phase is Phase.RUNNING]
+        return [step for request in requests for step in self.entry.next_pass(request)]
 
     def on_failed(self, number: int, detail: str, now: float) -> list[SourceStep]:
         text = f"{self.me} (source) could not compute the first layers: {detail}"
         steps: list[SourceStep] = []
-        for failed in self.entry.passes.pop(number):
+        done = self.entry.passes.pop(number)
+        for failed in done:
             request = self._running(failed.request, failed.attempt)
-            if request is not None:
-                steps += self._end(request, "error", text, now)
-            else:
+            if request is None:
                 steps += self.kept.drop(failed.request)
+            elif len(done) > 1:  # It need not be this one's fault.
+                steps += self._park(request, text, now, keeps=False)
+            else:
+                steps += self._end(request, "error", text, now)
         return steps
 
     # --- tokens ---------------------------------------------------------------------------
@@ -395,6 +396,5 @@ class SourceWork:
         steps = self.entry.let_go(request)
         del self.requests[request.id]
         self.revision += 1
-        stats = stats_of(request)
         tokens = tuple(request.generated)
-        return [*steps, FinishRequest(request.id, reason, stats, error, tokens)]
+        return [*steps, FinishRequest(request.id, reason, stats_of(request), error, tokens)]

@@ -87,6 +87,11 @@ class StageWork:
                 continue
             self._open(group, frame.body, outcome)
 
+    def renewed(self, frame: Frame) -> list[RequestId]:
+        """Requests that run here in an earlier attempt than this OPEN begins."""
+        known = [(self.requests.get(self.request_of(group)), group) for group in frame.groups]
+        return [self.request_of(group) for k, group in known if k and k.attempt < group.attempt]
+
     def _open(self, group: RowGroupHeader, body: Open, outcome: Outcome) -> None:
         request = self.request_of(group)
         at = Resuming(self.index, self.units, self.plan.n_units, body.position, body.replays)
@@ -137,9 +142,11 @@ class StageWork:
             units = UnitRange(units.start, min(frame.groups[0].stop_unit, units.end))
         taken: list[RowGroupHeader] = []
         spans: list[tuple[int, int]] = []
-        start = 0
+        start, seen = 0, set[RequestId]()
         for group in frame.groups:
             reason = self._reason_against(group, len(frame.groups) == 1)
+            reason = "twice_in_a_frame" if self.request_of(group) in seen else reason
+            seen.add(self.request_of(group))
             if reason == "":
                 taken.append(group)
                 spans.append((start, group.rows))
@@ -171,6 +178,8 @@ class StageWork:
         if group.position + group.rows <= length:
             return "repeat"
         is_next = known.slot.refill is None and group.position == length == group.cached_len
+        if is_next and length + group.rows > self.plan.workload.context:
+            return "over_context"
         return "" if is_next else "missing_kv"
 
     def _is_wanted_again(self, group: RowGroupHeader, slot: Slot) -> bool:

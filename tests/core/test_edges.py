@@ -203,3 +203,17 @@ def test_later_epoch_starts_anew_and_an_older_one_is_ignored() -> None:
     assert not edge.on_open(5)
     assert edge.epoch == 7
     assert edge.accepts(7, 1)
+
+
+def test_frames_of_an_earlier_epoch_give_no_credit_in_the_next() -> None:
+    edge = InEdge(SPEC)
+    edge.on_open(5)
+    assert edge.accepts(5, 1)
+    assert edge.accepts(5, 2)
+    edge.consume()
+    edge.on_open(6)
+    assert edge.accepts(6, 1)
+    edge.consume()  # Of epoch 5, as far as can be told.
+    assert (edge.received, edge.credit) == (1, WINDOW)
+    edge.consume()
+    assert edge.credit == WINDOW + 1

@@ -35,7 +35,7 @@ def test_what_has_come_goes_together() -> None:
     for sequence, work in enumerate("abc", 1):
         row(lanes, work, sequence)
     assert take(lanes) == ["a", "b", "c"]
-    assert lanes.is_empty()
+    assert take(lanes) == []
 
 
 @pytest.mark.parametrize(("rows_max", "first"), [(0, "a"), (1, "a"), (3, "a"), (4, "ab")])
@@ -61,7 +61,7 @@ def test_rows_and_chunks_take_turns() -> None:
     chunk(lanes, "B", 1)
     order = []
     for number in range(6):
-        row(lanes, f"r{number}", 2)
+        row(lanes, f"r{number}", 2 + number)
         taken = lanes.take(lambda _: 8)
         order.append("+".join(works(taken)))
         lanes.begun("stage", number, taken[0].is_chunk)
@@ -111,13 +111,24 @@ def test_what_is_taken_out_of_turn_keeps_its_order() -> None:
     chunk(lanes, "B", 2)
     row(lanes, "c", 3, ENTRY)
     row(lanes, "d", 1)
-    assert lanes.have(STAGE, [request(2), request(9)])
-    assert not lanes.have(ENTRY, [request(2)])
-    assert works(lanes.take_request(STAGE, request(1))) == ["a", "d"]
-    row(lanes, "e", 1)
-    assert works(lanes.take_lane(STAGE)) == ["B", "e"]
+    row(lanes, "e", 4)
+    lanes.put(STAGE, "f", [request(1), request(2)], 2, is_chunk=False)
+    row(lanes, "g", 2)
+    assert lanes.take_of(STAGE, [request(9)]) == []
+    assert lanes.take_of(ENTRY, [request(2)]) == []
+    assert works(lanes.take_of(STAGE, [request(1), request(9)])) == ["a", "B", "d", "f"]
+    assert works(lanes.take_lane(STAGE)) == ["e", "g"]
     assert take(lanes) == ["c"]
-    assert lanes.is_empty()
+    assert take(lanes) == []
+
+
+def test_two_rows_of_one_request_never_share_a_pass() -> None:
+    lanes = Lanes[str]()
+    row(lanes, "a", 1)
+    lanes.put(STAGE, "a+b", [request(1), request(2)], 2, is_chunk=False)
+    row(lanes, "b", 2)
+    row(lanes, "c", 3)
+    assert [take(lanes), take(lanes), take(lanes)] == [["a", "c"], ["a+b"], ["b"]]
 
 
 @pytest.mark.parametrize("seed", range(30))

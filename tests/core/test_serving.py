@@ -15,7 +15,7 @@ from edgeshard_p2p.core.effects import (
     Send,
     SendFrame,
 )
-from edgeshard_p2p.core.events import ForwardDone, FrameReceived
+from edgeshard_p2p.core.events import ForwardDone, FrameReceived, PromptSubmitted
 from edgeshard_p2p.core.flow import DTYPE_CODES
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.messages import (
@@ -32,6 +32,7 @@ from edgeshard_p2p.core.messages import (
     SlotReturn,
 )
 from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.request import Phase
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.core.serving import Serving
 from edgeshard_p2p.core.work import TensorRef
@@ -265,7 +266,66 @@ def test_nobody_gives_back_the_slot_of_another() -> None:
 def test_only_the_admitting_stage_answers_an_ask_and_only_a_stage_refuses_its_rows() -> None:
     stage = Stage(PLAN)
     for sender in (C, D, PeerId("x", 1)):
-        stage.serving.slots.on_answer(sender, SlotAnswer(PLAN.id, request(1, B), 1, "granted"), 0.0)
+        stage.serving.on_slot_answer(sender, SlotAnswer(PLAN.id, request(1, B), 1, "granted"), 0.0)
         refusal = AttemptRefused(request(1, B), 1, 0, "missing_kv")
         assert stage.serving.on_attempt_refused(sender, refusal, 0.0) == []
     assert stage.serving.refused == {"not_theirs_to_say": 6}
+
+
+# --- what waits to be computed ----------------------------------------------------------------
+
+
+class Source:
+    """Peer a, with requests of its own on a plan whose stages are elsewhere."""
+
+    def __init__(self) -> None:
+        self.serving = Serving(A, membership(B, C), TIMING, lambda _: True, lambda _: 1000, 10**9)
+        self.serving.start_plan(ONE_SOURCE, MODEL)
+
+    def submit(self, n_prompt: int) -> None:
+        prompt = tuple(range(n_prompt))
+        event = PromptSubmitted("client", prompt, 9, Sampling(), frozenset())
+        self.serving.source.submit(event, MODEL.digest, 0.0)
+        self.serving.run(self.serving.source.start(ONE_SOURCE, {A: 1, B: 1, C: 1}, 0.0), 0.0)
+
+    def grant(self, sequence: int) -> list[RunForward]:
+        answer = SlotAnswer(ONE_SOURCE.id, request(sequence), 1, "granted")
+        effects = self.serving.on_slot_answer(B, answer, 0.0)
+        return of(RunForward, [*effects, *self.serving.desk.begin()])
+
+
+def test_row_of_a_cancelled_request_does_not_outlive_its_plan() -> None:
+    source = Source()
+    source.serving.flows[ONE_SOURCE.id].open_edges(0.0)
+    for n_prompt in (1, 1):
+        source.submit(n_prompt)
+    (run,) = source.grant(1)
+    assert source.grant(2) == []
+    source.serving.run(source.serving.source.cancel(request(2), 0.0), 0.0)
+    source.serving.end_plan(ONE_SOURCE.id, "stage 2 is lost", 0.0)
+    source.serving.on_done(ForwardDone(run.job, 1, TensorRef(1, 32)), 0.0)
+    assert source.serving.desk.begin() == []
+
+
+def test_slot_on_an_edge_that_is_lost_parks_the_request_at_once() -> None:
+    source = Source()
+    source.submit(3)
+    source.grant(1)
+    assert not source.serving.flows[ONE_SOURCE.id].lost
+    assert source.serving.source.requests[request(1)].phase is Phase.WAITING
+
+
+def test_new_attempt_waits_for_its_own_rows_only() -> None:
+    plan = replace(PLAN, workload=replace(PLAN.workload, batch=3))
+    stage = Stage(plan)
+    for n in (1, 2, 3):
+        stage.receive(plan, FrameKind.OPEN, n, n=n)
+    (first,) = of(RunForward, stage.receive(plan, FrameKind.HIDDEN, 4, n=1))
+    assert first.groups[0].key.request == request(1)
+    for n in (2, 3):
+        assert of(RunForward, stage.receive(plan, FrameKind.HIDDEN, 3 + n, n=n)) == []
+    again = stage.receive(plan, FrameKind.OPEN, 7, attempt=2, n=3)
+    order = [type(e) for e in again if isinstance(e, RunForward | OpenCache)]
+    assert order == [RunForward, OpenCache]
+    (run,) = of(RunForward, again)
+    assert [group.key.request for group in run.groups] == [request(3)]

@@ -280,13 +280,52 @@ def test_tokens_of_one_pass_go_to_their_requests() -> None:
     assert [step.rows.tokens for step in of(Compute, steps)] == [(7,), (8,)]
 
 
+def test_failed_pass_of_several_ends_nobody() -> None:
+    source = Source()
+    steps: list[Any] = []
+    for sequence in (1, 2):
+        source.submit(1)
+        source.work.start(SOLO, dict(BEGUN), 0.0)
+        steps += source.work.on_slot(request(sequence), 1, SOLO.id, "granted", 0.0)
+    run = source.work.begin([step.rows for step in of(Compute, steps)])
+    assert run is not None
+    steps = source.work.on_failed(run.job.number, "the kernel says no", 0.0)
+    assert of(FinishRequest, steps) == []
+    assert {source.phase(request(sequence)) for sequence in (1, 2)} == {Phase.WAITING}
+
+
+def test_rows_of_a_prompt_travel_alone_to_the_last() -> None:
+    source = Source()
+    source.submit(CHUNK_ROWS + 1)
+    plan = replace(PLAN, workload=replace(PLAN.workload, context=1024))
+    source.start(plan)
+    steps: list[Any] = source.work.on_slot(ONE, 1, plan.id, "granted", 0.0)
+    rows = [step.rows for step in of(Compute, steps)]
+    run = source.work.begin(rows)
+    assert run is not None
+    hidden = TensorRef(1, 32 * CHUNK_ROWS)
+    steps = source.work.on_done(ForwardDone(run.job, 11, hidden), 0.5)
+    rows += [step.rows for step in of(Compute, steps)]
+    run = source.work.begin(rows[1:])
+    assert run is not None
+    source.work.on_done(ForwardDone(run.job, 11, TensorRef(2, 32)), 0.5)
+    header = RowGroupHeader(0, 1, 1, CHUNK_ROWS + 1, 1, CHUNK_ROWS + 1, 0, 0)
+    steps = source.work.on_tokens(plan, Frame(FrameKind.TOKENS, (header,), tokens=(7,)), 1.0)
+    rows += [step.rows for step in of(Compute, steps)]
+    assert [(row.group.rows, row.is_chunk) for row in rows] == [
+        (CHUNK_ROWS, True),
+        (1, True),
+        (1, False),
+    ]
+
+
 def test_what_waits_of_a_parked_request_is_computed_first() -> None:
     source = Source()
     source.submit()
     source.start()
     source.work.on_slot(ONE, 1, PLAN.id, "granted", 0.0)
     steps = source.work.park_plan(PLAN.id, "lost", 0.0)
-    assert steps[0] == Flush(ONE, PLAN.id)
+    assert steps[0] == Flush(ONE, 1, PLAN.id)
 
 
 # --- tokens ---------------------------------------------------------------------------------

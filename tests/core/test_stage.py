@@ -425,3 +425,14 @@ def test_rows_whose_request_has_ended_meanwhile_are_left_out() -> None:
     assert [one.key.request for one in run.groups] == [request(1), request(3)]
     stage.free(request(1))
     assert of(RunForward, stage.begin([pair]).effects) == []
+
+
+def test_what_no_pass_could_take_is_refused_before_it_shares_one() -> None:
+    stage, context = opened(n=2), TWO_SOURCES.workload.context
+    stage.requests[request(2)].slot.length = context
+    twice = hidden(group(0, 1), group(1, 1, cached_len=1))
+    outcome = StageWork.on_frame(stage, IN, twice)
+    assert refusals(outcome) == [(str(request(1)), "twice_in_a_frame")]
+    assert [len(rows.groups) for rows in outcome.waits] == [1]
+    beyond = hidden(group(context, 1, 1, 2))
+    assert refusals(StageWork.on_frame(stage, IN, beyond)) == [(str(request(2)), "over_context")]

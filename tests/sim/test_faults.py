@@ -11,8 +11,9 @@ from edgeshard_p2p.sim.faults import Trial, run_busy, run_few, run_seed
 
 BLOCK = 10
 """Seeds of one test: enough that collecting is cheap, few enough that workers share them."""
-FOUND = (1_001_550,)
-"""Seeds of the campaign that failed: rows of a source waited for a plan that had ended."""
+FOUND = (1_001_550, 1_002_367)
+"""Seeds of the campaign that failed: rows of a source waited for a plan that had ended; frames of
+an edge's earlier epoch gave credit in the next one."""
 CHUNK_ROWS = 16
 """Of prefill, where there is to be much traffic from short prompts."""
 
