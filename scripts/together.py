@@ -24,7 +24,7 @@ from edgeshard_p2p.faults.scenario import (
 from edgeshard_p2p.faults.swarm import FaultSwarm
 from edgeshard_p2p.model.library import fetch_demo_model
 from edgeshard_p2p.net.client import Client
-from edgeshard_p2p.wire.client import Failed, Run, Text
+from edgeshard_p2p.wire.client import Done, Failed, Run, Text
 
 NAMES = ("amy", "ben", "cat")
 PINS = {1: "amy:0-32", 2: "amy:0-15,ben:15-32", 3: "amy:0-11,ben:11-21,cat:21-32"}
@@ -93,4 +93,6 @@ def _answer(devices: LocalDevices, run: Run) -> Answer:
             if isinstance(answer, Text) and not token_ids:
                 first_s = time.monotonic() - begun
             token_ids += answer.token_ids if isinstance(answer, Text) else ()
-    return tuple(token_ids), first_s
+            if isinstance(answer, Done):
+                return tuple(token_ids), first_s
+    raise FaultError("the conversation ended before the answer did")
