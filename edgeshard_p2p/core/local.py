@@ -53,12 +53,15 @@ class LocalDevice:
         return [Log(self.trouble, "warning")] if self.trouble else []
 
     def on_measured(self, event: DeviceMeasured) -> list[Effect]:
-        self.measured, self.trouble = event, ""
+        self.measured = event
+        if self.opened is None or self.opened.spec is not None:
+            self.trouble = ""
         block_ms = event.decode[0].block_us / 1e3
         return [Log(f"measured: one token takes {block_ms:.2f} ms per block here")]
 
     def on_measure_failed(self, detail: str) -> list[Effect]:
-        self.trouble = detail
+        if self.opened is None or self.opened.spec is not None:
+            self.trouble = detail  # Else it says why there is nothing to measure.
         return [Log(f"measuring this device failed: {detail}", "error")]
 
     def is_measuring(self) -> bool:

@@ -45,6 +45,7 @@ from edgeshard_p2p.wire.client import (
     Text,
     View,
 )
+from edgeshard_p2p.wire.errors import WireError
 
 TOKENS = 16
 PROMPT_WORDS = 24
@@ -233,7 +234,7 @@ class SelfTest:
             return
         outcome.plan_after = str(as_pin(plan))
         if outcome.plan_after != outcome.plan:
-            self._say(f"its figures have changed: now served: {outcome.plan_after}")
+            self._say(f"another plan than before is chosen now: {outcome.plan_after}")
 
     def _lift(self) -> bool:
         """Whether nothing is pinned by this any more."""
@@ -273,7 +274,7 @@ class SelfTest:
     def _rehearsed(self, ms_per_token: float) -> Rehearsal:
         try:
             report, snapshot = self._ready_report(), self._snapshot()
-        except FaultError as error:
+        except (FaultError, NoAnswer, WireError) as error:
             return Rehearsal(Tokens.NOT_TRIED, str(error))
         me, stages = report["self"]["name"], as_pin(report["plan"]).stages
         name, why_not = _who_may_be_lost(snapshot, [s.name for s in stages if s.name != me])

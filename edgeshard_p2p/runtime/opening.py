@@ -61,17 +61,20 @@ class Opening:
         model, spec = found
         on_error = partial(self._cannot_open, spec.digest)
         self._clients.tokenizer = None
-        self._compute.submit(partial(self._open, model, spec), lambda _: None, on_error)
-        self._post(ev.ModelOpened(spec.digest, spec))
-        if self._core.config.is_source:
-            # After the model, since only prompts wait for it, and it takes a second.
+
+        def read_tokenizer(_: None) -> None:
+            """After what waits by then, since only prompts wait for it, and it takes a second."""
             self._compute.submit(
                 partial(Tokenizer, model.path), partial(self._on_tokenizer, spec.digest), on_error
             )
 
+        on_open = read_tokenizer if self._core.config.is_source else lambda _: None
+        self._compute.submit(partial(self._open, model, spec), on_open, on_error)
+        self._post(ev.ModelOpened(spec.digest, spec))
+
     def _open(self, model: LocalModel, told: ModelSpec) -> None:
         if self._host().open(model.path, told.digest, model.name) != told:
-            raise ModelError("what was noted of it was not true; start this peer again")
+            raise ModelError("what was noted of it was not true; start all peers again")
 
     def _on_tokenizer(self, digest: str, tokenizer: Tokenizer) -> None:
         opened = self._core.local.opened

@@ -146,8 +146,10 @@ def _read_spec(model: LocalModel, digest: str) -> ModelSpec:
 
 
 def _model_host(device: str, unusable: dict[str, str]) -> ModelHost:
-    from edgeshard_p2p.runtime.model_host import ModelHost
-
+    try:
+        from edgeshard_p2p.runtime.model_host import ModelHost
+    except ImportError as error:
+        raise ModelError(f"what computes cannot be imported: {error}") from error
     return ModelHost(device, unusable)
 
 

@@ -45,6 +45,8 @@ def _late_rows(core: PeerCore, header: msg.FrameHeader) -> Iterator[tuple[Reques
         if header.kind is msg.FrameKind.TOKENS:
             yield from _at_source(core, RequestId(core.me, group.sequence), group.attempt)
         elif stage is not None and header.kind in (msg.FrameKind.OPEN, msg.FrameKind.HIDDEN):
+            if group.source_index >= len(stage.plan.sources):
+                continue  # It is refused.
             request = RequestId(stage.plan.sources[group.source_index], group.sequence)
             known = stage.requests.get(request)
             if known is not None and known.attempt > group.attempt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -49,13 +50,18 @@ def is_stopped(process: psutil.Process) -> bool:
     return bool(process.status() == psutil.STATUS_STOPPED)
 
 
+def wait_until_stopped(process: psutil.Process) -> None:
+    """One that runs on another core hears of SIGSTOP a moment after it was sent."""
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+
+
 def test_what_is_frozen_or_slowed_goes_on_at_the_end(
     tmp_path: Path, listener: tuple[psutil.Process, int]
 ) -> None:
     process, port = listener
     with devices(tmp_path, port) as remote:
         remote.freeze("a")
-        assert is_stopped(process)
+        wait_until_stopped(process)
         remote.thaw("a")
         assert not is_stopped(process)
         assert remote.slow("a", 4)
