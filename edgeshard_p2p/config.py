@@ -16,7 +16,17 @@ from edgeshard_p2p.core.settings import is_valid
 
 DEFAULT_PORT = 7911
 DEFAULT_LISTEN = f"127.0.0.1:{DEFAULT_PORT}"
-SETTING_FLAGS = ("dtype", "numerics", "context", "batch", "objective", "first_layer")
+SETTING_FLAGS = (
+    "dtype",
+    "numerics",
+    "context",
+    "batch",
+    "micro_batch",
+    "objective",
+    "prompt",
+    "generate",
+    "first_layer",
+)
 """Flags that seed settings of the swarm under the same key; ``model`` needs opening first."""
 
 MEMORY_MAX = 2**48
@@ -100,7 +110,7 @@ def peer_config(flags: dict[str, Any], file: Path | None) -> PeerConfig:
     settings = {key: values.pop(key) for key in SETTING_FLAGS if key in values}
     for key, value in settings.items():
         if not is_valid(key, value):
-            raise ConfigError(_why_invalid(key, value))
+            raise ConfigError(f"--{key.replace('_', '-')} {value} is not possible")
     if "memory" in values:
         values["memory_bytes"] = parse_size(str(values.pop("memory")))
     values["listen"] = parse_address(values.get("listen", DEFAULT_LISTEN))
@@ -131,12 +141,6 @@ def _checked(key: str, value: Any, file: Path | None) -> Any:
                 f"{name} {value!r} is not possible; use up to 63 letters, digits, '.', '_' or '-'"
             ) from error
         raise ConfigError(f"{name} {value!r} is not possible: {error}") from error
-
-
-def _why_invalid(key: str, value: object) -> str:
-    if key == "objective" and value == "throughput":
-        return "--objective throughput is not built yet; this release plans for latency"
-    return f"--{key.replace('_', '-')} {value} is not possible"
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

@@ -59,8 +59,25 @@ from edgeshard_p2p.config import DEFAULT_LISTEN, ConfigError, PeerConfig, peer_c
 @click.option("--context", type=int, metavar="TOKENS", help="[default: 2048]")
 @click.option("--batch", type=int, metavar="N", help="Sequences in flight.  [default: 4]")
 @click.option(
-    "--objective", type=click.Choice(["latency", "throughput"]), help="[default: latency]"
+    "--objective",
+    type=click.Choice(["latency", "throughput"]),
+    help="What plans are good at: one answer at a time, or many at once.  [default: latency]",
 )
+@click.option(
+    "--micro-batch",
+    type=int,
+    metavar="N",
+    help="Rows of a pass, where several requests run.  [default: what gives most tokens per "
+    "second by what was measured]",
+)
+@click.option(
+    "--prompt",
+    type=int,
+    metavar="TOKENS",
+    help="Expected; with --generate prefill "
+    "counts in the plan for latency.  [default: it does not]",
+)
+@click.option("--generate", type=int, metavar="TOKENS", help="Expected.")
 @click.option(
     "--first-layer",
     type=click.Choice(["block", "embedding"]),

@@ -100,12 +100,20 @@ def _plan(plan: dict[str, Any]) -> str:
     if plan["plan_id"] is None:
         return f"plan: none; {plan['waiting_for']}"
     predicted = plan["predicted_ms_per_token"]
-    speed = f", {predicted:.1f} ms/token predicted" if predicted is not None else ""
+    together = plan["predicted_tokens_per_s"]
+    speed = f"predicted {predicted:.1f} ms/token alone" if predicted is not None else ""
+    if together is not None and plan["batch"] > 1:
+        speed += f"{', ' if speed else 'predicted '}{together:.1f} tokens/s of {plan['batch']} "
+        speed += f"requests, {plan['micro_batch']} to a pass"
     head = (
         f"plan {plan['plan_id'][:6]} {plan['state']}: {plan['dtype']} {plan['numerics']}, "
-        f"{plan['batch']} x {plan['context']} tokens{speed}"
+        f"{plan['batch']} x {plan['context']} tokens, for {plan['objective']}"
     )
-    lines = [head, *[f"  {_stage(stage)}" for stage in plan["stages"]]]
+    lines = [
+        head,
+        *([f"  {speed}"] if speed else []),
+        *[f"  {_stage(stage)}" for stage in plan["stages"]],
+    ]
     return "\n".join([*lines, *([f"  note: {plan['note']}"] if plan["note"] else [])])
 
 

@@ -5,13 +5,16 @@ Decides nothing that `lanes` does not decide; turns rows that have their turn in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from edgeshard_p2p.core.edges import CHUNKS_AHEAD
 from edgeshard_p2p.core.effects import Effect, RunForward
 from edgeshard_p2p.core.flow import Flow
 from edgeshard_p2p.core.ids import PlanId, RequestId
 from edgeshard_p2p.core.lanes import Lane, Lanes, Waiting
 from edgeshard_p2p.core.outcome import StageRows
+from edgeshard_p2p.core.plan import Plan
 from edgeshard_p2p.core.request import ROLE as ENTRY
 from edgeshard_p2p.core.request import EntryRows, Flush
 from edgeshard_p2p.core.source import SourceWork
@@ -21,12 +24,16 @@ from edgeshard_p2p.core.work import Job
 
 Rows = EntryRows | StageRows
 
+PassRows = Callable[[Plan, int], int]
+"""How many rows a pass of a plan takes at best, with so many requests that decode."""
+
 
 @dataclass(slots=True)
 class ComputeDesk:
     stages: dict[PlanId, StageWork]
     flows: dict[PlanId, Flow]
     source: SourceWork
+    pass_rows: PassRows
     lanes: Lanes[Rows] = field(default_factory=Lanes)
 
     def put_entry(self, rows: EntryRows) -> None:
@@ -41,20 +48,27 @@ class ComputeDesk:
     def begin(self) -> list[Effect]:
         """Passes, as many as the compute thread should have."""
         effects: list[Effect] = []
-        while taken := self.lanes.take(self._rows_max):
+        while taken := self.lanes.take(self._rows_max, self._takes_chunk):
             effects += self._begin(taken)
         return effects
 
     def _rows_max(self, lane: Lane) -> int:
-        """So many that every part of the plan has something to do: with all in one pass the others
-        would wait for it."""
         role, plan_id = lane
-        plan, stage = self.flows[plan_id].plan, self.stages.get(plan_id)
-        parts = [len(plan.entry), *(len(part.units) for part in plan.stages)]
-        n_parts = max(1, round(sum(parts) / max(parts)))  # A short one takes no time of its own.
-        n_requests = self.source.n_running(plan_id) if role == ENTRY else 0
-        n_requests = max(n_requests, len(stage.requests) if stage is not None else 0)
-        return -(-n_requests // n_parts)
+        stage = self.stages.get(plan_id)
+        n_requests = self.source.n_decoding(plan_id) if role == ENTRY else 0
+        n_requests = max(n_requests, stage.n_decoding() if stage is not None else 0)
+        return self.pass_rows(self.flows[plan_id].plan, n_requests) if n_requests else 1
+
+    def _takes_chunk(self, lane: Lane) -> bool:
+        """Whether few enough are where it goes next."""
+        role, plan_id = lane
+        flow, stage = self.flows[plan_id], self.stages.get(plan_id)
+        next_index = 0 if role == ENTRY or stage is None else stage.index + 1
+        if next_index == len(flow.plan.stages):
+            return True
+        if role == ENTRY and flow.plan.stages[0].peer == self.source.me:
+            return self.lanes.n_chunks((STAGE, plan_id)) < CHUNKS_AHEAD
+        return flow.chunks_ahead(flow.onward(self.source.me, next_index)) < CHUNKS_AHEAD
 
     def _begin(self, taken: list[Waiting[Rows]]) -> list[Effect]:
         role, plan_id = taken[0].lane
@@ -66,8 +80,8 @@ class ComputeDesk:
             rows = [w.work for w in taken if isinstance(w.work, StageRows)]
             outcome = self.stages[plan_id].begin(rows)
             effects += outcome.effects
-            for spec in outcome.consumed:
-                effects += self.flows[plan_id].consumed(spec)
+            for due in outcome.consumed:
+                effects += self.flows[plan_id].consumed(due)
         self._note(effects, taken[0].is_chunk)
         return effects
 

@@ -26,6 +26,9 @@ from edgeshard_p2p.core.timing import Timing
 
 WINDOW = 8
 """Frames that may be on their way on one edge."""
+CHUNKS_AHEAD = 2
+"""Frames of chunks that may be on an edge without being computed at its end: the one that is, and
+one to follow it without a gap.  What comes after them is not held up by more."""
 WAITING_MAX = 4096
 """Frames that may wait for credit.  Nobody who keeps to the protocol gets there; an edge that
 does is given up, with a reason for each request on it."""
@@ -70,6 +73,15 @@ def edges_of(plan: Plan) -> tuple[EdgeSpec, ...]:
     return tuple(EdgeSpec(index, *end) for index, end in enumerate(ends))
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A frame that was accepted: once it is dealt with, its sender is told."""
+
+    spec: EdgeSpec
+    epoch: int = 0
+    is_chunk: bool = False
+
+
 @dataclass(slots=True)
 class OutEdge(Generic[Item]):
     """The sending end.  ``Item`` is whatever a frame is to its owner."""
@@ -82,6 +94,9 @@ class OutEdge(Generic[Item]):
     is_open: bool = False
     is_lost: bool = False
     _next_open_at: float = 0.0
+    chunks_ahead: int = 0
+    """Frames of chunks that were offered and are not computed at the other end."""
+    _chunks_told: int = 0
     _sequence: int = 0
     _credit: int = WINDOW
     _unacked: deque[tuple[int, Item]] = field(default_factory=deque)
@@ -89,13 +104,9 @@ class OutEdge(Generic[Item]):
     _progress_at: float = 0.0
     _resend_at: float = 0.0
 
-    @property
-    def load(self) -> int:
-        """Frames offered and not yet confirmed."""
-        return len(self._unacked) + len(self._waiting)
-
-    def offer(self, item: Item) -> None:
+    def offer(self, item: Item, is_chunk: bool = False) -> None:
         self._waiting.append(item)
+        self.chunks_ahead += is_chunk
         if len(self._waiting) > WAITING_MAX:
             self.is_lost = True
 
@@ -118,10 +129,14 @@ class OutEdge(Generic[Item]):
         self.is_open = True
         return True
 
-    def on_ack(self, epoch: int, acked: int, credit: int, now: float) -> list[Item]:
-        """The items that are confirmed now; their owner may let go of them."""
+    def on_ack(self, epoch: int, acked: int, credit: int, chunks: int, now: float) -> list[Item]:
+        """The items that are confirmed now; their owner may let go of them.  ``chunks``: how many
+        frames of chunks the other end has computed."""
         if epoch != self.epoch or acked > self._sequence:
             return []
+        n_new = min(max(0, chunks - self._chunks_told), self.chunks_ahead)
+        self._chunks_told += n_new
+        self.chunks_ahead -= n_new
         confirmed: list[Item] = []
         while self._unacked and self._unacked[0][0] <= acked:
             confirmed.append(self._unacked.popleft()[1])
@@ -136,12 +151,12 @@ class OutEdge(Generic[Item]):
         if not self.is_open:
             return self._next_open_at
         if not self._unacked:
-            return self._resend_at if self._waiting else None
+            return self._resend_at if self._waits_for_word else None
         return min(self._resend_at, self._progress_at + self.timing.edge_lost_s)
 
     def wants_opening(self, now: float) -> bool:
-        """True when the EDGE frame is to be sent (again) now: to open the edge, or to ask for
-        credit, whose renewal may have been lost."""
+        """True when the EDGE frame is to be sent (again) now: to open the edge, or to ask how
+        far the other end is, since its word may have been lost."""
         if self.is_lost:
             return False
         if self.is_open:
@@ -154,8 +169,12 @@ class OutEdge(Generic[Item]):
         self._next_open_at = now + self.timing.edge_retry_s
         return True
 
+    @property
+    def _waits_for_word(self) -> bool:
+        return bool(self._waiting or self.chunks_ahead)
+
     def _wants_credit(self, now: float) -> bool:
-        if self._unacked or not self._waiting or now < self._resend_at:
+        if self._unacked or not self._waits_for_word or now < self._resend_at:
             return False
         self._resend_at = now + self.timing.resend_s
         return True
@@ -189,8 +208,8 @@ class InEdge:
     epoch: int = 0
     received: int = 0
     consumed: int = 0
-    n_older: int = 0
-    """Frames of earlier epochs that are not dealt with yet: they give no credit in this one."""
+    chunks: int = 0
+    """Of those consumed, frames of chunks."""
 
     def __post_init__(self) -> None:
         self.sender_tag = self.spec.sender.tag
@@ -200,8 +219,7 @@ class InEdge:
         if epoch < self.epoch:
             return False
         if epoch > self.epoch:
-            self.n_older += self.received - self.consumed
-            self.epoch, self.received, self.consumed = epoch, 0, 0
+            self.epoch, self.received, self.consumed, self.chunks = epoch, 0, 0, 0
         return True
 
     def accepts(self, epoch: int, sequence: int) -> bool:
@@ -211,12 +229,11 @@ class InEdge:
         self.received = sequence
         return True
 
-    def consume(self) -> None:
+    def consume(self, due: Due) -> None:
         """An accepted frame has been dealt with."""
-        if self.n_older:
-            self.n_older -= 1
-        else:
+        if due.epoch == self.epoch:
             self.consumed += 1
+            self.chunks += due.is_chunk
 
     @property
     def credit(self) -> int:

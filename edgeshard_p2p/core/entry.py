@@ -32,15 +32,10 @@ from edgeshard_p2p.core.request import (
 )
 from edgeshard_p2p.core.work import Job, RowGroup
 
-CHUNKS_AHEAD = 4
-"""Prefill frames that may wait on the entry edge before the next chunk is computed."""
-
 
 @dataclass(slots=True)
 class Entry:
     me: PeerId
-    load: Callable[[Plan], int]
-    """Frames that wait on the entry edge of a plan."""
     kept: KeptCaches
     """Of requests that are parked."""
     may_log: Callable[[Plan], bool]
@@ -108,14 +103,13 @@ class Entry:
         )
 
     def next_pass(self, request: Request) -> list[SourceStep]:
-        """Embedding and first layers for the next known tokens, when there are some and the
-        entry edge can take more."""
+        """Embedding and first layers for the next known tokens, when there are some."""
         plan, slot = request.plan, request.slot
         assert plan is not None
         assert slot is not None
         start = slot.length
         rows = min(CHUNK_ROWS, request.n_known - start)
-        if rows == 0 or request.is_computing or self.load(plan) >= CHUNKS_AHEAD:
+        if rows == 0 or request.is_computing:
             return []
         slot.extend(rows)
         request.is_computing = True

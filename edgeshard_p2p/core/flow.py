@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from edgeshard_p2p.core.edges import WINDOW, EdgeKind, EdgeSpec, InEdge, OutEdge, edges_of
+from edgeshard_p2p.core.edges import WINDOW, Due, EdgeKind, EdgeSpec, InEdge, OutEdge, edges_of
 from edgeshard_p2p.core.effects import CloseEdge, DropTensor, Effect, Send, SendFrame
 from edgeshard_p2p.core.events import FrameReceived
 from edgeshard_p2p.core.ids import PeerId
@@ -22,6 +22,7 @@ from edgeshard_p2p.core.messages import (
     FrameKind,
     FrameRefused,
     Open,
+    RowFlag,
     RowGroupHeader,
 )
 from edgeshard_p2p.core.model_spec import ModelSpec
@@ -48,6 +49,11 @@ class Frame:
     def n_rows(self) -> int:
         return sum(group.rows for group in self.groups)
 
+    @property
+    def is_chunk(self) -> bool:
+        """Of a prompt, or rows that are computed again: not one row for each request."""
+        return self.kind is FrameKind.HIDDEN and any(map(is_of_chunk, self.groups))
+
 
 @dataclass(frozen=True, slots=True)
 class LostEdge:
@@ -69,7 +75,7 @@ class Flow:
     """The last epoch that this process used, shared by all flows."""
     out: dict[int, OutEdge[Frame]] = field(default_factory=dict)
     in_: dict[int, InEdge] = field(default_factory=dict)
-    arrived: deque[tuple[EdgeSpec, Frame]] = field(default_factory=deque)
+    arrived: deque[tuple[Due, Frame]] = field(default_factory=deque)
     """Accepted frames, for the peer to hand on."""
     lost: list[LostEdge] = field(default_factory=list)
     """Edges found lost, for the peer to act on."""
@@ -109,8 +115,15 @@ class Flow:
                 return spec
         raise AssertionError(f"plan {self.plan.id} has no {kind.value} edge at stage {stage}")
 
-    def load(self, index: int) -> int:
-        return self.out[index].load if index in self.out else 0
+    def onward(self, peer: PeerId, stage: int) -> EdgeSpec:
+        """The edge on which ``peer`` sends hidden states to ``stage``."""
+        if stage > 0:
+            return self.find(EdgeKind.INNER, stage)
+        return self.find(EdgeKind.ENTRY, 0, self.plan.sources.index(peer))
+
+    def chunks_ahead(self, spec: EdgeSpec) -> int:
+        """Frames of chunks on an edge that leaves this peer for another."""
+        return self.out[spec.index].chunks_ahead if spec.index in self.out else 0
 
     def next_deadline(self) -> float | None:
         times = [edge.next_deadline() for edge in self.out.values()]
@@ -136,7 +149,7 @@ class Flow:
 
     def offer(self, spec: EdgeSpec, frame: Frame, now: float) -> list[Effect]:
         if spec.receiver == self.me:
-            self.arrived.append((spec, frame))
+            self.arrived.append((Due(spec), frame))
             return []
         edge = self.out.get(spec.index)
         if edge is None or edge.is_lost:
@@ -146,7 +159,7 @@ class Flow:
                 return []
             self.lost.append(LostEdge(spec, [frame], was_open=True))
             return []
-        edge.offer(frame)
+        edge.offer(frame, frame.is_chunk)
         return self._send(edge, edge.take_sendable(now))
 
     def _send(self, edge: OutEdge[Frame], numbered: list[tuple[int, Frame]]) -> list[Effect]:
@@ -218,7 +231,7 @@ class Flow:
         edge = self.out.get(ack.edge)
         if edge is None:
             return []
-        confirmed = edge.on_ack(ack.epoch, ack.acked, ack.credit, now)
+        confirmed = edge.on_ack(ack.epoch, ack.acked, ack.credit, ack.chunks, now)
         dropped = [DropTensor(frame.tensor) for frame in confirmed if frame.tensor is not None]
         return [*dropped, *self._send(edge, edge.take_sendable(now))]
 
@@ -257,7 +270,7 @@ class Flow:
             event.tokens,
             body,
         )
-        self.arrived.append((edge.spec, frame))
+        self.arrived.append((Due(edge.spec, header.epoch, frame.is_chunk), frame))
         return self._ack(edge)
 
     def _refuse(self, event: FrameReceived, reason: str) -> list[Effect]:
@@ -296,22 +309,23 @@ class Flow:
             return isinstance(event.body, Open)
         return header.kind is FrameKind.RELEASE
 
-    def consumed(self, spec: EdgeSpec) -> list[Effect]:
+    def consumed(self, due: Due) -> list[Effect]:
         """One accepted frame of this edge has been dealt with: renew the sender's credit."""
-        edge = self.in_.get(spec.index)
+        edge = self.in_.get(due.spec.index)
         if edge is None:
             return []
-        edge.consume()
-        stale = self._promised.get(spec.index, 0)
-        return self._ack(edge) if edge.credit - stale >= WINDOW // 2 else []
+        edge.consume(due)
+        stale = self._promised.get(due.spec.index, 0)
+        is_time = due.is_chunk or edge.credit - stale >= WINDOW // 2
+        return self._ack(edge) if is_time else []
 
     def _ack(self, edge: InEdge) -> list[Effect]:
         address = self.membership.address_of(edge.spec.sender)
         if address is None or edge.epoch == 0:
             return []
         self._promised[edge.spec.index] = edge.credit
-        ack = FrameAck(self.plan.id, edge.spec.index, edge.epoch, edge.received, edge.credit)
-        return [Send(address, ack)]
+        numbers = (edge.epoch, edge.received, edge.credit, edge.chunks)
+        return [Send(address, FrameAck(self.plan.id, edge.spec.index, *numbers))]
 
     # --- the end --------------------------------------------------------------------------
 
@@ -323,6 +337,14 @@ class Flow:
         self.out.clear()
         self._reopen_at.clear()
         return effects
+
+
+def is_of_chunk(group: RowGroupHeader) -> bool:
+    return group.rows > 1 or is_replay(group)
+
+
+def is_replay(group: RowGroupHeader) -> bool:
+    return bool(group.flags & RowFlag.REPLAY)
 
 
 def refuse(header: FrameHeader, reason: str, membership: Membership) -> list[Effect]:

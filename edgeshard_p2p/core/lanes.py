@@ -33,6 +33,11 @@ class Waiting(Generic[T]):
     """Computed by itself."""
     work: T
 
+    @property
+    def keys(self) -> set[tuple[Lane, RequestId]]:
+        """In a lane the items of one request keep their order."""
+        return {(self.lane, request) for request in self.requests}
+
 
 @dataclass(slots=True)
 class Lanes(Generic[T]):
@@ -40,8 +45,8 @@ class Lanes(Generic[T]):
 
     _waiting: list[Waiting[T]] = field(default_factory=list)
     """In the order of arrival."""
-    _in_chunks: Counter[RequestId] = field(default_factory=Counter)
-    """How many chunks of a request wait."""
+    _in_chunks: Counter[tuple[Lane, RequestId]] = field(default_factory=Counter)
+    """How many chunks of a request wait in a lane."""
     _in_flight: dict[tuple[str, int], bool] = field(default_factory=dict)
     """By role and number of the job: whether it is a chunk."""
     _was_chunk: bool = False
@@ -51,16 +56,20 @@ class Lanes(Generic[T]):
     ) -> None:
         whose = frozenset(requests)
         # A prompt's last chunk may be a single row; it does not overtake those before it.
-        is_chunk = is_chunk or any(request in self._in_chunks for request in whose)
-        self._waiting.append(Waiting(lane, whose, n_rows, is_chunk, work))
+        is_chunk = is_chunk or any((lane, request) in self._in_chunks for request in whose)
+        waiting = Waiting(lane, whose, n_rows, is_chunk, work)
+        self._waiting.append(waiting)
         if is_chunk:
-            self._in_chunks.update(whose)
+            self._in_chunks.update(waiting.keys)
 
-    def take(self, rows_max: Callable[[Lane], int]) -> list[Waiting[T]]:
-        """What is computed together next; nothing while enough is with the compute thread."""
+    def take(
+        self, rows_max: Callable[[Lane], int], takes_chunk: Callable[[Lane], bool]
+    ) -> list[Waiting[T]]:
+        """What is computed together next; nothing while enough is with the compute thread.
+        ``takes_chunk``: whether there is room for one where it goes next."""
         if len(self._in_flight) >= IN_FLIGHT_MAX:
             return []
-        chunk = self._next_chunk() if not any(self._in_flight.values()) else None
+        chunk = self._next_chunk(takes_chunk) if not any(self._in_flight.values()) else None
         first = next((w for w in self._waiting if not w.is_chunk), None)
         if chunk is not None and not (first is not None and self._was_chunk):
             self._was_chunk = True
@@ -73,14 +82,18 @@ class Lanes(Generic[T]):
         self._was_chunk = False
         return self._out(together)
 
-    def _next_chunk(self) -> Waiting[T] | None:
-        """None while an earlier row of its own request waits."""
-        in_rows: set[RequestId] = set()
+    def _next_chunk(self, takes_chunk: Callable[[Lane], bool]) -> Waiting[T] | None:
+        """The first, but for those that an earlier item of their own request waits before."""
+        seen: set[tuple[Lane, RequestId]] = set()
         for waiting in self._waiting:
-            if waiting.is_chunk:
-                return waiting if not waiting.requests & in_rows else None
-            in_rows |= waiting.requests
+            is_first = not waiting.keys & seen
+            if waiting.is_chunk and is_first and takes_chunk(waiting.lane):
+                return waiting
+            seen |= waiting.keys
         return None
+
+    def n_chunks(self, lane: Lane) -> int:
+        return sum(1 for waiting in self._waiting if waiting.is_chunk and waiting.lane == lane)
 
     def _together(self, first: Waiting[T], rows_max: int) -> list[Waiting[T]]:
         """Those that came next in the same lane, whole, as many as fit; a pass has no more than one
@@ -115,7 +128,7 @@ class Lanes(Generic[T]):
         self._waiting = [w for w in self._waiting if id(w) not in gone]
         for waiting in taken:
             if waiting.is_chunk:
-                self._in_chunks.subtract(waiting.requests)
+                self._in_chunks.subtract(waiting.keys)
         self._in_chunks = +self._in_chunks
         return taken
 

@@ -182,10 +182,9 @@ class FrameAck(Struct, frozen=True, array_like=True, tag=22):
     plan: PlanId
     edge: Small
     epoch: Count
-    acked: Count
-    """Every frame up to this sequence has arrived."""
-    credit: Count
-    """The highest sequence that may be sent."""
+    acked: Count  # Every frame up to this sequence has arrived.
+    credit: Count  # The highest sequence that may be sent.
+    chunks: Count = 0  # So many frames of chunks have been computed.
 
 
 class Slow(Struct, frozen=True, array_like=True, tag=30):

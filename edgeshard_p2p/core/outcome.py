@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from edgeshard_p2p.core.edges import EdgeKind, EdgeSpec
+from edgeshard_p2p.core.edges import Due, EdgeKind
 from edgeshard_p2p.core.effects import Effect
-from edgeshard_p2p.core.flow import Frame
+from edgeshard_p2p.core.flow import Frame, is_of_chunk
 from edgeshard_p2p.core.ids import UnitRange
-from edgeshard_p2p.core.messages import AttemptRefused, RowFlag, RowGroupHeader
+from edgeshard_p2p.core.messages import AttemptRefused, RowGroupHeader
 from edgeshard_p2p.core.work import TensorRef
 
 
@@ -24,20 +24,20 @@ class StageRows:
     """None where the rows were logged here."""
     n_rows: int = 0
     """Of the tensor."""
-    spec: EdgeSpec | None = None
+    due: Due | None = None
     micro_batch: int = 0
 
     @property
     def is_chunk(self) -> bool:
-        return any(group.rows > 1 or is_replay(group) for group in self.groups)
+        return any(map(is_of_chunk, self.groups))
 
 
 @dataclass(slots=True)
 class Running:
-    """A forward pass under way, and the edges whose frames it is made of."""
+    """A forward pass under way, and the frames that it is made of."""
 
     groups: tuple[RowGroupHeader, ...]
-    consumed: list[EdgeSpec]
+    consumed: list[Due]
     micro_batch: int = 0
 
 
@@ -49,11 +49,7 @@ class Outcome:
     offers: list[tuple[EdgeKind, int, Frame]] = field(default_factory=list)
     """(kind, source index or -1, frame) of edges that leave this stage."""
     refusals: list[AttemptRefused] = field(default_factory=list)
-    consumed: list[EdgeSpec] = field(default_factory=list)
-    """Incoming edges of which one frame has been dealt with."""
+    consumed: list[Due] = field(default_factory=list)
+    """Frames that have been dealt with."""
     waits: list[StageRows] = field(default_factory=list)
     """To be computed, when their turn comes."""
-
-
-def is_replay(group: RowGroupHeader) -> bool:
-    return bool(group.flags & RowFlag.REPLAY)

@@ -15,7 +15,8 @@ from edgeshard_p2p.core.events import LoadFailed, PlanComputed, UnitsLoaded
 from edgeshard_p2p.core.gossip import Gossip
 from edgeshard_p2p.core.ids import PeerId, PlanId, unit_ranges
 from edgeshard_p2p.core.membership import Membership
-from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.pass_sizes import PassSize, PassSizes
+from edgeshard_p2p.core.plan import DEFAULT_GOAL, Plan
 from edgeshard_p2p.core.records import DeviceRecord, Failure, FailuresRecord, HeldRecord, ReadyPlan
 from edgeshard_p2p.core.replan import Replan
 from edgeshard_p2p.core.rollout import Life, Rollout
@@ -38,6 +39,7 @@ class Planning:
     standby: Standby
     log_bytes: int
     serving: Serving = field(init=False)
+    _sizes: PassSizes = field(default_factory=PassSizes)
     _seen: tuple[int, ...] = ()
     _failures: dict[Failure, float] = field(default_factory=dict)
     """This peer's own, and when each expires."""
@@ -51,7 +53,13 @@ class Planning:
     def __post_init__(self) -> None:
         me = self.membership.me.peer
         self.serving = Serving(
-            me, self.membership, self.timing, self.is_loaded, self._row_us, self.log_bytes
+            me,
+            self.membership,
+            self.timing,
+            self.is_loaded,
+            self._row_us,
+            self._pass_rows,
+            self.log_bytes,
         )
 
     # --- questions ------------------------------------------------------------------------
@@ -68,6 +76,19 @@ class Planning:
         device = self.gossip.of(peer, DeviceRecord)
         figures = (device.prefill or device.decode) if isinstance(device, DeviceRecord) else ()
         return max(1, figures[-1].block_us // figures[-1].rows) if figures else 1
+
+    def objective(self) -> str:
+        view = self.replan.view
+        snapshot = view.snapshot if view is not None else None
+        return (snapshot.goal if snapshot is not None else DEFAULT_GOAL).objective
+
+    def pass_size(self, plan: Plan, n_requests: int) -> PassSize | None:
+        view = self.replan.view
+        return self._sizes.of(plan, n_requests, view.snapshot if view is not None else None)
+
+    def _pass_rows(self, plan: Plan, n_requests: int) -> int:
+        size = self.pass_size(plan, n_requests)
+        return size.rows if size is not None else n_requests
 
     def dispatchable(self) -> Plan | None:
         """The plan on which requests may start: active, ready everywhere, not asked to end."""

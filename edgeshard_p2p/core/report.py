@@ -66,9 +66,21 @@ def _plan(core: PeerCore) -> Report:
         "context": plan.workload.context,
         "dtype": plan.workload.dtype,
         "numerics": plan.workload.numerics,
+        "objective": core.planning.objective(),
         "predicted_ms_per_token": predicted_ms,
+        **_many(core, plan),
         "note": choice.reason if is_latest and choice is not None else "",
         "waiting_for": waiting_for,
+    }
+
+
+def _many(core: PeerCore, plan: Plan) -> Report:
+    """What is expected with the whole batch in flight."""
+    batch = plan.workload.batch
+    size = core.planning.pass_size(plan, batch)
+    return {
+        "micro_batch": size.rows if size is not None else None,
+        "predicted_tokens_per_s": batch * 1e6 / size.iteration_us if size is not None else None,
     }
 
 

@@ -14,8 +14,8 @@ from itertools import count
 
 from edgeshard_p2p.core.admission import Admission
 from edgeshard_p2p.core.cache_desk import CacheDesk
-from edgeshard_p2p.core.compute_desk import ComputeDesk
-from edgeshard_p2p.core.edges import EdgeKind, EdgeSpec
+from edgeshard_p2p.core.compute_desk import ComputeDesk, PassRows
+from edgeshard_p2p.core.edges import Due, EdgeKind, EdgeSpec
 from edgeshard_p2p.core.effects import DropTensor, Effect, LoadUnits, Send
 from edgeshard_p2p.core.events import ForwardDone, ForwardFailed, FrameReceived
 from edgeshard_p2p.core.flow import Flow, Frame, LostEdge, refuse
@@ -58,6 +58,7 @@ class Serving:
     is_loaded: Callable[[PlanId], bool]
     row_us: Callable[[PeerId], int]
     """What one more row of a prefill costs in one block of a peer."""
+    pass_rows: PassRows
     log_bytes: int
     """For all logs of hidden states together."""
     flows: dict[PlanId, Flow] = field(default_factory=dict)
@@ -71,6 +72,8 @@ class Serving:
     refused: Counter[str] = field(default_factory=Counter)
     """What arrived and was not taken, by reason."""
     retired: deque[PlanId] = field(default_factory=lambda: deque(maxlen=RETIRED_REMEMBERED))
+    _late: dict[int, list[RequestId]] = field(default_factory=dict)
+    """Whose rows are still being computed of stages that have ended, by number of the job."""
     _job_numbers: Iterator[int] = field(default_factory=lambda: count(1))
     _epochs: dict[str, int] = field(default_factory=lambda: {"last": 0})
 
@@ -78,23 +81,14 @@ class Serving:
         self.caches = CacheDesk(
             self.me, self.membership, self.stages, self.flows, self.is_loaded, self.log_bytes
         )
-        self.source = SourceWork(self.me, self.timing, self._entry_load, self._may_log, self.row_us)
-        self.desk = ComputeDesk(self.stages, self.flows, self.source)
+        self.source = SourceWork(self.me, self.timing, self._may_log, self.row_us)
+        self.desk = ComputeDesk(self.stages, self.flows, self.source, self.pass_rows)
         self.slots = SlotDesk(
             self.membership, self.is_loaded, self.flows, self.source, self._run, self.refused
         )
 
     def _may_log(self, plan: Plan) -> bool:
         return self.caches.may_log(plan, self.source.n_logs())
-
-    def _entry_load(self, plan: Plan) -> int:
-        flow = self.flows.get(plan.id)
-        if flow is None or not plan.stages:
-            return 0
-        return flow.load(self._entry(flow).index)
-
-    def _entry(self, flow: Flow) -> EdgeSpec:
-        return flow.find(EdgeKind.ENTRY, 0, flow.plan.sources.index(self.me))
 
     def revision(self) -> int:
         """Changes with everything here that this peer's records or plans depend on."""
@@ -128,6 +122,7 @@ class Serving:
         stage = self.stages.pop(plan_id, None)
         if stage is not None:
             elsewhere = {request for other in self.stages.values() for request in other.requests}
+            self._late |= stage.passes()
             effects += stage.keep_all(now + self.timing.kept_s, elsewhere)
         self.slots.admissions.pop(plan_id, None)
         self.retired.append(plan_id)
@@ -194,7 +189,7 @@ class Serving:
             return []
         effects = flow.on_ack(ack, now)
         self.source.note_progress(ack.plan, now)
-        return effects + self._run(self.source.resume_passes(), now) + self._pump(now)
+        return effects + self._pump(now)
 
     def on_refused(self, sender: PeerId, refused: FrameRefused, now: float) -> list[Effect]:
         flow = self._flow_towards(sender, refused.plan, refused.edge)
@@ -209,22 +204,22 @@ class Serving:
             for plan_id, flow in list(self.flows.items()):
                 while flow.arrived:
                     busy = True
-                    spec, frame = flow.arrived.popleft()
-                    effects += self._take(plan_id, spec, frame, now)
+                    due, frame = flow.arrived.popleft()
+                    effects += self._take(plan_id, due, frame, now)
                 while flow.lost:
                     busy = True
                     effects += self._on_lost(flow, flow.lost.pop(), now)
         return effects
 
-    def _take(self, plan_id: PlanId, spec: EdgeSpec, frame: Frame, now: float) -> list[Effect]:
+    def _take(self, plan_id: PlanId, due: Due, frame: Frame, now: float) -> list[Effect]:
         flow = self.flows[plan_id]
-        if spec.kind is EdgeKind.RETURN:
-            effects = flow.consumed(spec)
+        if due.spec.kind is EdgeKind.RETURN:
+            effects = flow.consumed(due)
             return effects + self._run(self.source.on_tokens(flow.plan, frame, now), now)
         stage, effects = self.stages[plan_id], list[Effect]()
         if frame.kind is FrameKind.OPEN:
             effects += self.desk.before_open(plan_id, stage.renewed(frame))
-        effects += self._settle(plan_id, stage.on_frame(spec, frame), now)
+        effects += self._settle(plan_id, stage.on_frame(due, frame), now)
         if frame.kind is FrameKind.RELEASE:
             released = [(stage.request_of(group), group.attempt) for group in frame.groups]
             effects += self.slots.released(plan_id, released, now)
@@ -253,6 +248,7 @@ class Serving:
         if event.job.role == "entry":
             return self._run(self.source.on_done(event, now), now) + self._pump(now)
         stage = self.stages.get(event.job.plan)
+        self._late.pop(event.job.number, None)
         if stage is None:
             return [DropTensor(event.hidden)] if event.hidden is not None else []
         return self._settle(event.job.plan, stage.on_done(event), now) + self._pump(now)
@@ -262,11 +258,21 @@ class Serving:
         if event.job.role == "entry":
             steps = self.source.on_failed(event.job.number, event.detail, now)
             return self._run(steps, now) + self._pump(now)
+        effects = self._on_late_failure(event, now)
         stage = self.stages.get(event.job.plan)
-        if stage is None:
-            return []
-        outcome = stage.on_failed(event.job.number, event.detail)
-        return self._settle(event.job.plan, outcome, now) + self._pump(now)
+        if stage is not None:
+            outcome = stage.on_failed(event.job.number, event.detail)
+            effects += self._settle(event.job.plan, outcome, now)
+        return effects + self._pump(now)
+
+    def _on_late_failure(self, event: ForwardFailed, now: float) -> list[Effect]:
+        """What was kept of these requests, or adopted since, is not what it was taken for."""
+        effects: list[Effect] = []
+        for request in self._late.pop(event.job.number, ()):
+            effects += self.caches.kept.drop(request)
+            for plan_id, stage in self.stages.items():
+                effects += self._settle(plan_id, stage.fail(request, event.detail), now)
+        return effects
 
     def _settle(self, plan_id: PlanId, outcome: Outcome, now: float) -> list[Effect]:
         """Turn what a stage wants into effects."""
@@ -278,8 +284,8 @@ class Serving:
         for refusal in outcome.refusals:
             self.refused[refusal.reason] += 1
             effects += self._tell_source(flow.plan, refusal, now)
-        for spec in outcome.consumed:
-            effects += flow.consumed(spec)
+        for due in outcome.consumed:
+            effects += flow.consumed(due)
         for rows in outcome.waits:
             self.desk.put_stage(self.stages[plan_id], rows)
         return effects
@@ -337,7 +343,7 @@ class Serving:
         flow = self.flows.get(step.plan.id)
         if flow is None:
             return [DropTensor(step.frame.tensor)] if step.frame.tensor is not None else []
-        return flow.offer(self._entry(flow), step.frame, now)
+        return flow.offer(flow.onward(self.me, 0), step.frame, now)
 
     def _ask_caches(self, step: AskCaches, now: float) -> list[Effect]:
         effects, own = self.caches.ask(step)

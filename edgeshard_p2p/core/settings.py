@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from edgeshard_p2p.core.model_spec import DTYPE_BYTES, ModelSpec
 from edgeshard_p2p.core.pin import parse_pin
+from edgeshard_p2p.core.plan import OBJECTIVES
 
 SettingValue = ModelSpec | str | int
 
@@ -33,9 +34,12 @@ _VALID: dict[str, Callable[[SettingValue], bool]] = {
     "model": lambda value: isinstance(value, ModelSpec),
     "dtype": _one_of(*DTYPE_BYTES),
     "numerics": _one_of("exact", "fast"),
-    "objective": _one_of("latency"),
+    "objective": _one_of(*OBJECTIVES),
     "context": _between(1, 2**24),
     "batch": _between(1, 4096),
+    "micro_batch": _between(0, 4096),
+    "prompt": _between(0, 2**24),
+    "generate": _between(0, 2**16),
     "first_layer": _one_of("block", "embedding"),
     "pin": _is_pin,
 }

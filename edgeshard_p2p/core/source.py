@@ -48,8 +48,6 @@ ATTEMPTS_MAX = 16
 class SourceWork:
     me: PeerId
     timing: Timing
-    entry_load: Callable[[Plan], int]
-    """Frames that wait on the entry edge of a plan."""
     may_log: Callable[[Plan], bool]
     """Whether there is room for the log of one more request."""
     row_us: Callable[[PeerId], int]
@@ -64,7 +62,7 @@ class SourceWork:
 
     def __post_init__(self) -> None:
         self.kept = KeptCaches(ROLE, self.n_running)
-        self.entry = Entry(self.me, self.entry_load, self.kept, self.may_log)
+        self.entry = Entry(self.me, self.kept, self.may_log)
 
     # --- questions ------------------------------------------------------------------------
 
@@ -84,6 +82,10 @@ class SourceWork:
     def n_running(self, plan: PlanId | None = None) -> int:
         running = [r for r in self.requests.values() if r.phase is Phase.RUNNING]
         return sum(1 for request in running if plan in (None, request.plan_id))
+
+    def n_decoding(self, plan: PlanId) -> int:
+        running = [r for r in self.requests.values() if r.plan_id == plan]
+        return sum(1 for r in running if r.phase is Phase.RUNNING and not r.is_prefilling)
 
     def _running(self, request_id: RequestId, attempt: int) -> Request | None:
         """The request, if it runs in this very attempt: whatever comes late belongs to nobody."""
@@ -241,11 +243,6 @@ class SourceWork:
                 n_chunks = -(-request.n_known // CHUNK_ROWS)
                 ends_at = request.phase_since + n_chunks * self.timing.progress_s
                 request.progress_at = max(request.progress_at, min(now, ends_at))
-
-    def resume_passes(self) -> list[SourceStep]:
-        """The entry edge took something: go on with prompts that waited for it."""
-        requests = [r for r in self.requests.values() if r.phase is Phase.RUNNING]
-        return [step for request in requests for step in self.entry.next_pass(request)]
 
     def on_failed(self, number: int, detail: str, now: float) -> list[SourceStep]:
         text = f"{self.me} (source) could not compute the first layers: {detail}"

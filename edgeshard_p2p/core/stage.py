@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 
 from edgeshard_p2p.core.cached import Cached, Resuming, Slot, reopened
-from edgeshard_p2p.core.edges import EdgeKind, EdgeSpec
+from edgeshard_p2p.core.edges import Due, EdgeKind
 from edgeshard_p2p.core.effects import DropTensor, Effect, ReleaseCache, RunForward
 from edgeshard_p2p.core.events import ForwardDone
-from edgeshard_p2p.core.flow import Frame
+from edgeshard_p2p.core.flow import Frame, is_replay
 from edgeshard_p2p.core.ids import PeerId, RequestId, UnitRange
 from edgeshard_p2p.core.kept import KeptCaches
 from edgeshard_p2p.core.messages import AttemptRefused, FrameKind, Open, RowFlag, RowGroupHeader
-from edgeshard_p2p.core.outcome import Outcome, Running, StageRows, is_replay
+from edgeshard_p2p.core.outcome import Outcome, Running, StageRows
 from edgeshard_p2p.core.plan import Plan
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.core.work import CacheKey, Job, RowGroup, TensorRef
@@ -34,6 +34,8 @@ class StageRequest:
     attempt: int
     sampling: Sampling
     slot: Slot
+    is_decoding: bool = False
+    """Its prompt is over."""
 
 
 @dataclass(slots=True)
@@ -58,12 +60,15 @@ class StageWork:
     def is_last(self) -> bool:
         return self.index == len(self.plan.stages) - 1
 
+    def n_decoding(self) -> int:
+        return sum(1 for request in self.requests.values() if request.is_decoding)
+
     # --- frames ---------------------------------------------------------------------------
 
-    def on_frame(self, spec: EdgeSpec, frame: Frame) -> Outcome:
+    def on_frame(self, due: Due, frame: Frame) -> Outcome:
         if frame.kind is FrameKind.HIDDEN:
-            return self._on_hidden(spec, frame)
-        outcome = Outcome(consumed=[spec])
+            return self._on_hidden(due, frame)
+        outcome = Outcome(consumed=[due])
         if frame.kind is FrameKind.OPEN and frame.body is not None:
             self._on_open(frame, outcome)
         elif frame.kind is FrameKind.RELEASE:
@@ -135,7 +140,7 @@ class StageWork:
             self.requests[rows.key.request].slot.refilled(rows.rows)
         outcome.waits.append(StageRows((header,), units))
 
-    def _on_hidden(self, spec: EdgeSpec, frame: Frame) -> Outcome:
+    def _on_hidden(self, due: Due, frame: Frame) -> Outcome:
         assert frame.tensor is not None
         outcome, units = Outcome(), self.units
         if len(frame.groups) == 1 and frame.groups[0].flags & RowFlag.REPLAY:
@@ -150,17 +155,19 @@ class StageWork:
             if reason == "":
                 taken.append(group)
                 spans.append((start, group.rows))
-                slot = self.requests[self.request_of(group)].slot
+                known = self.requests[self.request_of(group)]
+                known.is_decoding |= bool(group.flags & RowFlag.LAST_CHUNK)
+                slot = known.slot
                 slot.refilled(group.rows) if is_replay(group) else slot.extend(group.rows)
             elif reason != "repeat":
                 outcome.refusals.append(self._refusal(group, reason))
             start += group.rows
         if not taken:
             outcome.effects.append(DropTensor(frame.tensor))
-            outcome.consumed.append(spec)
+            outcome.consumed.append(due)
             return outcome
         rows = StageRows(
-            tuple(taken), units, tuple(spans), frame.tensor, start, spec, frame.micro_batch
+            tuple(taken), units, tuple(spans), frame.tensor, start, due, frame.micro_batch
         )
         outcome.waits.append(rows)
         return outcome
@@ -197,17 +204,17 @@ class StageWork:
     def begin(self, taken: Sequence[StageRows]) -> Outcome:
         """One pass of all of these, but for rows of requests that have ended meanwhile."""
         outcome, groups, spans = Outcome(), list[RowGroupHeader](), list[tuple[int, int]]()
-        tensors, consumed, start = list[TensorRef](), list[EdgeSpec](), 0
+        tensors, consumed, start = list[TensorRef](), list[Due](), 0
         for rows in taken:
             live = [k for k, group in enumerate(rows.groups) if self._is_current(group)]
             if not live:
                 outcome.effects += [DropTensor(rows.tensor)] if rows.tensor is not None else []
-                outcome.consumed += [rows.spec] if rows.spec is not None else []
+                outcome.consumed += [rows.due] if rows.due is not None else []
                 continue
             groups += [rows.groups[k] for k in live]
             spans += [(start + rows.spans[k][0], rows.spans[k][1]) for k in live if rows.spans]
             tensors += [rows.tensor] if rows.tensor is not None else []
-            consumed += [rows.spec] if rows.spec is not None else []
+            consumed += [rows.due] if rows.due is not None else []
             start += rows.n_rows
         if groups:
             number = next(self.job_numbers)
@@ -296,6 +303,18 @@ class StageWork:
                 # Nobody knows what is cached now: the next attempt finds nothing here.
                 outcome.effects += self.free(self.request_of(group))
         return outcome
+
+    def passes(self) -> dict[int, list[RequestId]]:
+        """Whose rows are being computed, by number of the job."""
+        return {n: list(map(self.request_of, r.groups)) for n, r in self.running.items()}
+
+    def fail(self, request: RequestId, detail: str) -> Outcome:
+        """Nobody knows what is cached of it now."""
+        known = self.requests.get(request)
+        if known is None:
+            return Outcome()
+        refusal = AttemptRefused(request, known.attempt, self.index, "compute_failed", detail)
+        return Outcome(self.free(request), refusals=[refusal])
 
     def on_lost(self, frames: list[Frame]) -> Outcome:
         """The edge to the next stage (or back to a source) is lost with these frames on it."""

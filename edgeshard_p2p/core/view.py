@@ -14,7 +14,9 @@ from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.pin import Pin, parse_pin
 from edgeshard_p2p.core.plan import (
+    DEFAULT_GOAL,
     Device,
+    Goal,
     Link,
     Numerics,
     RowTimes,
@@ -93,7 +95,18 @@ def view(membership: Membership, gossip: Gossip, tile_rows: int) -> View:
         return View(None, "no peer is ready to be planned yet", excluded)
     links = _links(gossip, [device.peer for device in devices], failed)
     pin = _pin(membership, gossip)
-    return View(snapshot(model, workload, devices, links, pin=pin), "", excluded)
+    goal = _goal(gossip, workload)
+    return View(snapshot(model, workload, devices, links, goal, pin=pin), "", excluded)
+
+
+def _goal(gossip: Gossip, workload: Workload) -> Goal:
+    prompt = min(_number(gossip, "prompt", 0), workload.context)
+    return Goal(
+        objective=_text(gossip, "objective", DEFAULT_GOAL.objective),
+        prompt=prompt,
+        generate=min(_number(gossip, "generate", 0), workload.context - prompt),
+        micro_batch=_number(gossip, "micro_batch", 0),
+    )
 
 
 def _pin(membership: Membership, gossip: Gossip) -> Pin | None:

@@ -23,6 +23,8 @@ from edgeshard_p2p.sim.compute import HashModel, State, embed
 
 PORT = 7911
 OPEN_S, MEASURE_S, LOAD_S = 0.01, 0.2, 0.2
+ROWS_MAX = 64
+"""A pass takes as long whatever its rows; measured up to so many."""
 
 
 @dataclass(slots=True)
@@ -134,7 +136,8 @@ class SimPeer:
         return ev.ModelOpened(digest, self.opened, detail)
 
     def measure(self, effect: fx.MeasureDevice) -> ev.DeviceMeasured:
-        figures = (UnitTimes(1, max(1, self.block_us // 10), self.block_us, self.block_us),)
+        times = (max(1, self.block_us // 10), self.block_us, self.block_us)
+        figures = tuple(UnitTimes(rows, *times) for rows in (1, ROWS_MAX))
         digest = self._spec.digest
         return ev.DeviceMeasured(digest, effect.dtype, effect.numerics, figures, figures)
 

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from edgeshard_p2p.core.edges import (
     WAITING_MAX,
     WINDOW,
+    Due,
     EdgeKind,
     EdgeSpec,
     InEdge,
@@ -76,19 +77,18 @@ def test_window_bounds_what_is_on_its_way() -> None:
     offer(edge, "abcdefghijkl")
     assert len(edge.take_sendable(0.0)) == WINDOW
     assert edge.take_sendable(0.0) == []
-    assert edge.on_ack(5, 2, 2 + WINDOW, 0.0) == ["a", "b"]
+    assert edge.on_ack(5, 2, 2 + WINDOW, 0, 0.0) == ["a", "b"]
     assert edge.take_sendable(0.0) == [(WINDOW + 1, "i"), (WINDOW + 2, "j")]
-    assert edge.load == 10
 
 
 def test_credit_never_exceeds_the_window_and_never_shrinks() -> None:
     edge = opened()
     offer(edge, "a" * 40)
     edge.take_sendable(0.0)
-    edge.on_ack(5, 0, 10**6, 0.0)
+    edge.on_ack(5, 0, 10**6, 0, 0.0)
     assert edge.take_sendable(0.0) == []
-    edge.on_ack(5, 4, 4 + WINDOW, 0.0)
-    edge.on_ack(5, 4, 3, 0.0)
+    edge.on_ack(5, 4, 4 + WINDOW, 0, 0.0)
+    edge.on_ack(5, 4, 3, 0, 0.0)
     assert len(edge.take_sendable(0.0)) == 4
 
 
@@ -96,8 +96,7 @@ def test_acknowledgement_of_what_was_never_sent_says_nothing() -> None:
     edge = opened()
     offer(edge, "ab")
     edge.take_sendable(0.0)
-    assert edge.on_ack(5, 3, 11, 0.0) == []
-    assert edge.load == 2
+    assert edge.on_ack(5, 3, 11, 0, 0.0) == []
 
 
 def test_edge_that_is_offered_too_much_is_given_up() -> None:
@@ -112,10 +111,10 @@ def test_acknowledgement_of_another_epoch_says_nothing() -> None:
     edge = opened()
     offer(edge, "ab")
     edge.take_sendable(0.0)
-    assert edge.on_ack(4, 2, 10, 0.0) == []
-    assert edge.on_ack(6, 2, 10, 0.0) == []
-    assert edge.on_ack(5, 1, 9, 0.0) == ["a"]
-    assert edge.on_ack(5, 1, 9, 0.0) == []
+    assert edge.on_ack(4, 2, 10, 0, 0.0) == []
+    assert edge.on_ack(6, 2, 10, 0, 0.0) == []
+    assert edge.on_ack(5, 1, 9, 0, 0.0) == ["a"]
+    assert edge.on_ack(5, 1, 9, 0, 0.0) == []
 
 
 def test_unconfirmed_frames_are_sent_again_until_they_are_confirmed() -> None:
@@ -125,9 +124,9 @@ def test_unconfirmed_frames_are_sent_again_until_they_are_confirmed() -> None:
     assert edge.take_resends(TIMING.resend_s - 0.01) == []
     assert edge.next_deadline() == TIMING.resend_s
     assert edge.take_resends(TIMING.resend_s) == [(1, "a"), (2, "b")]
-    assert edge.on_ack(5, 1, 9, TIMING.resend_s) == ["a"]
+    assert edge.on_ack(5, 1, 9, 0, TIMING.resend_s) == ["a"]
     assert edge.take_resends(2 * TIMING.resend_s) == [(2, "b")]
-    edge.on_ack(5, 2, 10, 2 * TIMING.resend_s)
+    edge.on_ack(5, 2, 10, 0, 2 * TIMING.resend_s)
     assert edge.next_deadline() is None
 
 
@@ -150,7 +149,7 @@ def test_any_progress_keeps_the_edge() -> None:
     edge.take_sendable(0.0)
     for k in range(1, 4):
         now = k * (TIMING.edge_lost_s - 0.1)
-        edge.on_ack(5, k, k + WINDOW, now)
+        edge.on_ack(5, k, k + WINDOW, 0, now)
         edge.take_resends(now)
         assert not edge.is_lost
 
@@ -159,13 +158,13 @@ def test_lost_credit_is_asked_for_again() -> None:
     edge = opened()
     offer(edge, "a" * WINDOW + "z")
     edge.take_sendable(0.0)
-    edge.on_ack(5, WINDOW, WINDOW, 0.0)  # All arrived, none consumed; the next credit is lost.
+    edge.on_ack(5, WINDOW, WINDOW, 0, 0.0)  # All arrived, none consumed; the next credit is lost.
     assert edge.take_sendable(0.0) == []
     assert edge.next_deadline() == TIMING.resend_s
     assert not edge.wants_opening(TIMING.resend_s - 0.01)
     assert edge.wants_opening(TIMING.resend_s)
     assert not edge.wants_opening(TIMING.resend_s)
-    edge.on_ack(5, WINDOW, 2 * WINDOW, TIMING.resend_s)
+    edge.on_ack(5, WINDOW, 2 * WINDOW, 0, TIMING.resend_s)
     assert edge.take_sendable(TIMING.resend_s) == [(WINDOW + 1, "z")]
 
 
@@ -210,10 +209,41 @@ def test_frames_of_an_earlier_epoch_give_no_credit_in_the_next() -> None:
     edge.on_open(5)
     assert edge.accepts(5, 1)
     assert edge.accepts(5, 2)
-    edge.consume()
+    edge.consume(Due(SPEC, 5, is_chunk=True))
+    assert (edge.credit, edge.chunks) == (WINDOW + 1, 1)
     edge.on_open(6)
     assert edge.accepts(6, 1)
-    edge.consume()  # Of epoch 5, as far as can be told.
-    assert (edge.received, edge.credit) == (1, WINDOW)
-    edge.consume()
-    assert edge.credit == WINDOW + 1
+    edge.consume(Due(SPEC, 5, is_chunk=True))
+    assert (edge.received, edge.credit, edge.chunks) == (1, WINDOW, 0)
+    edge.consume(Due(SPEC, 6))
+    assert (edge.credit, edge.chunks) == (WINDOW + 1, 0)
+
+
+def test_chunks_are_ahead_until_the_other_end_has_computed_them() -> None:
+    edge = opened()
+    edge.offer("a", is_chunk=True)
+    edge.offer("b")
+    edge.offer("c", is_chunk=True)
+    assert edge.chunks_ahead == 2
+    edge.take_sendable(0.0)
+    edge.on_ack(5, 3, 3 + WINDOW, 1, 0.0)
+    assert edge.chunks_ahead == 1
+    edge.on_ack(5, 3, 3 + WINDOW, 0, 0.0)  # An old one that comes late.
+    edge.on_ack(4, 3, 3 + WINDOW, 2, 0.0)  # Of another epoch.
+    assert edge.chunks_ahead == 1
+    edge.on_ack(5, 3, 3 + WINDOW, 10**6, 0.0)  # More than there are.
+    assert edge.chunks_ahead == 0
+    edge.offer("d", is_chunk=True)
+    assert edge.chunks_ahead == 1
+
+
+def test_lost_word_of_a_chunk_is_asked_for_again() -> None:
+    edge = opened()
+    edge.offer("a", is_chunk=True)
+    edge.take_sendable(0.0)
+    edge.on_ack(5, 1, 1 + WINDOW, 0, 0.0)
+    assert edge.next_deadline() == TIMING.resend_s
+    assert not edge.wants_opening(0.0)
+    assert edge.wants_opening(TIMING.resend_s)
+    edge.on_ack(5, 1, 2 + WINDOW, 1, TIMING.resend_s)
+    assert edge.next_deadline() is None

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from edgeshard_p2p.core.edges import WINDOW, EdgeKind
+from edgeshard_p2p.core.edges import WINDOW, Due, EdgeKind
 from edgeshard_p2p.core.effects import CloseEdge, DropTensor, Effect, SendFrame
 from edgeshard_p2p.core.events import FrameReceived
 from edgeshard_p2p.core.flow import DTYPE_CODES, Flow, Frame, refuse
@@ -127,10 +127,28 @@ def test_tensor_is_kept_until_it_is_confirmed() -> None:
     flow.offer(spec, HIDDEN, 0.0)
     resent = of(SendFrame, flow.tick(TIMING.resend_s))
     assert [frame.tensor for frame in resent] == [TENSOR]
-    assert flow.load(spec.index) == 1
     assert flow.on_ack(FrameAck(PLAN.id, ENTRY, 1, 1, 9), 1.0) == [DropTensor(TENSOR)]
     assert flow.on_ack(FrameAck(PLAN.id, ENTRY, 1, 1, 9), 1.0) == []
-    assert flow.load(spec.index) == 0
+
+
+def test_chunk_is_ahead_until_it_is_computed() -> None:
+    flow = opened(A)
+    spec = flow.onward(A, 0)
+    assert HIDDEN.is_chunk
+    assert flow.chunks_ahead(spec) == 0
+    flow.offer(spec, HIDDEN, 0.0)
+    flow.on_ack(FrameAck(PLAN.id, ENTRY, 1, 1, 9), 0.0)
+    assert flow.chunks_ahead(spec) == 1
+    flow.on_ack(FrameAck(PLAN.id, ENTRY, 1, 1, 10, 1), 0.0)
+    assert flow.chunks_ahead(spec) == 0
+
+
+def test_computed_chunk_is_told_at_once() -> None:
+    flow = opened(B)
+    flow.on_frame(received(ENTRY, HIDDEN, 1), 0.0)
+    ((due, _),) = flow.arrived
+    ((_, ack),) = sent(flow.consumed(due), FrameAck)
+    assert (ack.acked, ack.credit, ack.chunks) == (1, 1 + WINDOW, 1)
 
 
 def test_edge_to_oneself_costs_no_frame() -> None:
@@ -138,9 +156,9 @@ def test_edge_to_oneself_costs_no_frame() -> None:
     flow = flow_of(A, plan)
     spec = flow.find(EdgeKind.ENTRY, 0, 0)
     assert flow.offer(spec, HIDDEN, 0.0) == []
-    assert list(flow.arrived) == [(spec, HIDDEN)]
+    assert list(flow.arrived) == [(Due(spec), HIDDEN)]
     assert [edge.kind for edge in flow.outgoing()] == [EdgeKind.INNER]
-    assert flow.consumed(spec) == []
+    assert flow.consumed(Due(spec)) == []
 
 
 # --- receiving ------------------------------------------------------------------------------
@@ -176,7 +194,7 @@ def test_credit_is_renewed_before_it_runs_out() -> None:
     told: list[int] = []
     for k in range(1, 3 * WINDOW):
         told += [credit for _, credit in acks(flow.on_frame(received(ENTRY, RELEASE, k), 0.0))]
-        told += [credit for _, credit in acks(flow.consumed(spec))]
+        told += [credit for _, credit in acks(flow.consumed(Due(spec, 7)))]
         assert max(told) > k, "the sender may always send the next one"
     assert max(told) <= 3 * WINDOW - 1 + WINDOW
 
@@ -186,7 +204,7 @@ def test_consuming_alone_renews_the_credit() -> None:
     spec = flow.find(EdgeKind.ENTRY, 0, 0)
     for k in range(1, WINDOW + 1):
         flow.on_frame(received(ENTRY, RELEASE, k), 0.0)
-    told = [acks(flow.consumed(spec)) for _ in range(WINDOW)]
+    told = [acks(flow.consumed(Due(spec, 7))) for _ in range(WINDOW)]
     assert [ack for ack in told if ack] == [[(8, WINDOW + 4)], [(8, 2 * WINDOW)]]
 
 

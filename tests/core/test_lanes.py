@@ -26,7 +26,7 @@ def works(taken: list[Waiting[str]]) -> list[str]:
 
 
 def take(lanes: Lanes[str], rows_max: int = 8) -> list[str]:
-    return works(lanes.take(lambda _: rows_max))
+    return works(lanes.take(lambda _: rows_max, lambda _: True))
 
 
 def test_what_has_come_goes_together() -> None:
@@ -62,7 +62,7 @@ def test_rows_and_chunks_take_turns() -> None:
     order = []
     for number in range(6):
         row(lanes, f"r{number}", 2 + number)
-        taken = lanes.take(lambda _: 8)
+        taken = lanes.take(lambda _: 8, lambda _: True)
         order.append("+".join(works(taken)))
         lanes.begun("stage", number, taken[0].is_chunk)
         lanes.ended("stage", number)
@@ -105,6 +105,28 @@ def test_row_does_not_overtake_a_chunk_of_its_request() -> None:
     assert take(lanes) == ["B"]
 
 
+def test_chunk_waits_for_room_where_it_goes_next_and_holds_up_its_own_request_only() -> None:
+    lanes = Lanes[str]()
+    chunk(lanes, "A", 1)
+    chunk(lanes, "B", 2, ENTRY)
+    chunk(lanes, "C", 1)
+    row(lanes, "r", 3)
+    assert (lanes.n_chunks(STAGE), lanes.n_chunks(ENTRY)) == (2, 1)
+    is_full = STAGE.__eq__
+    taken = [works(lanes.take(lambda _: 8, lambda lane: not is_full(lane))) for _ in range(3)]
+    assert taken == [["B"], ["r"], []]
+    assert [take(lanes), take(lanes)] == [["A"], ["C"]]
+
+
+def test_lanes_do_not_wait_for_each_other() -> None:
+    """A device that is its own next stage: what frees the one lane waits in the other."""
+    lanes = Lanes[str]()
+    chunk(lanes, "A", 1, ENTRY)
+    chunk(lanes, "B", 1)
+    row(lanes, "r", 1)
+    assert works(lanes.take(lambda _: 8, lambda lane: lane == STAGE)) == ["B"]
+
+
 def test_what_is_taken_out_of_turn_keeps_its_order() -> None:
     lanes = Lanes[str]()
     row(lanes, "a", 1)
@@ -142,7 +164,7 @@ def test_nothing_is_lost_doubled_or_overtaken(seed: int) -> None:
             sequence = rng.randrange(5)
             put[sequence] = put.get(sequence, 0) + 1
             lanes.put(
-                STAGE,
+                ENTRY if sequence > 2 else STAGE,
                 (sequence, put[sequence]),
                 [request(sequence)],
                 1,
@@ -151,12 +173,13 @@ def test_nothing_is_lost_doubled_or_overtaken(seed: int) -> None:
         elif running and rng.random() < 0.6:
             lanes.ended("stage", running.pop(0))
         else:
-            taken = lanes.take(lambda _: rng.randrange(4))
+            taken = lanes.take(lambda _: rng.randrange(4), lambda _: rng.random() < 0.7)
             out += [waiting.work for waiting in taken]
             if taken:
                 running.append(number)
                 lanes.begun("stage", number, taken[0].is_chunk)
-    out += [waiting.work for waiting in lanes.take_lane(STAGE)]
+    for lane in (STAGE, ENTRY):
+        out += [waiting.work for waiting in lanes.take_lane(lane)]
     assert len(out) == sum(put.values())
     for sequence, n in put.items():
         assert [count for s, count in out if s == sequence] == list(range(1, n + 1))

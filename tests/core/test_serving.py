@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from edgeshard_p2p.core.edges import EdgeKind, edges_of
+from edgeshard_p2p.core.edges import CHUNKS_AHEAD, EdgeKind, edges_of
 from edgeshard_p2p.core.effects import (
     DropTensor,
     Effect,
@@ -15,7 +15,7 @@ from edgeshard_p2p.core.effects import (
     Send,
     SendFrame,
 )
-from edgeshard_p2p.core.events import ForwardDone, FrameReceived, PromptSubmitted
+from edgeshard_p2p.core.events import ForwardDone, ForwardFailed, FrameReceived, PromptSubmitted
 from edgeshard_p2p.core.flow import DTYPE_CODES
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.messages import (
@@ -31,7 +31,7 @@ from edgeshard_p2p.core.messages import (
     SlotAsk,
     SlotReturn,
 )
-from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.plan import CHUNK_ROWS, Plan
 from edgeshard_p2p.core.request import Phase
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.core.serving import Serving
@@ -52,7 +52,13 @@ class Stage:
         self.loaded = {plan.id for plan in plans}
         members = membership(A, C, D, me=B)
         self.serving = Serving(
-            B, members, TIMING, lambda plan_id: plan_id in self.loaded, lambda _: 1000, 10**9
+            B,
+            members,
+            TIMING,
+            lambda plan_id: plan_id in self.loaded,
+            lambda _: 1000,
+            lambda _, n_requests: n_requests,
+            10**9,
         )
         for plan in plans:
             self.serving.start_plan(plan, MODEL)
@@ -203,15 +209,15 @@ def test_only_the_receiver_speaks_of_an_edge() -> None:
     stage.serving.on_answer(D, answer, 0.0)
     assert not flow.all_open()
     stage.serving.on_answer(C, answer, 0.0)
-    assert flow.load(inner.index) == 0
+    edge = flow.out[inner.index]
     stage.receive(PLAN, FrameKind.OPEN, 1)  # Goes on to c, as the first frame of the edge.
     ack = FrameAck(PLAN.id, inner.index, epoch, 1, 9)
     stage.serving.on_ack(D, ack, 0.0)
-    assert flow.load(inner.index) == 1
+    assert edge.next_deadline() == TIMING.resend_s
     refused = FrameRefused(PLAN.id, inner.index, epoch, 1, "plan_retired")
     assert stage.serving.on_refused(D, refused, 0.0) == []
     stage.serving.on_ack(C, ack, 0.0)
-    assert flow.load(inner.index) == 0
+    assert edge.next_deadline() is None
 
 
 def test_results_of_an_earlier_beginning_of_a_plan_are_not_taken_for_new_ones() -> None:
@@ -227,6 +233,29 @@ def test_results_of_an_earlier_beginning_of_a_plan_are_not_taken_for_new_ones() 
     assert stage.serving.on_done(ForwardDone(old.job, 1, late), 0.0) == [DropTensor(late)]
     (new,) = of(RunForward, stage.serving.desk.begin())
     assert new.job.number in stage.serving.stages[PLAN.id].running
+
+
+def test_pass_that_fails_after_its_plan_leaves_nothing_to_go_on_with() -> None:
+    stage = Stage(PLAN)
+    stage.receive(PLAN, FrameKind.OPEN, 1)
+    (run,) = of(RunForward, stage.receive(PLAN, FrameKind.HIDDEN, 2))
+    stage.serving.end_plan(PLAN.id, "over", 0.0)
+    assert stage.serving.caches.kept.of(request(1)).units
+    effects = stage.serving.on_failed(ForwardFailed(run.job, "out of memory"), 0.0)
+    assert len(of(ReleaseCache, effects)) == 1
+    assert not stage.serving.caches.kept.of(request(1)).units
+
+
+def test_what_was_adopted_from_a_pass_that_fails_is_refused() -> None:
+    stage = Stage(PLAN, OTHER)
+    stage.receive(PLAN, FrameKind.OPEN, 1)
+    (run,) = of(RunForward, stage.receive(PLAN, FrameKind.HIDDEN, 2))
+    stage.serving.end_plan(PLAN.id, "over", 0.0)
+    stage.receive(OTHER, FrameKind.OPEN, 1, attempt=2)
+    effects = stage.serving.on_failed(ForwardFailed(run.job, "out of memory"), 0.0)
+    refusals = [refusal for _, refusal in sent(effects, AttemptRefused)]
+    assert [(r.attempt, r.reason) for r in refusals] == [(2, "compute_failed")]
+    assert not stage.serving.stages[OTHER.id].requests
 
 
 @pytest.mark.parametrize("plan", [PLAN, OTHER])
@@ -278,18 +307,27 @@ def test_only_the_admitting_stage_answers_an_ask_and_only_a_stage_refuses_its_ro
 class Source:
     """Peer a, with requests of its own on a plan whose stages are elsewhere."""
 
-    def __init__(self) -> None:
-        self.serving = Serving(A, membership(B, C), TIMING, lambda _: True, lambda _: 1000, 10**9)
-        self.serving.start_plan(ONE_SOURCE, MODEL)
+    def __init__(self, plan: Plan = ONE_SOURCE) -> None:
+        self.plan = plan
+        self.serving = Serving(
+            A,
+            membership(B, C),
+            TIMING,
+            lambda _: True,
+            lambda _: 1000,
+            lambda _, n_requests: n_requests,
+            10**9,
+        )
+        self.serving.start_plan(plan, MODEL)
 
     def submit(self, n_prompt: int) -> None:
         prompt = tuple(range(n_prompt))
         event = PromptSubmitted("client", prompt, 9, Sampling(), frozenset())
         self.serving.source.submit(event, MODEL.digest, 0.0)
-        self.serving.run(self.serving.source.start(ONE_SOURCE, {A: 1, B: 1, C: 1}, 0.0), 0.0)
+        self.serving.run(self.serving.source.start(self.plan, {A: 1, B: 1, C: 1}, 0.0), 0.0)
 
     def grant(self, sequence: int) -> list[RunForward]:
-        answer = SlotAnswer(ONE_SOURCE.id, request(sequence), 1, "granted")
+        answer = SlotAnswer(self.plan.id, request(sequence), 1, "granted")
         effects = self.serving.on_slot_answer(B, answer, 0.0)
         return of(RunForward, [*effects, *self.serving.desk.begin()])
 
@@ -329,3 +367,30 @@ def test_new_attempt_waits_for_its_own_rows_only() -> None:
     assert order == [RunForward, OpenCache]
     (run,) = of(RunForward, again)
     assert [group.key.request for group in run.groups] == [request(3)]
+
+
+def test_prompts_take_turns_with_what_the_next_stage_has_computed() -> None:
+    """Of several prompts: never more chunks ahead than keep the next stage busy."""
+    plan = replace(ONE_SOURCE, workload=replace(ONE_SOURCE.workload, context=4096))
+    source = Source(plan)
+    flow = source.serving.flows[plan.id]
+    (opening,) = of(SendFrame, flow.open_edges(0.0))
+    spec = flow.onward(A, 0)
+    source.serving.on_answer(B, EdgeAnswer(plan.id, spec.index, opening.header.epoch), 0.0)
+    runs: list[RunForward] = []
+    for sequence in (1, 2, 3):
+        source.submit(3 * CHUNK_ROWS)
+        runs += source.grant(sequence)
+    n_done = 0
+    for n_computed in range(4):
+        while runs:
+            run, n_done = runs.pop(), n_done + 1
+            done = ForwardDone(run.job, 1, TensorRef(n_done, 8 * CHUNK_ROWS))
+            runs += of(RunForward, source.serving.on_done(done, 0.0))
+            runs += of(RunForward, source.serving.desk.begin())
+        assert n_done == CHUNKS_AHEAD + n_computed
+        assert flow.chunks_ahead(spec) == CHUNKS_AHEAD
+        # Three openings went ahead of the chunks.
+        told = (3 + n_done, 11 + n_done, n_computed + 1)
+        source.serving.on_ack(B, FrameAck(plan.id, spec.index, opening.header.epoch, *told), 0.0)
+        runs += of(RunForward, source.serving.desk.begin())

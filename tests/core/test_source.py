@@ -17,7 +17,6 @@ from edgeshard_p2p.core.effects import (
     RequestNotice,
     RunForward,
 )
-from edgeshard_p2p.core.entry import CHUNKS_AHEAD
 from edgeshard_p2p.core.events import ForwardDone, PromptSubmitted
 from edgeshard_p2p.core.flow import Frame
 from edgeshard_p2p.core.ids import RequestId, UnitRange
@@ -55,10 +54,8 @@ class Source:
     """A SourceWork whose entry edge carries as many frames as ``load`` says."""
 
     def __init__(self) -> None:
-        self.load, self.may_log = 0, False
-        self.work = SourceWork(
-            A, TIMING, lambda _: self.load, lambda _: self.may_log, lambda _: 1000
-        )
+        self.may_log = False
+        self.work = SourceWork(A, TIMING, lambda _: self.may_log, lambda _: 1000)
 
     def submit(
         self, n_prompt: int = 3, max_tokens: int = 10, stop: frozenset[int] = frozenset()
@@ -229,20 +226,6 @@ def test_long_prompt_goes_in_chunks_and_the_last_one_says_so() -> None:
     assert [(g.position, g.rows, g.cached_len) for g in groups] == [(p, n, p) for p, n in passes]
     assert [g.flags for g in groups] == [0, 0, RowFlag.LAST_CHUNK]
     assert len({frame.micro_batch for frame in sent}) == 3
-
-
-def test_prompt_waits_while_the_entry_edge_is_full() -> None:
-    source = Source()
-    source.submit(3 * CHUNK_ROWS)
-    plan = replace(PLAN, workload=replace(PLAN.workload, context=1024))
-    steps = source.begin(plan)
-    source.load = CHUNKS_AHEAD
-    assert rows_of(source.done(steps)) == []
-    assert source.work.resume_passes() == []
-    source.load = CHUNKS_AHEAD - 1
-    steps = source.ran(source.work.resume_passes())
-    assert rows_of(steps) == [(CHUNK_ROWS, CHUNK_ROWS)]
-    assert source.work.resume_passes() == []  # One pass at a time.
 
 
 def test_requests_that_wait_together_pass_together() -> None:

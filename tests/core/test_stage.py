@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from edgeshard_p2p.core.cached import Cached
-from edgeshard_p2p.core.edges import EdgeKind, EdgeSpec
+from edgeshard_p2p.core.edges import Due, EdgeKind, EdgeSpec
 from edgeshard_p2p.core.effects import DropTensor, OpenCache, ReleaseCache, RunForward
 from edgeshard_p2p.core.events import ForwardDone
 from edgeshard_p2p.core.flow import Frame
@@ -28,7 +28,7 @@ from edgeshard_p2p.core.stage import StageWork
 from edgeshard_p2p.core.work import CacheKey, Job, RowGroup, TensorRef
 from tests.core.parts import PLAN, A, B, C, D, of, request
 
-IN = EdgeSpec(0, EdgeKind.ENTRY, A, B, 0, 0)
+IN = Due(EdgeSpec(0, EdgeKind.ENTRY, A, B, 0, 0), 1)
 SAMPLING = Sampling(temperature=0.5, seed=3)
 TENSOR = TensorRef(1, 96)
 TWO_SOURCES = replace(PLAN, sources=(A, D), workload=replace(PLAN.workload, batch=3))
@@ -38,8 +38,8 @@ KEY = CacheKey(request(1), "stage", TWO_SOURCES.id)
 class Alone(StageWork):
     """A stage with nothing else to compute: what waits is a pass at once."""
 
-    def on_frame(self, spec: EdgeSpec, frame: Frame) -> Outcome:
-        outcome = super().on_frame(spec, frame)
+    def on_frame(self, due: Due, frame: Frame) -> Outcome:
+        outcome = super().on_frame(due, frame)
         for rows in outcome.waits:
             begun = self.begin([rows])
             outcome.effects += begun.effects

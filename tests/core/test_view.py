@@ -11,7 +11,7 @@ from edgeshard_p2p.core.gossip import Gossip
 from edgeshard_p2p.core.ids import PeerId, UnitRange
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.messages import Delta
-from edgeshard_p2p.core.plan import Link, RowTimes
+from edgeshard_p2p.core.plan import Goal, Link, RowTimes
 from edgeshard_p2p.core.planner import choose
 from edgeshard_p2p.core.records import (
     DeviceRecord,
@@ -227,3 +227,20 @@ def test_records_of_those_who_are_not_members_count_for_nothing() -> None:
     known.take_setting(Setting("model", 1, A, MODEL))
     known.on_delta(Delta((Record(D, 1, DEVICE),), ()), membership(D))
     assert view(membership(), known, 4).snapshot is None
+
+
+def test_goal_is_the_swarms_settings_within_its_context() -> None:
+    told: tuple[tuple[str, SettingValue], ...] = (
+        ("objective", "throughput"),
+        ("micro_batch", 2),
+        ("context", 100),
+        ("prompt", 70),
+        ("generate", 50),
+    )
+    made = seen(all_three(), settings=told)
+    assert made.snapshot is not None
+    assert made.snapshot.goal == Goal("throughput", prompt=70, generate=30, micro_batch=2)
+    assert choose(made.snapshot).reason != "prompt and answer are longer than the context of 100"
+    plain = seen(all_three())
+    assert plain.snapshot is not None
+    assert plain.snapshot.goal == Goal()

@@ -40,7 +40,7 @@ FAILED, USAGE = 1, 2
         (["peer", "--join", "a b"], "'a b' is not HOST:PORT"),
         (["peer", "--name", "my peer"], "use up to 63 letters, digits"),
         (["peer", "--context", "0"], "--context 0 is not possible"),
-        (["peer", "--objective", "throughput"], "is not built yet"),
+        (["peer", "--micro-batch", "-1"], "--micro-batch -1 is not possible"),
         (["peer", "--config", "/no/such.toml"], "cannot read /no/such.toml"),
         (["status", "--peer", "127.0.0.1:0"], "is not HOST:PORT"),
         (["run", "hello", "--secret-file", "/no/such/secret"], "cannot read the secret file"),

@@ -103,9 +103,9 @@ def ties_are_broken_by_the_order_of_hearing(patch: Patch) -> None:
         return list(values)
 
     def mutant(
-        model: Any, workload: Any, devices: list[Any], links: list[Any], **rest: Any
+        model: Any, workload: Any, devices: list[Any], links: list[Any], goal: Any, **rest: Any
     ) -> Snapshot:
-        return Snapshot(model, workload, tuple(devices), tuple(links), **rest)
+        return Snapshot(model, workload, tuple(devices), tuple(links), goal, **rest)
 
     patch.setattr(view, "sorted", in_any_order, raising=False)
     patch.setattr(view, "snapshot", mutant)
@@ -203,8 +203,8 @@ def acks_are_dropped(patch: Patch) -> None:
 def ack_confirms_one_frame_too_many(patch: Patch) -> None:
     on_ack = OutEdge.on_ack
 
-    def mutant(self: Any, epoch: int, acked: int, credit: int, now: float) -> list[Any]:
-        return on_ack(self, epoch, acked + 1, credit, now)
+    def mutant(self: Any, epoch: int, acked: int, *rest: Any) -> list[Any]:
+        return on_ack(self, epoch, acked + 1, *rest)
 
     patch.setattr(OutEdge, "on_ack", mutant)
 
@@ -333,13 +333,13 @@ SEEN_AT = {
     plan_outlives_its_peers: 14,
     parked_request_forgets_its_tokens: 16,
     source_takes_any_token_of_its_request: 8,
-    grant_for_a_stale_attempt_is_taken: 117,
+    grant_for_a_stale_attempt_is_taken: 265,
 }
 """Of mutations that few seeds see, one that did: tried first, it saves the way to it."""
 
 
 def _complains(mutation: Mutation, run: Callable[[int], object], words: str) -> bool:
-    for seed in sorted(SEEDS, key=lambda seed: seed != SEEN_AT.get(mutation)):
+    for seed in dict.fromkeys([SEEN_AT.get(mutation, 0), *SEEDS]):
         try:
             run(seed)
         except AssertionError as error:

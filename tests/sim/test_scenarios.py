@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -137,6 +138,33 @@ def test_long_prompt_takes_turns_with_a_running_stream(monkeypatch: pytest.Monke
     kinds = ["chunk" if one[0][1] > 1 else "rows" for one in passes]
     assert kinds.count("chunk") >= 14
     assert not any(pair == ("chunk", "chunk") for pair in pairwise(kinds))
+    assert answer(swarm, stream) == stream.oracle.tokens(LONG)
+
+
+def longest_pause(swarm: Simulator, stream: SimRequest, is_over: Callable[[], bool]) -> float:
+    """Seconds between two tokens of a stream until then."""
+    n_tokens, since, longest_s = len(stream.tokens), swarm.now, 0.0
+    while not is_over():
+        swarm.run(swarm.now + 0.0002)
+        if len(stream.tokens) > n_tokens:
+            longest_s = max(longest_s, swarm.now - since)
+            n_tokens, since = len(stream.tokens), swarm.now
+    assert stream.finished is None
+    return longest_s
+
+
+def test_prompts_hold_up_a_running_stream_by_one_chunk_at_each_stage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A chunk takes as long as a row here."""
+    monkeypatch.setattr(entry, "CHUNK_ROWS", 8)
+    swarm = swarm_of("abc")
+    settle(swarm)
+    stream = submit_and_watch(swarm, "a")
+    alone_s = longest_pause(swarm, stream, lambda: len(stream.tokens) >= 10)
+    prompts = [swarm.submit(name, tuple(range(60)), 1) for name in "abc"]
+    together_s = longest_pause(swarm, stream, lambda: all(request.finished for request in prompts))
+    assert alone_s < together_s <= 2 * alone_s
     assert answer(swarm, stream) == stream.oracle.tokens(LONG)
 
 

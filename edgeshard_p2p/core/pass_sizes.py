@@ -1,0 +1,70 @@
+"""How many rows a pass takes: with so many requests that decode, what the cost model expects most
+tokens per second of.
+
+Few rows to a pass and each stage has something to do while others work; many, and a pass costs less
+for each.  Which is better follows from what was measured of the plan's devices and links.
+Knows nothing of which rows wait where.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from msgspec import Struct
+
+from edgeshard_p2p.core.ids import PlanId
+from edgeshard_p2p.core.layout import Layout, is_linked, latency_us, loads
+from edgeshard_p2p.core.plan import Plan, Snapshot
+
+
+class PassSize(Struct, frozen=True):
+    rows: int
+    iteration_us: int
+    """From one token of a request to its next, all passes in flight (no-bubbles)."""
+
+
+@dataclass(slots=True)
+class PassSizes:
+    _snapshot: Snapshot | None = None
+    _sizes: dict[tuple[PlanId, int], PassSize | None] = field(default_factory=dict)
+    _costs: dict[tuple[PlanId, int], tuple[int, Fraction]] = field(default_factory=dict)
+
+    def of(self, plan: Plan, n_requests: int, snapshot: Snapshot | None) -> PassSize | None:
+        """None where ``snapshot`` does not say what the plan costs."""
+        if snapshot is not self._snapshot:
+            self._snapshot = snapshot
+            self._sizes.clear()
+            self._costs.clear()
+        key = (plan.id, n_requests)
+        if key not in self._sizes:
+            self._sizes[key] = self._best(plan, n_requests)
+        return self._sizes[key]
+
+    def _best(self, plan: Plan, n_requests: int) -> PassSize | None:
+        snapshot = self._snapshot
+        if snapshot is None or not n_requests:
+            return None
+        known = {device.peer for device in snapshot.devices}
+        layout = Layout(plan.sources, plan.entry_end, plan.stages, snapshot.model.n_units)
+        is_of_model = plan.n_units == snapshot.model.n_units
+        if not known.issuperset(plan.peers()) or not is_of_model or not is_linked(snapshot, layout):
+            return None
+        wish = snapshot.goal.micro_batch
+        sizes = {-(-n_requests // n) for n in range(1, n_requests + 1)}
+        found = [
+            PassSize(rows, self._iteration_us(plan, layout, snapshot, rows, n_requests))
+            for rows in ([min(wish, n_requests)] if wish else sizes)
+        ]
+        # Of what is as good the most rows: each pass costs something that nobody has measured.
+        return min(found, key=lambda size: (size.iteration_us, -size.rows))
+
+    def _iteration_us(
+        self, plan: Plan, layout: Layout, snapshot: Snapshot, rows: int, n_requests: int
+    ) -> int:
+        key = (plan.id, rows)
+        if key not in self._costs:
+            busiest = max(loads(snapshot, layout, rows).values())
+            self._costs[key] = latency_us(snapshot, layout, rows), busiest
+        pipeline_us, busiest = self._costs[key]
+        return max(pipeline_us, int(-(-n_requests // rows) * busiest))
