@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from edgeshard_p2p import __version__
+from edgeshard_p2p.cli.bench import bench_command
 from edgeshard_p2p.cli.fault import fault
 from edgeshard_p2p.cli.fetch import fetch, secret
 from edgeshard_p2p.cli.peer import peer
@@ -24,5 +25,8 @@ def main() -> None:
     """
 
 
-for command in (peer, run, status, set_setting, plan, simulate, selftest, fault, fetch, secret):
+COMMANDS = (
+    peer, run, status, set_setting, bench_command, plan, simulate, selftest, fault, fetch, secret
+)  # fmt: skip
+for command in COMMANDS:
     main.add_command(command)

@@ -1,9 +1,11 @@
-"""A trace as a picture.  Knows nothing of how the trace came about; matplotlib is there only with
-the extra ``plot``, and is imported when a picture is wanted."""
+"""Traces and figures as pictures.  Knows nothing of how they came about; matplotlib is there only
+with the extra ``plot``, and is imported when a picture is wanted."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from edgeshard_p2p.sim.pipeline import Span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg")
 COLOURS = 20
@@ -38,7 +41,6 @@ def plot(
 ) -> None:
     """The window of ``gantt.window_of``: a bar for each time that a device or link is occupied."""
     check_plot(file)
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     begin, end = window_of(trace, first, iterations) if trace else (0, 0)
@@ -52,6 +54,12 @@ def plot(
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_title(title)
+    _save(figure, file)
+
+
+def _save(figure: Figure, file: Path) -> None:
+    from matplotlib import rc_context
+
     # No date and no random names: the same run gives the same file.
     metadata: dict[str, Any] = {"Date": None} if file.suffix == ".svg" else {}
     with rc_context({"svg.hashsalt": "edgeshard"}):
@@ -80,3 +88,26 @@ def _bars(axes: Axes, spans: Sequence[Span], names: Sequence[str]) -> None:
     if any(span.kind == "prefill" for span in spans):
         patches.append(Patch(facecolor="white", edgecolor="grey", hatch="///", label="prefill"))
     axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
+
+
+def plot_load(token_at: Sequence[Sequence[float]], asked_at: Sequence[float], file: Path) -> None:
+    """Tokens per second over time, and how long tokens took; times in seconds, of one clock."""
+    check_plot(file)
+    from matplotlib.figure import Figure
+
+    begun = min(asked_at, default=0.0)
+    moments = sorted(moment - begun for times in token_at for moment in times)
+    firsts = [
+        1e3 * (times[0] - asked) for times, asked in zip(token_at, asked_at, strict=True) if times
+    ]
+    gaps = [1e3 * (b - a) for times in token_at for a, b in pairwise(times)]
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    over_time, first, between = figure.subplots(1, 3)
+    n_seconds = max(1, ceil(moments[-1])) if moments else 1
+    over_time.hist(moments, bins=n_seconds, range=(0, n_seconds))
+    over_time.set(title="tokens in each second", xlabel="s")
+    first.hist(firsts, bins=30)
+    first.set(title="until the first token", xlabel="ms", ylabel="requests")
+    between.hist(gaps, bins=60)
+    between.set(title="between two tokens", xlabel="ms", ylabel="tokens")
+    _save(figure, file)

@@ -17,6 +17,10 @@ from edgeshard_p2p.core.ids import PeerId, RequestId
 
 QUEUE_MAX = 64
 RETRY_MS = 2_000
+"""For who is refused before any request here has come to its end."""
+RETRY_MIN_MS, RETRY_MAX_MS = 500, 30_000
+LATEST = 0.25
+"""What the latest request counts for in how long requests hold their slots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +36,12 @@ class Admission:
     slots: int
     granted: dict[RequestId, int] = field(default_factory=dict)
     """The attempt that holds the request's slot."""
+    _granted_at: dict[RequestId, float] = field(default_factory=dict)
+    _held_s: float | None = None
+    """How long requests hold a slot, on average."""
     queue: dict[RequestId, Waiting] = field(default_factory=dict)
 
-    def on_ask(self, ask: Waiting) -> str:
+    def on_ask(self, ask: Waiting, now: float) -> str:
         """``granted``, ``queued`` or ``overloaded``; the same answer to the same ask again."""
         request = ask.request
         if request in self.granted:
@@ -46,12 +53,21 @@ class Admission:
         if known is not None:
             ask = replace(ask, since=min(ask.since, known.since))
         self.queue[request] = ask
-        return "granted" if any(w.request == request for w in self.grant_next()) else "queued"
+        return "granted" if any(w.request == request for w in self.grant_next(now)) else "queued"
 
-    def give_back(self, request: RequestId, attempt: int) -> None:
+    def retry_ms(self) -> int:
+        """In what time a place is likely to be free: slots come back that often."""
+        if self._held_s is None:
+            return RETRY_MS
+        return round(min(max(RETRY_MIN_MS, 1e3 * self._held_s / self.slots), RETRY_MAX_MS))
+
+    def give_back(self, request: RequestId, attempt: int, now: float) -> None:
         """Attempts up to this one want neither a slot nor a place in the queue any more."""
         if self.granted.get(request, attempt + 1) <= attempt:
             del self.granted[request]
+            held_s = now - self._granted_at.pop(request)
+            known_s = self._held_s if self._held_s is not None else held_s
+            self._held_s = known_s + LATEST * (held_s - known_s)
         if request in self.queue and self.queue[request].attempt <= attempt:
             del self.queue[request]
 
@@ -68,15 +84,17 @@ class Admission:
 
     def _forget(self, request: RequestId) -> None:
         self.granted.pop(request, None)
+        self._granted_at.pop(request, None)
         self.queue.pop(request, None)
 
-    def grant_next(self) -> list[Waiting]:
+    def grant_next(self, now: float) -> list[Waiting]:
         """Grant as many as there are slots; the new grants, for their sources to be told."""
         new: list[Waiting] = []
         while self.queue and len(self.granted) < self.slots:
             chosen = min(self.queue.values(), key=self._rank)
             del self.queue[chosen.request]
             self.granted[chosen.request] = chosen.attempt
+            self._granted_at[chosen.request] = now
             new.append(chosen)
         return new
 

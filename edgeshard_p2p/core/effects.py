@@ -185,6 +185,8 @@ class FinishRequest:
     stats: RequestStats
     error: str = ""
     tokens: tuple[int, ...] = field(default=())
+    retry_ms: int = 0
+    """Of an error that need not come again: after what time to try."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,8 @@ class Request:
     """When the attempt before this one ended, until the first token after it."""
     cause: str = ""
     """Why it is waiting, in words for its user."""
+    retry_ms: int = 0
+    """After what time another try has a chance, by the word of who grants slots; 0 once it runs."""
     phase_since: float = 0.0
     progress_at: float = 0.0
     ask_at: float = 0.0

@@ -65,7 +65,7 @@ class SlotDesk:
         return self.run(steps, now)
 
     def _take(self, answer: SlotAnswer, now: float) -> list[SourceStep]:
-        return self.source.on_slot(answer.request, answer.attempt, answer.plan, answer.verdict, now)
+        return self.source.on_slot(answer, now)
 
     # --- those of all sources, where admission is here ------------------------------------
 
@@ -84,8 +84,9 @@ class SlotDesk:
         if admission is None or not self.is_loaded(ask.plan):
             return SlotAnswer(ask.plan, ask.request, ask.attempt, "no_such_plan", RETRY_MS)
         since = now - ask.waited_ms / 1e3
-        verdict = admission.on_ask(Waiting(ask.request, ask.attempt, ask.is_running, since))
-        return SlotAnswer(ask.plan, ask.request, ask.attempt, verdict, RETRY_MS)
+        verdict = admission.on_ask(Waiting(ask.request, ask.attempt, ask.is_running, since), now)
+        retry_ms = admission.retry_ms()
+        return SlotAnswer(ask.plan, ask.request, ask.attempt, verdict, retry_ms)
 
     def on_return(self, sender: PeerId, back: SlotReturn, now: float) -> list[Effect]:
         if back.request.source != sender:
@@ -101,7 +102,7 @@ class SlotDesk:
         if admission is None:
             return []
         for request, attempt in slots:
-            admission.give_back(request, attempt)
+            admission.give_back(request, attempt, now)
         return self._tell_grants(plan_id, now)
 
     def forget_source(self, source: PeerId) -> None:
@@ -119,7 +120,7 @@ class SlotDesk:
     def _tell_grants(self, plan_id: PlanId, now: float) -> list[Effect]:
         """Grant the slots that are free now and tell the sources."""
         effects: list[Effect] = []
-        for one in self.admissions[plan_id].grant_next():
+        for one in self.admissions[plan_id].grant_next(now):
             answer = SlotAnswer(plan_id, one.request, one.attempt, "granted")
             if answer.request.source == self.me:
                 effects += self.run(self._take(answer, now), now)

@@ -24,7 +24,7 @@ from edgeshard_p2p.core.events import ForwardDone, PromptSubmitted
 from edgeshard_p2p.core.flow import Frame
 from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
 from edgeshard_p2p.core.kept import KeptCaches
-from edgeshard_p2p.core.messages import CacheReport
+from edgeshard_p2p.core.messages import CacheReport, SlotAnswer
 from edgeshard_p2p.core.plan import CHUNK_ROWS, Plan
 from edgeshard_p2p.core.recovery import Resumption
 from edgeshard_p2p.core.request import (
@@ -156,12 +156,11 @@ class SourceWork:
             )
         return steps
 
-    def on_slot(
-        self, request_id: RequestId, attempt: int, plan: PlanId, verdict: str, now: float
-    ) -> list[SourceStep]:
-        request = self.requests.get(request_id)
-        if request is None or not request.asks_for(plan, attempt):
+    def on_slot(self, answer: SlotAnswer, now: float) -> list[SourceStep]:
+        request, verdict = self.requests.get(answer.request), answer.verdict
+        if request is None or not request.asks_for(answer.plan, answer.attempt):
             return []
+        request.retry_ms = answer.retry_ms
         if verdict == "granted":
             if not request.is_granted:
                 request.is_granted, request.begin_by = True, now + self.timing.report_wait_s
@@ -172,7 +171,7 @@ class SourceWork:
             return []
         if verdict == "overloaded":
             request.cause = "every slot and the waiting queue are full"
-            return self._end(request, "error", request.cause + "; try again later", now)
+            return self._end(request, "error", request.cause, now)
         request.cause = "every slot of the plan is taken"
         return []
 
@@ -193,7 +192,7 @@ class SourceWork:
 
     def _begin(self, request: Request, now: float) -> list[SourceStep]:
         found = self.entry.resumption(request, self.row_us)
-        request.progress_at = now
+        request.progress_at, request.retry_ms = now, 0
         self._enter(request, Phase.RUNNING, now)
         steps = self.entry.open(request, found, self.oldest_live)
         if steps is None:
@@ -393,5 +392,5 @@ class SourceWork:
         steps = self.entry.let_go(request)
         del self.requests[request.id]
         self.revision += 1
-        tokens = tuple(request.generated)
-        return [*steps, FinishRequest(request.id, reason, stats_of(request), error, tokens)]
+        tokens, stats = tuple(request.generated), stats_of(request)
+        return [*steps, FinishRequest(request.id, reason, stats, error, tokens, request.retry_ms)]

@@ -11,12 +11,12 @@ from typing import Any
 
 from edgeshard_p2p.core.pin import parse_pin
 from edgeshard_p2p.faults import figures as fig
-from edgeshard_p2p.faults.asking import ask
 from edgeshard_p2p.faults.devices import Devices, FaultError
-from edgeshard_p2p.faults.prose import words
 from edgeshard_p2p.faults.reports import as_pin, is_ready
 from edgeshard_p2p.faults.scenario import FAULTS, LOSSES, PASSING, FaultScenario, Step
 from edgeshard_p2p.faults.watch import Watch
+from edgeshard_p2p.net.asking import ask
+from edgeshard_p2p.prompts import prompt_of
 from edgeshard_p2p.wire.client import (
     ClientAnswer,
     ClientRequest,
@@ -36,7 +36,6 @@ CLEAN_TIMEOUT_S = 30.0
 REPORT_TIMEOUT_S = 2.0
 PROBE_TIMEOUT_S = 60.0
 POLL_S = 0.1
-PROMPT_TRIES = 6
 
 Say = Callable[[str], None]
 
@@ -185,23 +184,14 @@ class FaultSwarm:
         return Run(self.prompt, True, max_tokens, self.scenario.request.sampling)
 
     def _prompt(self) -> tuple[str, int]:
-        """As near to the tokens wished for as words can get: no tokenizer is needed here."""
-        wish = self.scenario.request.prompt_tokens
-        n_words, best = wish, (wish, "", 0)
-        for _ in range(PROMPT_TRIES):
-            self.prompt = words(n_words)
-            answer = self.ask(self.scenario.source, self._run(1), PROBE_TIMEOUT_S)
-            if not isinstance(answer, Done):
-                raise FaultError(f"{self.scenario.source} does not answer: {_why(answer)}")
-            off = answer.prompt_tokens - wish
-            best = min(best, (abs(off), self.prompt, answer.prompt_tokens))
-            if not off:
-                break
-            nearer = (
-                n_words - off if abs(off) <= 3 else round(n_words * wish / answer.prompt_tokens)
-            )
-            n_words = max(1, nearer)
-        return best[1], best[2]
+        return prompt_of(self.scenario.request.prompt_tokens, self._count)
+
+    def _count(self, text: str) -> int:
+        run = Run(text, True, 1, self.scenario.request.sampling)
+        answer = self.ask(self.scenario.source, run, PROBE_TIMEOUT_S)
+        if not isinstance(answer, Done):
+            raise FaultError(f"{self.scenario.source} does not answer: {_why(answer)}")
+        return answer.prompt_tokens
 
     def _undisturbed(self) -> list[int]:
         with Watch(

@@ -18,6 +18,7 @@ from edgeshard_p2p.wire.client import (
 )
 
 CONNECT_TIMEOUT_S = 3.0
+LINGER_MS = 200
 ANSWER_BYTES_MAX = 1 << 26
 """Of one answer; the largest is what a swarm of hundreds plans with."""
 
@@ -27,12 +28,21 @@ class NoAnswer(Exception):
 
 
 class Client:
-    """Use as a context manager.  Tries each secret of the list in turn."""
+    """Use as a context manager.  Tries each secret of the list in turn.
 
-    def __init__(self, peer: Address, security: Security) -> None:
+    ``context``: shared by the clients of one process where there are many; whoever made it ends
+    it.  Else each has its own, whose connections are of the network namespace it was made in."""
+
+    def __init__(
+        self,
+        peer: Address,
+        security: Security,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+    ) -> None:
         self._peer = peer
         self._security = security
-        self._context = zmq.Context()
+        self._is_shared = context is not None
+        self._context = context if context is not None else zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         """Tells when the peer hangs up: ZeroMQ itself would only try to connect again."""
@@ -41,7 +51,11 @@ class Client:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._context.destroy(linger=200)
+        if not self._is_shared:
+            self._context.destroy(linger=LINGER_MS)
+        elif self._socket is not None:
+            self._socket.disable_monitor()
+            self._socket.close(linger=LINGER_MS)
 
     def send(self, request: ClientRequest) -> None:
         if self._socket is None:

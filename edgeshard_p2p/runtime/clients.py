@@ -111,7 +111,8 @@ class Clients:
         self._submit(client, request, prompt)
 
     def _submit(self, client: str, request: wire.Run, prompt: tuple[int, ...]) -> None:
-        stop_ids = self.tokenizer.stop_ids if self.tokenizer is not None else ()
+        may_stop = self.tokenizer is not None and not request.ignore_eos
+        stop_ids = self.tokenizer.stop_ids if may_stop and self.tokenizer is not None else ()
         self._post(
             ev.PromptSubmitted(
                 client, prompt, request.max_tokens, request.sampling, frozenset(stop_ids)
@@ -172,7 +173,7 @@ class Clients:
         if rest or stream.held_ids:
             self.answer(stream.identity, wire.Text(rest, tuple(stream.held_ids)))
         if effect.finish_reason == "error":
-            self.answer(stream.identity, wire.Failed(effect.error))
+            self.answer(stream.identity, wire.Failed(effect.error, retry_ms=effect.retry_ms))
             return
         stats = effect.stats
         self.answer(

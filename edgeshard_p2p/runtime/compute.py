@@ -7,6 +7,7 @@ import asyncio
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -28,6 +29,8 @@ class Compute:
         self._on_bug = on_bug
         self._loop = asyncio.get_running_loop()
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.busy_s = 0.0
+        """How long the thread has worked so far."""
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._thread.start()
 
@@ -62,7 +65,9 @@ class Compute:
         is_done = False
         try:
             while (act := self._work.get()) is not None:
+                begun = time.monotonic()
                 act()
+                self.busy_s += time.monotonic() - begun
             is_done = True
         finally:
             bug = sys.exc_info()[1]

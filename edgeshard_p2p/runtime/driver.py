@@ -257,9 +257,14 @@ class Driver:
         del self._tensors[effect.tensor.id]
 
     def _counters(self) -> dict[str, dict[str, int]]:
-        """What was not taken, by kind: of what arrived, and of what was to be sent."""
+        """What was not taken, by kind: of what arrived, and of what was to be sent; and how long
+        the compute thread has worked so far."""
         refused = self.arrivals.refused + self.core.serving.refused
-        return {"refused": dict(refused), "dropped": dict(self._transport.dropped)}
+        return {
+            "refused": dict(refused),
+            "dropped": dict(self._transport.dropped),
+            "compute": {"busy_us": int(self._compute.busy_s * 1e6)},
+        }
 
     # --- sending --------------------------------------------------------------------------
 

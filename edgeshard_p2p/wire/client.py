@@ -27,6 +27,8 @@ class Run(Struct, frozen=True, tag="run"):
     is_raw: bool
     max_tokens: Annotated[int, Meta(ge=1, le=2**24)]
     sampling: Sampling
+    ignore_eos: bool = False
+    """Go on to ``max_tokens`` whatever comes."""
 
 
 class Cancel(Struct, frozen=True, tag="cancel"):

@@ -6,7 +6,14 @@ from random import Random
 
 import pytest
 
-from edgeshard_p2p.core.admission import QUEUE_MAX, Admission, Waiting
+from edgeshard_p2p.core.admission import (
+    QUEUE_MAX,
+    RETRY_MAX_MS,
+    RETRY_MIN_MS,
+    RETRY_MS,
+    Admission,
+    Waiting,
+)
 from edgeshard_p2p.core.ids import PeerId
 from tests.core.parts import A, B, C, request
 
@@ -19,11 +26,11 @@ def ask(
     attempt: int = 1,
     is_running: bool = False,
 ) -> str:
-    return admission.on_ask(Waiting(request(sequence, source), attempt, is_running, since))
+    return admission.on_ask(Waiting(request(sequence, source), attempt, is_running, since), 0.0)
 
 
 def grants(admission: Admission) -> list[str]:
-    return [str(waiting.request) for waiting in admission.grant_next()]
+    return [str(waiting.request) for waiting in admission.grant_next(0.0)]
 
 
 def test_slots_are_granted_until_they_are_gone() -> None:
@@ -48,7 +55,7 @@ def test_first_come_first_served() -> None:
     ask(admission, A, 3, since=7.0)  # Repeating an ask does not lose the place.
     order = []
     for k in (1, 3, 2, 4):
-        admission.give_back(request(k), 1)
+        admission.give_back(request(k), 1, 0.0)
         order += grants(admission)
     assert order == ["a@1#3", "a@1#2", "a@1#4"]
 
@@ -60,9 +67,9 @@ def test_source_that_holds_fewer_goes_first() -> None:
     for k in (4, 5):
         ask(admission, A, k, since=float(k))
     ask(admission, B, 1, since=9.0)
-    admission.give_back(request(1), 1)
+    admission.give_back(request(1), 1, 0.0)
     assert grants(admission) == ["b@1#1"]
-    admission.give_back(request(2), 1)
+    admission.give_back(request(2), 1, 0.0)
     assert grants(admission) == ["a@1#4"]
 
 
@@ -72,7 +79,7 @@ def test_running_requests_go_before_new_ones() -> None:
     ask(admission, A, 2)
     ask(admission, B, 1, since=1.0)
     ask(admission, A, 3, since=9.0, is_running=True)
-    admission.give_back(request(1), 1)
+    admission.give_back(request(1), 1, 0.0)
     assert grants(admission) == ["a@1#3"]  # Though a holds another already, and b none.
 
 
@@ -88,9 +95,9 @@ def test_release_of_an_earlier_attempt_leaves_the_slot() -> None:
     admission = Admission(1)
     ask(admission, A, 1, attempt=1)
     ask(admission, A, 1, attempt=2)  # It overtook the release of attempt 1.
-    admission.give_back(request(1), 1)
+    admission.give_back(request(1), 1, 0.0)
     assert ask(admission, B, 1) == "queued"
-    admission.give_back(request(1), 2)
+    admission.give_back(request(1), 2, 0.0)
     assert grants(admission) == ["b@1#1"]
 
 
@@ -98,15 +105,15 @@ def test_withdrawal_of_an_earlier_ask_leaves_the_place() -> None:
     admission = Admission(1)
     ask(admission, B, 1)
     ask(admission, A, 1, attempt=2)
-    admission.give_back(request(1), 1)
+    admission.give_back(request(1), 1, 0.0)
     assert request(1) in admission.queue
-    admission.give_back(request(1), 2)
+    admission.give_back(request(1), 2, 0.0)
     assert not admission.queue
 
 
 def test_giving_back_what_was_never_granted_changes_nothing() -> None:
     admission = Admission(1)
-    admission.give_back(request(1), 1)
+    admission.give_back(request(1), 1, 0.0)
     assert (admission.granted, admission.queue) == ({}, {})
 
 
@@ -141,12 +148,34 @@ def test_never_more_grants_than_slots_and_nobody_waits_beside_a_free_one(seed: i
         attempt = rng.randint(1, 3)
         if rng.random() < 0.6:
             asked = Waiting(who, attempt, rng.random() < 0.3, rng.random())
-            admission.on_ask(asked)
+            admission.on_ask(asked, 0.0)
         elif rng.random() < 0.8:
-            admission.give_back(who, attempt)
+            admission.give_back(who, attempt, 0.0)
         else:
             admission.forget_source(who.source)
         assert not set(admission.granted) & set(admission.queue)
-        admission.grant_next()
+        admission.grant_next(0.0)
         assert len(admission.granted) <= admission.slots
         assert not admission.queue or len(admission.granted) == admission.slots
+
+
+def test_who_is_refused_is_told_how_often_slots_come_back() -> None:
+    admission = Admission(4)
+    assert admission.retry_ms() == RETRY_MS
+    for k in range(1, 5):
+        admission.on_ask(Waiting(request(k), 1, False, 0.0), 10.0)
+    admission.give_back(request(1), 1, 18.0)
+    assert admission.retry_ms() == 2000
+    admission.give_back(request(2), 1, 26.0)  # Longer than the one before it: it counts a quarter.
+    assert admission.retry_ms() == 2500
+    admission.on_ask(Waiting(request(5), 1, False, 0.0), 30.0)
+    admission.forget_source(A)
+    assert admission.retry_ms() == 2500
+
+
+@pytest.mark.parametrize(("held_s", "retry_ms"), [(0.1, RETRY_MIN_MS), (1e4, RETRY_MAX_MS)])
+def test_hint_is_no_shorter_and_no_longer_than_sense_allows(held_s: float, retry_ms: int) -> None:
+    admission = Admission(1)
+    admission.on_ask(Waiting(request(1), 1, False, 0.0), 0.0)
+    admission.give_back(request(1), 1, held_s)
+    assert admission.retry_ms() == retry_ms

@@ -29,6 +29,7 @@ from edgeshard_p2p.core.messages import (
     Replay,
     RowFlag,
     RowGroupHeader,
+    SlotAnswer,
 )
 from edgeshard_p2p.core.plan import Plan
 from edgeshard_p2p.core.request import (
@@ -71,7 +72,7 @@ class Source:
         return self.work.start(plan, dict(BEGUN), now)
 
     def grant(self, plan: Plan = PLAN, attempt: int = 1, now: float = 0.0) -> list[SourceStep]:
-        return self.ran(self.work.on_slot(ONE, attempt, plan.id, "granted", now))
+        return self.ran(self.work.on_slot(SlotAnswer(plan.id, ONE, attempt, "granted"), now))
 
     def begin(self, plan: Plan = PLAN, attempt: int = 1, now: float = 0.0) -> list[SourceStep]:
         """With nothing left at any stage of earlier attempts."""
@@ -166,19 +167,19 @@ def test_ask_is_repeated_until_it_is_answered() -> None:
     for k in range(1, 5):
         now = k * TIMING.ask_repeat_s
         assert source.work.tick(now, "") == [AskSlot(PLAN, ONE, 1, now, False)]
-        assert source.work.on_slot(ONE, 1, PLAN.id, "queued", now) == []
+        assert source.work.on_slot(SlotAnswer(PLAN.id, ONE, 1, "queued"), now) == []
 
 
 @pytest.mark.parametrize(
     "answer",
-    [(request(9), 1, PLAN.id), (ONE, 2, PLAN.id), (ONE, 0, PLAN.id), (ONE, 1, SOLO.id)],
+    [(PLAN.id, request(9), 1), (PLAN.id, ONE, 2), (PLAN.id, ONE, 0), (SOLO.id, ONE, 1)],
     ids=["request", "later attempt", "earlier attempt", "plan"],
 )
-def test_grant_for_something_else_begins_nothing(answer: tuple[RequestId, int, str]) -> None:
+def test_grant_for_something_else_begins_nothing(answer: tuple[str, RequestId, int]) -> None:
     source = Source()
     source.submit()
     source.start()
-    assert source.work.on_slot(*answer, "granted", 0.0) == []
+    assert source.work.on_slot(SlotAnswer(*answer, "granted"), 0.0) == []
     assert source.phase() is Phase.ASKING
 
 
@@ -194,7 +195,7 @@ def test_stage_that_is_not_ready_for_the_plan_is_asked_again() -> None:
     source = Source()
     source.submit()
     source.start()
-    assert source.work.on_slot(ONE, 1, PLAN.id, "no_such_plan", 0.0) == []
+    assert source.work.on_slot(SlotAnswer(PLAN.id, ONE, 1, "no_such_plan"), 0.0) == []
     assert source.work.tick(1.0, "") == [AskSlot(PLAN, ONE, 1, 1.0, False)]
     assert "not ready" in source.work.requests[ONE].cause
 
@@ -203,9 +204,9 @@ def test_overload_is_an_end_that_says_so() -> None:
     source = Source()
     source.submit()
     source.start()
-    finish = end(source.work.on_slot(ONE, 1, PLAN.id, "overloaded", 0.0))
-    assert finish.finish_reason == "error"
-    assert "try again later" in finish.error
+    finish = end(source.work.on_slot(SlotAnswer(PLAN.id, ONE, 1, "overloaded", 7000), 0.0))
+    assert (finish.finish_reason, finish.retry_ms) == ("error", 7000)
+    assert "the waiting queue are full" in finish.error
 
 
 # --- prefill --------------------------------------------------------------------------------
@@ -234,7 +235,7 @@ def test_requests_that_wait_together_pass_together() -> None:
     for sequence in (1, 2, 3):
         source.submit(1)
         source.work.start(PLAN, dict(BEGUN), 0.0)
-        steps += source.work.on_slot(request(sequence), 1, PLAN.id, "granted", 0.0)
+        steps += source.work.on_slot(SlotAnswer(PLAN.id, request(sequence), 1, "granted"), 0.0)
     rows = [step.rows for step in of(Compute, steps)]
     source.work.cancel(request(1), 0.0)
     run = source.work.begin(rows)
@@ -254,7 +255,7 @@ def test_tokens_of_one_pass_go_to_their_requests() -> None:
     for sequence in (1, 2):
         source.submit(1)
         source.work.start(SOLO, dict(BEGUN), 0.0)
-        steps += source.work.on_slot(request(sequence), 1, SOLO.id, "granted", 0.0)
+        steps += source.work.on_slot(SlotAnswer(SOLO.id, request(sequence), 1, "granted"), 0.0)
     run = source.work.begin([step.rows for step in of(Compute, steps)])
     assert run is not None
     steps = source.work.on_done(ForwardDone(run.job, 11, None, (7, 8)), 0.0)
@@ -269,7 +270,7 @@ def test_failed_pass_of_several_ends_nobody() -> None:
     for sequence in (1, 2):
         source.submit(1)
         source.work.start(SOLO, dict(BEGUN), 0.0)
-        steps += source.work.on_slot(request(sequence), 1, SOLO.id, "granted", 0.0)
+        steps += source.work.on_slot(SlotAnswer(SOLO.id, request(sequence), 1, "granted"), 0.0)
     run = source.work.begin([step.rows for step in of(Compute, steps)])
     assert run is not None
     steps = source.work.on_failed(run.job.number, "the kernel says no", 0.0)
@@ -282,7 +283,7 @@ def test_rows_of_a_prompt_travel_alone_to_the_last() -> None:
     source.submit(CHUNK_ROWS + 1)
     plan = replace(PLAN, workload=replace(PLAN.workload, context=1024))
     source.start(plan)
-    steps: list[Any] = source.work.on_slot(ONE, 1, plan.id, "granted", 0.0)
+    steps: list[Any] = source.work.on_slot(SlotAnswer(plan.id, ONE, 1, "granted"), 0.0)
     rows = [step.rows for step in of(Compute, steps)]
     run = source.work.begin(rows)
     assert run is not None
@@ -306,7 +307,7 @@ def test_what_waits_of_a_parked_request_is_computed_first() -> None:
     source = Source()
     source.submit()
     source.start()
-    source.work.on_slot(ONE, 1, PLAN.id, "granted", 0.0)
+    source.work.on_slot(SlotAnswer(PLAN.id, ONE, 1, "granted"), 0.0)
     steps = source.work.park_plan(PLAN.id, "lost", 0.0)
     assert steps[0] == Flush(ONE, 1, PLAN.id)
 
@@ -552,7 +553,7 @@ def test_wait_for_a_slot_ends_and_withdraws_the_ask() -> None:
     source = Source()
     source.submit()
     source.start()
-    source.work.on_slot(ONE, 1, PLAN.id, "queued", 0.0)
+    source.work.on_slot(SlotAnswer(PLAN.id, ONE, 1, "queued"), 0.0)
     steps = source.work.tick(TIMING.request_wait_s, "")
     assert of(ReturnSlot, steps) == [ReturnSlot(PLAN, ONE, 1)]
     assert end(steps).error == "waited 60 s: every slot of the plan is taken"

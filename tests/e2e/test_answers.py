@@ -109,6 +109,33 @@ def test_greedy_tokens_are_those_of_transformers(swarm: Swarm) -> None:
     assert answer["plan_id"] in (plan_id, amy.status()["plan"]["plan_id"])
 
 
+def test_bench_says_what_the_users_of_many_requests_see(swarm: Swarm) -> None:
+    amy = swarm["amy"]
+    command = ["--requests", 6, "--concurrency", 4, "--prompt", 8, "--generate", 6]
+    done = amy.ask("bench", *command, "--temperature", 1, "--seed", 4)
+    assert done.exit_code == 0, done.stderr
+    (told,) = done.objects
+    assert (told["requests"], told["failed"], told["tokens"]) == (6, 0, 36)
+    assert told["errors"] == []
+    assert 0 < told["ttft_ms"]["p50"] <= told["ttft_ms"]["max"]
+    assert set(told["bubbles"]) == {peer.name for peer in swarm.peers}
+    # Two of the four wait for a slot: the plan holds two.
+    assert (told["batch"], told["predicted"]["requests"]) == (2, 2)
+
+
+@pytest.mark.parametrize("objective", ["throughput", "latency"])
+def test_objective_may_change_while_the_swarm_runs(swarm: Swarm, objective: str) -> None:
+    amy = swarm["amy"]
+    assert amy.ask("set", f"objective={objective}").exit_code == 0
+
+    def has_taken_it() -> bool:
+        reports = [peer.status() for peer in swarm.peers]
+        return {report["plan"].get("objective") for report in reports} == {objective}
+
+    eventually(has_taken_it, swarm.story)
+    assert amy.run(PROMPT, "--max-tokens", 3)["finish_reason"] == "length"
+
+
 @pytest.fixture(scope="module")
 def first_answers() -> dict[str, list[int]]:
     """What the first number of peers said, by question."""

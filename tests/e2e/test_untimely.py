@@ -58,6 +58,15 @@ def test_prompt_before_the_model_is_open(amy: Peer) -> None:
     assert all(any(reason in refusal for reason in early) for refusal in refusals), refusals
 
 
+def test_requests_that_are_refused_come_again_when_they_were_told_to(amy: Peer) -> None:
+    command = ["--requests", 90, "--concurrency", 80, "--prompt", 2, "--generate", 2]
+    done = amy.ask("bench", *command)
+    assert done.exit_code == 0, done.stderr
+    (told,) = done.objects
+    assert (told["failed"], told["tokens"]) == (0, 180)
+    assert told["refusals"] > 0
+
+
 def test_prompt_that_is_no_text(amy: Peer) -> None:
     prompt = b"caf\xe9".decode(errors="surrogateescape")
     asked = amy.ask("run", prompt)

@@ -222,9 +222,9 @@ def sender_takes_no_heed_of_credit(patch: Patch) -> None:
 def admission_grants_one_slot_too_many(patch: Patch) -> None:
     grant_next = Admission.grant_next
 
-    def mutant(self: Admission) -> list[Any]:
+    def mutant(self: Admission, now: float) -> list[Any]:
         self.slots += 1
-        granted = grant_next(self)
+        granted = grant_next(self, now)
         self.slots -= 1
         return granted
 
@@ -232,7 +232,7 @@ def admission_grants_one_slot_too_many(patch: Patch) -> None:
 
 
 def slots_are_not_given_back(patch: Patch) -> None:
-    patch.setattr(Admission, "give_back", lambda self, request, attempt: None)
+    patch.setattr(Admission, "give_back", lambda self, request, attempt, now: None)
 
 
 def release_is_not_passed_on(patch: Patch) -> None:

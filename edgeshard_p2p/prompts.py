@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import cycle, islice
+
+TRIES = 6
 
 _TEXT = """
 The old harbour lies where the river meets the sea, and every morning before the sun is up the boats
@@ -17,3 +20,18 @@ would not say from where. This is the story that he told them on the first warm 
 
 def words(n: int) -> str:
     return " ".join(islice(cycle(_TEXT.split()), n))
+
+
+def prompt_of(n_tokens: int, count: Callable[[str], int]) -> tuple[str, int]:
+    """A prompt as near to ``n_tokens`` as words can get, and its length; ``count`` says how many
+    tokens the model sees in a text, so no tokenizer is needed here."""
+    n_words, best = n_tokens, (n_tokens + 1, "", 0)
+    for _ in range(TRIES):
+        text = words(n_words)
+        found = count(text)
+        off = found - n_tokens
+        best = min(best, (abs(off), text, found))
+        if not off:
+            break
+        n_words = max(1, n_words - off if abs(off) <= 3 else round(n_words * n_tokens / found))
+    return best[1], best[2]

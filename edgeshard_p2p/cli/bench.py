@@ -1,0 +1,190 @@
+"""``edgeshard bench``: many requests put to a running swarm."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeshard_p2p.cli.common import FAILED, USAGE, fail, one_line
+from edgeshard_p2p.config import DEFAULT_LISTEN, parse_address
+
+if TYPE_CHECKING:
+    from edgeshard_p2p.load.traffic import Served
+
+CONCURRENCY_MAX = 512
+
+
+@click.command("bench")
+@click.option(
+    "--requests",
+    "n_requests",
+    type=click.IntRange(1, 100_000),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="How many, all in all.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, CONCURRENCY_MAX),
+    default=8,
+    show_default=True,
+    metavar="C",
+    help="How many at once.",
+)
+@click.option(
+    "--prompt",
+    "prompt_tokens",
+    type=click.IntRange(1, 2**20),
+    default=64,
+    show_default=True,
+    metavar="TOKENS",
+    help="Of each prompt; the nearest that words can get.",
+)
+@click.option(
+    "--generate",
+    type=click.IntRange(1, 2**16),
+    default=64,
+    show_default=True,
+    metavar="TOKENS",
+    help="Of each answer; it does not end before.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 100),
+    default=0.0,
+    show_default=True,
+    help="0 is greedy; else each request draws with a seed of its own.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True)
+@click.option(
+    "--plot",
+    "plot_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE.png|svg",
+    help="A picture: tokens over time, and how they were spread.",
+)
+@click.option(
+    "--peer",
+    "peer_addresses",
+    multiple=True,
+    default=(DEFAULT_LISTEN,),
+    show_default=True,
+    metavar="HOST:PORT",
+    help="A source; given again, requests go to each in turn.",
+)
+@click.option("--swarm", default="default", show_default=True, help="Its swarm.")
+@click.option(
+    "--secret-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The swarm's secret, if it has one.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def bench_command(
+    n_requests: int,
+    concurrency: int,
+    prompt_tokens: int,
+    generate: int,
+    temperature: float,
+    seed: int,
+    plot_file: Path | None,
+    peer_addresses: tuple[str, ...],
+    swarm: str,
+    secret_file: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Put many requests to the running swarm, always so many at once, and say what their users
+    would have seen: how long until the first token, between two tokens, tokens per second; for
+    which part of the time each device had nothing to compute; and what the plan had promised.
+
+    Requests beyond the swarm's batch wait for a slot, which counts as waiting for the first token.
+    Exit code 1: a request failed.
+    """
+    from edgeshard_p2p.load.bench import Bench, LoadError, Wish
+    from edgeshard_p2p.net.security import open_security, read_secrets
+
+    concurrency = min(concurrency, n_requests)
+    wish = Wish(n_requests, concurrency, prompt_tokens, generate, temperature, seed)
+    _check_plot(plot_file, as_json)
+    try:
+        with one_line(peer_addresses[0], as_json):
+            peers = [parse_address(text) for text in peer_addresses]
+            secrets = read_secrets(secret_file) if secret_file is not None else ()
+            bench = Bench(peers, open_security(swarm, secrets))
+            with _progress(n_requests * generate) as on_token:
+                measured, served = bench.run(
+                    wish, lambda text: click.echo(text, err=True), on_token
+                )
+    except LoadError as error:
+        fail(str(error), FAILED, as_json)
+    except KeyboardInterrupt:
+        fail("cancelled", FAILED, as_json)
+    told = measured.told()
+    if plot_file is not None:
+        _plot(served, plot_file, as_json)
+    print(json.dumps(told) if as_json else _in_words(told), flush=True)
+    sys.exit(FAILED if told["failed"] else 0)
+
+
+@contextmanager
+def _progress(n_tokens: int) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    with click.progressbar(length=n_tokens, label="tokens", file=sys.stderr) as bar:
+        yield lambda: bar.update(1)
+
+
+def _check_plot(file: Path | None, as_json: bool) -> None:
+    from edgeshard_p2p.cli.plot import PlotError, check_plot
+
+    if file is not None:
+        try:
+            check_plot(file)
+        except PlotError as error:
+            fail(str(error), USAGE, as_json)
+
+
+def _plot(served: list[Served], file: Path, as_json: bool) -> None:
+    from edgeshard_p2p.cli.plot import PlotError, plot_load
+
+    try:
+        plot_load([one.token_at for one in served], [one.asked_at for one in served], file)
+    except PlotError as error:
+        fail(str(error), FAILED, as_json)
+
+
+def _in_words(told: dict[str, Any]) -> str:
+    lines = [
+        f"{told['requests']} requests of {told['prompt_tokens']} + {told['generate']} tokens, "
+        f"{told['concurrency']} at once: {told['tokens_per_s']:.1f} tokens/s "
+        f"({told['tokens']} tokens in {told['seconds']:.1f} s)",
+        f"first token    {_spread(told['ttft_ms'])}",
+        f"between two    {_spread(told['inter_token_ms'])}",
+        f"per token      {_spread(told['ms_per_token'])}, of an answer",
+    ]
+    if told["steady_tokens_per_s"]:
+        lines.append(f"all decoding   {told['steady_tokens_per_s']:.1f} tokens/s")
+    if (said := told["predicted"]) is not None:
+        lines.append(
+            f"predicted      {said['tokens_per_s']:.1f} tokens/s with {said['requests']} decoding, "
+            f"{said['rows_per_pass']} to a pass; {said['ms_per_token']:.1f} ms/token of each"
+        )
+    idle = [f"{name} {100 * share:.0f} %" for name, share in told["bubbles"].items()]
+    lines += [f"idle           {', '.join(idle)} of the time"] if idle else []
+    trouble = [f"{told[kind]} {kind}" for kind in ("failed", "refusals", "failovers") if told[kind]]
+    lines += [f"trouble        {', '.join(trouble)}"] if trouble else []
+    return "\n".join([*lines, *(f"  {error}" for error in told["errors"])])
+
+
+def _spread(spread: dict[str, float]) -> str:
+    p50, p99, most = (f"{spread[name]:.1f}" for name in ("p50", "p99", "max"))
+    return f"p50 {p50} ms, p99 {p99} ms, at most {most} ms"

@@ -1,0 +1,151 @@
+"""A running swarm under load: what its users saw, what its peers did meanwhile, and what the plan
+had promised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from edgeshard_p2p.config import parse_address
+from edgeshard_p2p.core.messages import Address
+from edgeshard_p2p.core.sampling import Sampling
+from edgeshard_p2p.load.figures import Figures, figures, steady_tokens_per_s
+from edgeshard_p2p.load.traffic import Load, Served, Traffic
+from edgeshard_p2p.load.watch import Expected, bubbles, expected, served_plan
+from edgeshard_p2p.net.asking import ask
+from edgeshard_p2p.net.client import Client
+from edgeshard_p2p.net.security import Security
+from edgeshard_p2p.prompts import prompt_of
+from edgeshard_p2p.wire.client import (
+    ClientRequest,
+    Done,
+    Failed,
+    Run,
+    Status,
+    StatusReport,
+    SwarmView,
+    View,
+)
+
+ASK_S = 10.0
+PROBE_S = 120.0
+
+Answer = TypeVar("Answer")
+
+
+class LoadError(Exception):
+    """Why the swarm cannot be put under load, in one line."""
+
+
+class Wish(Struct, frozen=True):
+    requests: int
+    concurrency: int
+    """At most as many as there are requests."""
+    prompt: int
+    """Tokens; the nearest that words can get."""
+    generate: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
+class Measured(Struct, frozen=True):
+    plan_id: str
+    objective: str
+    batch: int
+    """What the plan holds at once; requests beyond wait for a slot."""
+    concurrency: int
+    prompt_tokens: int
+    generate: int
+    seen: Figures
+    steady_tokens_per_s: float | None
+    """Where all requests were put at once: while all were decoding."""
+    bubbles: dict[str, float]
+    """By peer: the part of the time in which it computed nothing."""
+    predicted: Expected | None
+    errors: tuple[str, ...]
+
+    def told(self) -> dict[str, Any]:
+        """As one flat object."""
+        told: dict[str, Any] = msgspec.to_builtins(self)
+        seen = told.pop("seen")
+        return {**told, **seen}
+
+
+class Bench:
+    """``peers``: sources.  Raises LoadError, and what a conversation with a peer can raise."""
+
+    def __init__(self, peers: Sequence[Address], security: Security) -> None:
+        self._peers, self._security = tuple(peers), security
+
+    def run(
+        self, wish: Wish, say: Callable[[str], None], on_token: Callable[[], None]
+    ) -> tuple[Measured, list[Served]]:
+        report = self._asked(Status(), StatusReport).report
+        plan: Any = report["plan"]
+        if plan["state"] != "active":
+            why = plan["waiting_for"] or "its plan is being loaded"
+            raise LoadError(f"the swarm cannot serve now: {why}")
+        say("looking for a prompt of that length")
+        prompt, n_prompt = prompt_of(wish.prompt, self._count)
+        promise = self._promise(report, min(wish.concurrency, plan["batch"]))
+        load = Load(
+            prompt, wish.requests, wish.concurrency, wish.generate, wish.temperature, wish.seed
+        )
+        before = self._reports(report)
+        served = Traffic(load, self._peers, self._security, on_token).run()
+        seen = figures(served)
+        is_at_once = wish.concurrency == wish.requests
+        measured = Measured(
+            plan["plan_id"],
+            plan["objective"],
+            plan["batch"],
+            wish.concurrency,
+            n_prompt,
+            wish.generate,
+            seen,
+            steady_tokens_per_s(served) if is_at_once else None,
+            bubbles(before, self._reports(report), seen.seconds),
+            promise,
+            tuple(sorted({one.error for one in served if one.error})),
+        )
+        return measured, served
+
+    def _asked(self, request: ClientRequest, expected: type[Answer]) -> Answer:
+        peer = self._peers[0]
+        with Client(peer, self._security) as client:
+            client.send(request)
+            answer = next(client.answers(ASK_S))
+        if not isinstance(answer, expected):
+            why = answer.error if isinstance(answer, Failed) else "it is of another release"
+            raise LoadError(f"{peer} does not answer: {why}")
+        return answer
+
+    def _count(self, text: str) -> int:
+        peer = self._peers[0]
+        answer = ask(peer, self._security, Run(text, True, 1, Sampling()), PROBE_S)
+        if not isinstance(answer, Done):
+            why = answer.error if isinstance(answer, Failed) else "no word from it"
+            raise LoadError(f"{peer} does not answer: {why}")
+        return answer.prompt_tokens
+
+    def _promise(self, report: dict[str, Any], n_requests: int) -> Expected | None:
+        snapshot = self._asked(View(), SwarmView).snapshot
+        plan = served_plan(report, snapshot) if snapshot is not None else None
+        if snapshot is None or plan is None:
+            return None
+        return expected(plan, snapshot, n_requests)
+
+    def _reports(self, report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Of every peer of the plan that can be reached from here, by name."""
+        names = {part["peer"] for part in report["plan"]["stages"]}
+        found = {}
+        for member in report["members"]:
+            if member["name"] in names:
+                address = parse_address(member["address"])
+                answer = ask(address, self._security, Status(), ASK_S)
+                if isinstance(answer, StatusReport):
+                    found[member["name"]] = answer.report
+        return found

@@ -1,0 +1,130 @@
+"""Requests put to running peers: always so many at once, until all have been answered.
+
+Each of them is a client of its own, as a user would be.  One that is refused for now comes again
+when it was told to.  Knows nothing of what the figures mean.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import zmq
+
+from edgeshard_p2p.core.messages import Address
+from edgeshard_p2p.core.sampling import Sampling
+from edgeshard_p2p.net.client import Client, NoAnswer
+from edgeshard_p2p.net.security import Security
+from edgeshard_p2p.wire.client import Done, Failed, Run, Text
+from edgeshard_p2p.wire.errors import WireError
+
+ANSWER_S = 180.0
+"""Without a word for so long a request has failed."""
+REFUSALS_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    prompt: str
+    """As it is, without the chat template."""
+    requests: int
+    concurrency: int
+    generate: int
+    temperature: float = 0.0
+    seed: int = 0
+    """Of the first request; the others have the numbers after it."""
+
+    def sampling(self, index: int) -> Sampling:
+        return Sampling(self.temperature, seed=self.seed + index)
+
+
+@dataclass(slots=True)
+class Served:
+    """One request as its client saw it; times are of the monotonic clock, in seconds."""
+
+    index: int
+    asked_at: float = 0.0
+    """When it was first asked; being refused meanwhile counts as waiting."""
+    token_at: list[float] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    refusals: int = 0
+    failovers: int = 0
+    error: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.error
+
+
+class Traffic:
+    """``peers``: sources, each asked in turn.  ``on_token`` is told of each token, from any
+    thread."""
+
+    def __init__(
+        self, load: Load, peers: Sequence[Address], security: Security, on_token: Callable[[], None]
+    ) -> None:
+        self._load, self._peers, self._security = load, tuple(peers), security
+        self._on_token = on_token
+        self._is_over = threading.Event()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+
+    def run(self) -> list[Served]:
+        """All of them, by number.  Whatever ends this ends the requests as well."""
+        served = [Served(index) for index in range(self._load.requests)]
+        pool = ThreadPoolExecutor(self._load.concurrency, thread_name_prefix="client")
+        try:
+            for done in [pool.submit(self._serve, one) for one in served]:
+                done.result()
+        finally:
+            self._is_over.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            # Who waits for a word is woken by this, and hangs up.
+            self._context.term()
+            pool.shutdown()
+        return served
+
+    def _serve(self, one: Served) -> None:
+        one.asked_at = time.monotonic()
+        try:
+            while not self._is_over.is_set():
+                refused = self._converse(one)
+                if refused is None:
+                    return
+                one.refusals += 1
+                if one.refusals >= REFUSALS_MAX:
+                    one.error = refused.error
+                    return
+                self._is_over.wait(refused.retry_ms / 1e3)
+            one.error = "cancelled"
+        except (NoAnswer, WireError) as error:
+            one.error = str(error)
+        except zmq.ContextTerminated:
+            one.error = "cancelled"
+
+    def _converse(self, one: Served) -> Failed | None:
+        """The refusal, where it is to come again."""
+        load, peer = self._load, self._peers[one.index % len(self._peers)]
+        one.token_at.clear()
+        one.token_ids.clear()
+        with Client(peer, self._security, self._context) as client:
+            sampling = load.sampling(one.index)
+            client.send(Run(load.prompt, True, load.generate, sampling, ignore_eos=True))
+            for answer in client.answers(ANSWER_S):
+                if isinstance(answer, Text):
+                    now = time.monotonic()
+                    for token_id in answer.token_ids:
+                        one.token_at.append(now)
+                        one.token_ids.append(token_id)
+                        self._on_token()
+                elif isinstance(answer, Failed):
+                    if answer.retry_ms and not one.token_ids:
+                        return answer
+                    one.error = answer.error
+                    return None
+                elif isinstance(answer, Done):
+                    one.failovers = answer.failovers
+                    return None
+        raise AssertionError("answers end with a word or an exception")

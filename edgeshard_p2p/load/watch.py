@@ -1,0 +1,61 @@
+"""What the peers of a plan say of themselves before and after: how long each of them computed.  And
+what was to be expected of the plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from edgeshard_p2p.core.ids import UnitRange
+from edgeshard_p2p.core.pass_sizes import PassSizes
+from edgeshard_p2p.core.plan import Plan, Snapshot, Stage
+
+
+class Expected(Struct, frozen=True):
+    """By the cost model, of the plan that serves and so many requests at once."""
+
+    requests: int
+    rows_per_pass: int
+    ms_per_token: float
+    """Of each of these requests."""
+    tokens_per_s: float
+
+
+def served_plan(report: dict[str, Any], snapshot: Snapshot) -> Plan | None:
+    """The plan of a status report; None where one of its peers is not in ``snapshot``."""
+    peers = {device.peer.name: device.peer for device in snapshot.devices}
+    parts = report["plan"]["stages"]
+    if not parts or any(part["peer"] not in peers for part in parts):
+        return None
+    own = [part for part in parts if part["stage"] == 0]
+    shared = [part for part in parts if part["stage"] > 0]
+    return Plan(
+        snapshot.model.digest,
+        snapshot.workload,
+        tuple(sorted(peers[part["peer"]] for part in own)),
+        own[0]["end"],
+        tuple(Stage(peers[p["peer"]], UnitRange(p["start"], p["end"])) for p in shared),
+    )
+
+
+def expected(plan: Plan, snapshot: Snapshot, n_requests: int) -> Expected | None:
+    size = PassSizes().of(plan, n_requests, snapshot)
+    if size is None:
+        return None
+    tokens_per_s = n_requests * 1e6 / size.iteration_us
+    return Expected(n_requests, size.rows, size.iteration_us / 1e3, round(tokens_per_s, 3))
+
+
+def bubbles(
+    before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]], seconds: float
+) -> dict[str, float]:
+    """The part of the time for which each peer did not compute, by its status before and after;
+    of peers that could be asked both times and did not start anew between."""
+    shares = {}
+    for name in sorted(before.keys() & after.keys()):
+        busy = [report["compute"]["busy_us"] / 1e6 for report in (before[name], after[name])]
+        is_same = before[name]["self"]["generation"] == after[name]["self"]["generation"]
+        if is_same and seconds > 0:
+            shares[name] = round(max(0.0, 1 - (busy[1] - busy[0]) / seconds), 3)
+    return shares
