@@ -452,6 +452,20 @@ def together(n_peers: int, n_requests: int, numerics: str) -> None:
     sys.exit(0 if is_same or numerics == "fast" else 1)
 
 
+# ---- throughput
+
+
+@main.command()
+def throughput() -> None:
+    """Two devices of 0.8 core with 16 requests and four of 0.4 core with 32, each against one such
+    device with 8: tokens per second.  Exit code 1: less than 1.8 and 3.2 times as many."""
+    from throughput import throughput as measured
+
+    told, is_met = measured(say)
+    report("throughput", told)
+    sys.exit(0 if is_met else 1)
+
+
 # ---- crowd
 
 

@@ -133,7 +133,8 @@ class LocalDevices:
         self._secret_file: Path | None = None
         self._directory = Path()
         self._profiles = Path()
-        """What the first peer to measure this machine has found: the others need not do it."""
+        """What the first peer to measure this machine has found, by the cores that it may use: the
+        others need not do it."""
         self._ends = ExitStack()
         self.network = "namespaces" if scenario.wants_namespaces else "loopback"
         self.security = open_security(SWARM, ())
@@ -160,7 +161,7 @@ class LocalDevices:
         self._ends.callback(self._end_all)
         for name in self._entries:
             self.start(name)
-            if not self._profiles.exists():
+            if not self._profiles_of(name).exists():
                 self._wait_for_profile(name)
 
     def _open_namespaces(self) -> None:
@@ -174,6 +175,9 @@ class LocalDevices:
         self._secret_file.write_text(secrets.token_urlsafe(32) + "\n")
         self.security = open_security(SWARM, read_secrets(self._secret_file))
 
+    def _profiles_of(self, name: str) -> Path:
+        return self._profiles / str(self._entries[name].cores)
+
     def _wait_for_profile(self, name: str) -> None:
         directory = self._directory / name / "profiles"
         ends_at = time.monotonic() + PROFILE_TIMEOUT_S
@@ -184,7 +188,7 @@ class LocalDevices:
             if time.monotonic() > ends_at:
                 raise FaultError(f"{name} has not measured itself in {PROFILE_TIMEOUT_S:.0f} s")
             pause.wait(POLL_S)
-        shutil.copytree(directory, self._profiles)
+        shutil.copytree(directory, self._profiles_of(name))
 
     def _end_all(self) -> None:
         processes = [*self._past, *self._processes.values()]
@@ -227,8 +231,8 @@ class LocalDevices:
         if name in self._processes and self._processes[name].popen.poll() is None:
             raise FaultError(f"{name} is running already")
         entry, state_dir = self._entries[name], self._directory / name
-        if self._profiles.exists():
-            shutil.copytree(self._profiles, state_dir / "profiles", dirs_exist_ok=True)
+        if self._profiles_of(name).exists():
+            shutil.copytree(self._profiles_of(name), state_dir / "profiles", dirs_exist_ok=True)
         log = (self._logs or self._directory) / f"{name}.log"
         command = self._namespaces.command(name) if self._namespaces is not None else []
         command = [*command, *EDGESHARD, "peer", *self._flags(entry), "--state-dir", str(state_dir)]
@@ -242,6 +246,13 @@ class LocalDevices:
                 start_new_session=True,
             )
         self._processes[name] = _Process(popen, log)
+        self._confine(name)
+
+    def _confine(self, name: str) -> None:
+        """To its share of the machine, where it has one."""
+        cores, process = self._entries[name].cores, self._processes[name]
+        if cores is not None:
+            process.throttle = throttle(process.popen.pid, 1 / cores)
 
     def _flags(self, entry: PeerEntry) -> list[str]:
         swarm = self._scenario.swarm
@@ -283,11 +294,12 @@ class LocalDevices:
     def slow(self, name: str, by: float) -> str:
         process = self._living(name)
         process.restore()
-        process.throttle = throttle(process.popen.pid, by)
+        process.throttle = throttle(process.popen.pid, by / (self._entries[name].cores or 1))
         return process.throttle.how
 
     def restore(self, name: str) -> None:
         self._living(name).restore()
+        self._confine(name)
 
     def _living(self, name: str) -> _Process:
         process = self._processes.get(name)

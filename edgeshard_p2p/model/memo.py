@@ -6,6 +6,7 @@ So what cannot be read or believed is None, and what cannot be written is found 
 from __future__ import annotations
 
 import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -28,8 +29,14 @@ def keep(file: Path, value: object) -> None:
 
 
 def write(file: Path, value: object) -> None:
-    """Whole or not at all; where two write at once one wins.  Raises OSError."""
+    """For readers whole or not at all; where two write at once one wins.  Raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_suffix(f".{os.getpid()}.tmp")
-    scratch.write_bytes(msgspec.json.encode(value))
-    scratch.replace(file)
+    handle, name = tempfile.mkstemp(prefix=f"{file.name}.", suffix=".tmp", dir=file.parent)
+    scratch = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(msgspec.json.encode(value))
+        scratch.replace(file)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -79,3 +81,11 @@ def test_what_was_noted_is_compared_with_the_model(tmp_path: Path, model: Path) 
 
     uvloop.run(main())
     assert known_specs.of(LocalModel("tiny", model), digest) == spec
+
+
+def test_peer_joins_before_it_has_imported_what_opens_models() -> None:
+    script = "import edgeshard_p2p.runtime.peer, sys; print('transformers' in sys.modules)"
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, text=True
+    )
+    assert told.stdout.strip() == "False"
