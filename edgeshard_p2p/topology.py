@@ -68,6 +68,7 @@ class _DeviceEntry(Struct, frozen=True):
 
 class _ClassEntry(Struct, frozen=True):
     memory_gib: _Gib | None = None
+    cores: Annotated[float, Meta(gt=0, le=1024)] | None = None
     times: Any = {}
 
 
@@ -90,12 +91,13 @@ class _PairEntry(Struct, frozen=True):
     delay_ms: _Ms | None = None
 
 
-class _Class(Struct, frozen=True):
+class DeviceClass(Struct, frozen=True):
     memory_bytes: int | None
+    cores: float | None
     times: ClassTimes
 
 
-class _Member(Struct, frozen=True):
+class Member(Struct, frozen=True):
     """A device of the file."""
 
     name: str
@@ -145,8 +147,8 @@ class Topology(Struct, frozen=True):
     sources: tuple[str, ...]
     first_layer: str
     kv: bool
-    members: tuple[_Member, ...]
-    classes: dict[str, _Class]
+    members: tuple[Member, ...]
+    classes: dict[str, DeviceClass]
     links: _Links
     cloud: str | None
 
@@ -175,7 +177,7 @@ class Topology(Struct, frozen=True):
         places = [(member.name, member.class_name) for member in self.members]
         return Scenario(
             snapshot=snapshot(
-                model, workload, self._devices(times), self._all(places, places), goal, framing
+                model, workload, self._devices(times), self.all_links(), goal, framing
             ),
             order=(*self.sources, *(n for n, _ in places if n not in self.sources)),
             cloud=self.cloud,
@@ -187,6 +189,10 @@ class Topology(Struct, frozen=True):
             spare_links=tuple(sorted(self._spare_links(places))),
             notes=(*notes, *dtype_notes(dtype)),
         )
+
+    def all_links(self) -> list[Link]:
+        places = [(member.name, member.class_name) for member in self.members]
+        return list(self._all(places, places))
 
     def _times(self, class_name: str, model: ModelSpec, notes: list[str]) -> _Times:
         at = At(self.file) / "class" / class_name / "times"
@@ -275,18 +281,18 @@ def read_topology(path: Path) -> Topology:
     )
 
 
-def _read_class(name: str, value: object, at: At) -> _Class:
+def _read_class(name: str, value: object, at: At) -> DeviceClass:
     convert(name, Name, at)
     entry = to_table(value, _ClassEntry, at)
     memory = None if entry.memory_gib is None else _bytes(entry.memory_gib)
-    return _Class(memory, read_class_times(entry.times, at / "times"))
+    return DeviceClass(memory, entry.cores, read_class_times(entry.times, at / "times"))
 
 
 def _read_devices(
-    values: list[Any], classes: dict[str, _Class], at: At
-) -> tuple[list[_Member], str | None]:
+    values: list[Any], classes: dict[str, DeviceClass], at: At
+) -> tuple[list[Member], str | None]:
     """The devices, and which of them is the cloud."""
-    members: dict[str, _Member] = {}
+    members: dict[str, Member] = {}
     cloud = None
     for index, value in enumerate(values):
         here = at / index
@@ -294,7 +300,7 @@ def _read_devices(
         for name in entry.names():
             convert(name, Name, here / "name")
             _check_new(name, members, classes, here / "name")
-            members[name] = _Member(name, entry.class_, _memory(entry, classes, here))
+            members[name] = Member(name, entry.class_, _memory(entry, classes, here))
         if entry.role is not None:
             cloud = _cloud(entry, cloud, here)
     if not 1 <= len(members) <= DEVICES_MAX:
@@ -302,14 +308,16 @@ def _read_devices(
     return list(members.values()), cloud
 
 
-def _check_new(name: str, members: dict[str, _Member], classes: dict[str, _Class], at: At) -> None:
+def _check_new(
+    name: str, members: dict[str, Member], classes: dict[str, DeviceClass], at: At
+) -> None:
     if name in members:
         raise at.error(f"{quoted(name)} is the name of an earlier device")
     if name in classes:
         raise at.error(f"{quoted(name)} names both a class and a device")
 
 
-def _memory(entry: _DeviceEntry, classes: dict[str, _Class], at: At) -> int:
+def _memory(entry: _DeviceEntry, classes: dict[str, DeviceClass], at: At) -> int:
     """The device's own memory, or its class's."""
     known = classes.get(entry.class_)
     if known is None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeshard_p2p.cli.common import FAILED, USAGE, fail, one_line
-from edgeshard_p2p.config import DEFAULT_LISTEN, parse_address
+from edgeshard_p2p.cli.common import FAILED, USAGE, fail, one_line, peer_options
+from edgeshard_p2p.config import parse_address
 
 if TYPE_CHECKING:
     from edgeshard_p2p.load.traffic import Served
@@ -71,22 +71,12 @@ CONCURRENCY_MAX = 512
     help="A picture: tokens over time, and how they were spread.",
 )
 @click.option(
-    "--peer",
-    "peer_addresses",
+    "--also",
     multiple=True,
-    default=(DEFAULT_LISTEN,),
-    show_default=True,
     metavar="HOST:PORT",
-    help="A source; given again, requests go to each in turn.",
+    help="Another source; requests go to each in turn.  May be repeated.",
 )
-@click.option("--swarm", default="default", show_default=True, help="Its swarm.")
-@click.option(
-    "--secret-file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The swarm's secret, if it has one.",
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@peer_options
 def bench_command(
     n_requests: int,
     concurrency: int,
@@ -95,7 +85,8 @@ def bench_command(
     temperature: float,
     seed: int,
     plot_file: Path | None,
-    peer_addresses: tuple[str, ...],
+    also: tuple[str, ...],
+    peer_address: str,
     swarm: str,
     secret_file: Path | None,
     as_json: bool,
@@ -114,8 +105,8 @@ def bench_command(
     wish = Wish(n_requests, concurrency, prompt_tokens, generate, temperature, seed)
     _check_plot(plot_file, as_json)
     try:
-        with one_line(peer_addresses[0], as_json):
-            peers = [parse_address(text) for text in peer_addresses]
+        with one_line(peer_address, as_json):
+            peers = [parse_address(text) for text in (peer_address, *also)]
             secrets = read_secrets(secret_file) if secret_file is not None else ()
             bench = Bench(peers, open_security(swarm, secrets))
             with _progress(n_requests * generate) as on_token:

@@ -41,17 +41,25 @@ def peer_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def reach_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--peer, --swarm, --secret-file: where a running peer is, and what opens it."""
+    """--peer, --swarm, --secret-file: where a running peer is, and what opens it.  Each may come
+    from the environment as well."""
     options: list[Decorator] = [
         click.option("--peer", "peer_address", default=DEFAULT_LISTEN, show_default=True,
-                     metavar="HOST:PORT", help="The peer to talk to."),
-        click.option("--swarm", default="default", show_default=True, help="Its swarm."),
-        click.option("--secret-file", type=click.Path(path_type=Path), metavar="FILE",
-                     help="The swarm's secret, if it has one."),
+                     envvar="EDGESHARD_PEER", metavar="HOST:PORT", help="The peer to talk to."),
+        *secret_options(),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def secret_options() -> list[Decorator]:
+    return [
+        click.option("--swarm", default="default", show_default=True, envvar="EDGESHARD_SWARM",
+                     help="Its swarm."),
+        click.option("--secret-file", type=click.Path(path_type=Path), metavar="FILE",
+                     envvar="EDGESHARD_SECRET_FILE", help="The swarm's secret, if it has one."),
+    ]  # fmt: skip
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""Peers as processes of this machine, on loopback or each in a network namespace of its own.
+"""Peers as processes of this machine, on loopback or each in a network namespace of its own, where
+wanted with links as slow as those of devices that are elsewhere.
 
 Everything that is started here ends with the context, whatever happens.
 """
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from edgeshard_p2p.core.messages import Address
+from edgeshard_p2p.core.plan import Link
 from edgeshard_p2p.faults.devices import FaultError
-from edgeshard_p2p.faults.namespaces import NamespaceError, Namespaces
+from edgeshard_p2p.faults.namespaces import Bridged, NamespaceError, Namespaces, Switched
 from edgeshard_p2p.faults.scenario import FaultScenario, PeerEntry
 from edgeshard_p2p.faults.throttle import Throttle, throttle
 from edgeshard_p2p.model.library import cache_dir
@@ -121,10 +123,16 @@ class _Process:
 
 class LocalDevices:
     """``model``: a name or path that a peer takes; ``logs``: where the peers' logs are kept, else
-    they go with everything else."""
+    they go with everything else; ``links``: what each ordered pair of peers is joined by."""
 
-    def __init__(self, scenario: FaultScenario, model: str, logs: Path | None = None) -> None:
-        self._scenario, self._model, self._logs = scenario, model, logs
+    def __init__(
+        self,
+        scenario: FaultScenario,
+        model: str,
+        logs: Path | None = None,
+        links: Mapping[tuple[str, str], Link] | None = None,
+    ) -> None:
+        self._scenario, self._model, self._logs, self._links = scenario, model, logs, links
         self._entries = {peer.name: peer for peer in scenario.peers}
         self._processes: dict[str, _Process] = {}
         self._past: list[_Process] = []
@@ -136,7 +144,8 @@ class LocalDevices:
         """What the first peer to measure this machine has found, by the cores that it may use: the
         others need not do it."""
         self._ends = ExitStack()
-        self.network = "namespaces" if scenario.wants_namespaces else "loopback"
+        self._has_namespaces = links is not None or scenario.wants_namespaces
+        self.network = "namespaces" if self._has_namespaces else "loopback"
         self.security = open_security(SWARM, ())
 
     def __enter__(self) -> LocalDevices:
@@ -154,7 +163,7 @@ class LocalDevices:
         self._profiles = self._directory / "profiles"
         if self._logs is not None:
             self._logs.mkdir(parents=True, exist_ok=True)
-        if self._scenario.wants_namespaces:
+        if self._has_namespaces:
             self._open_namespaces()
         else:
             self._ports = dict(zip(self._entries, free_ports(), strict=False))
@@ -166,7 +175,10 @@ class LocalDevices:
 
     def _open_namespaces(self) -> None:
         try:
-            self._namespaces = Namespaces(self._entries)
+            if self._links is not None:
+                self._namespaces = Switched(self._entries, self._links)
+            else:
+                self._namespaces = Bridged(self._entries)
         except NamespaceError as error:
             raise FaultError(str(error)) from None
         self._ends.callback(self._namespaces.close)
@@ -219,6 +231,15 @@ class LocalDevices:
         with ThreadPoolExecutor(1, initializer=self.enter, initargs=(name,)) as thread:
             return thread.submit(work).result()
 
+    def command(self, name: str) -> list[str]:
+        """What to put before a command for it to run where that peer is."""
+        return self._namespaces.command(name) if self._namespaces is not None else []
+
+    def environment(self, name: str) -> dict[str, str]:
+        """For commands of edgeshard's to ask that peer."""
+        secret = {"EDGESHARD_SECRET_FILE": str(self._secret_file)} if self._secret_file else {}
+        return {"EDGESHARD_PEER": str(self.address(name)), "EDGESHARD_SWARM": SWARM, **secret}
+
     def why_ended(self) -> str:
         for name, process in self._processes.items():
             if process.popen.poll() is not None:
@@ -234,8 +255,14 @@ class LocalDevices:
         if self._profiles_of(name).exists():
             shutil.copytree(self._profiles_of(name), state_dir / "profiles", dirs_exist_ok=True)
         log = (self._logs or self._directory) / f"{name}.log"
-        command = self._namespaces.command(name) if self._namespaces is not None else []
-        command = [*command, *EDGESHARD, "peer", *self._flags(entry), "--state-dir", str(state_dir)]
+        command = [
+            *self.command(name),
+            *EDGESHARD,
+            "peer",
+            *self._flags(entry),
+            "--state-dir",
+            str(state_dir),
+        ]
         with log.open("ab") as out:
             popen = subprocess.Popen(
                 command,

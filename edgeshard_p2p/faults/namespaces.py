@@ -1,21 +1,34 @@
-"""A network namespace for each peer, joined by two bridges in one of their own: those whose ports
-are on the other bridge are cut off.  Needs root and ip(8); ends with the context.
+"""A network namespace for each peer, and what joins them.  Needs root and ip(8); ends with the
+context.
 
-    hub: br0 -- v0, v1, ...        each v is one end of a veth, the other is eth0 of a peer's own
-         br1 -- (those cut off)
+    Bridged     hub: br0 -- v0, v1, ...      each v is one end of a veth, the other is eth0 of a
+                     br1 -- (those cut off)  peer's own: as fast as the machine
+    Switched    a process (`switch`) that passes frames between a TAP in each, at the rate and with
+                the delay of each pair
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+import sys
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-CLONE_NEWNET = 0x40000000
+from edgeshard_p2p.core.plan import Link
+from edgeshard_p2p.faults.switch import CLONE_NEWNET, INTERFACE, TUN, address_of
+
 _TIMEOUT_S = 20
+JUMBO_MBPS = 100
+"""From this rate on frames are larger, or the switch could not keep up."""
+MTU, JUMBO_MTU = 1500, 9000
+_BITS_PER_MBIT = 1e6
 
 
 class NamespaceError(Exception):
@@ -31,17 +44,16 @@ def why_not() -> str:
     return "" if shutil.which("ip") else "the ip command (package iproute2)"
 
 
-class Namespaces:
+class Namespaces(ABC):
     """Named after this process, so that runs cannot meet."""
 
     def __init__(self, names: Iterable[str]) -> None:
         missing = why_not()
         if missing:
-            raise NamespaceError(f"a partition needs {missing}")
-        prefix = f"edgeshard-{os.getpid()}"
-        self._hub = f"{prefix}-hub"
+            raise NamespaceError(f"devices with a network of their own need {missing}")
+        self.prefix = f"edgeshard-{os.getpid()}"
         self._index = {name: index for index, name in enumerate(names)}
-        self._names = {name: f"{prefix}-{index}" for name, index in self._index.items()}
+        self._names = {name: f"{self.prefix}-{index}" for name, index in self._index.items()}
         self._made: list[str] = []
         try:
             self._make()
@@ -49,24 +61,26 @@ class Namespaces:
             self.close()
             raise
 
+    @abstractmethod
     def _make(self) -> None:
-        self._add(self._hub)
-        for bridge in ("br0", "br1"):
-            _ip("-n", self._hub, "link", "add", bridge, "type", "bridge")
-            _ip("-n", self._hub, "link", "set", bridge, "up")
-        for name, index in self._index.items():
-            own, port = self._names[name], f"v{index}"
-            self._add(own)
-            veth = ("type", "veth", "peer", "name", "eth0", "netns", own)
-            _ip("-n", self._hub, "link", "add", port, *veth)
-            _ip("-n", self._hub, "link", "set", port, "master", "br0", "up")
-            _ip("-n", own, "addr", "add", f"{self.host(name)}/24", "dev", "eth0")
-            _ip("-n", own, "link", "set", "eth0", "up")
-            _ip("-n", own, "link", "set", "lo", "up")
+        """The namespaces, with an interface in each that reaches the others."""
+
+    @abstractmethod
+    def partition(self, names: Iterable[str]) -> None:
+        """``names`` reach each other and nobody else."""
+
+    @abstractmethod
+    def heal(self) -> None: ...
 
     def _add(self, namespace: str) -> None:
         _ip("netns", "add", namespace)
         self._made.append(namespace)
+
+    def _address(self, name: str) -> None:
+        own = self._names[name]
+        _ip("-n", own, "addr", "add", f"{self.host(name)}/24", "dev", INTERFACE)
+        _ip("-n", own, "link", "set", INTERFACE, "up")
+        _ip("-n", own, "link", "set", "lo", "up")
 
     def host(self, name: str) -> str:
         return f"10.77.0.{self._index[name] + 1}"
@@ -78,19 +92,10 @@ class Namespaces:
     def enter(self, name: str) -> None:
         """Move the calling thread there, and whatever threads it starts from now on."""
         libc = ctypes.CDLL(None, use_errno=True)
-        with open(f"/run/netns/{self._names[name]}") as namespace:
+        with open(_file_of(self._names[name])) as namespace:
             if libc.setns(namespace.fileno(), CLONE_NEWNET):
                 error = os.strerror(ctypes.get_errno())
                 raise NamespaceError(f"cannot enter the namespace of {name}: {error}")
-
-    def partition(self, names: Iterable[str]) -> None:
-        """``names`` reach each other and nobody else."""
-        for name in names:
-            _ip("-n", self._hub, "link", "set", f"v{self._index[name]}", "master", "br1")
-
-    def heal(self) -> None:
-        for index in self._index.values():
-            _ip("-n", self._hub, "link", "set", f"v{index}", "master", "br0")
 
     def close(self) -> None:
         failures = []
@@ -103,8 +108,124 @@ class Namespaces:
             raise failures[0]
 
 
+class Bridged(Namespaces):
+    def _make(self) -> None:
+        self._hub = f"{self.prefix}-hub"
+        self._add(self._hub)
+        for bridge in ("br0", "br1"):
+            _ip("-n", self._hub, "link", "add", bridge, "type", "bridge")
+            _ip("-n", self._hub, "link", "set", bridge, "up")
+        for name, index in self._index.items():
+            own, port = self._names[name], f"v{index}"
+            self._add(own)
+            veth = ("type", "veth", "peer", "name", INTERFACE, "netns", own)
+            _ip("-n", self._hub, "link", "add", port, *veth)
+            _ip("-n", self._hub, "link", "set", port, "master", "br0", "up")
+            self._address(name)
+
+    def partition(self, names: Iterable[str]) -> None:
+        for name in names:
+            _ip("-n", self._hub, "link", "set", f"v{self._index[name]}", "master", "br1")
+
+    def heal(self) -> None:
+        for index in self._index.values():
+            _ip("-n", self._hub, "link", "set", f"v{index}", "master", "br0")
+
+
+class Switched(Namespaces):
+    """``links``: one for each ordered pair of names that is to reach each other; what a message
+    takes beside its bytes (``per_message_us``) is not a matter of frames, and left out."""
+
+    def __init__(self, names: Iterable[str], links: Mapping[tuple[str, str], Link]) -> None:
+        if not Path(TUN).exists():
+            raise NamespaceError(f"devices with links of their own need {TUN}")
+        self.links = dict(links)
+        self._cut_off: set[str] = set()
+        self._switch: subprocess.Popen[str] | None = None
+        self.said: dict[str, Any] = {}
+        """What the switch did, once it has ended."""
+        super().__init__(names)
+
+    def _make(self) -> None:
+        for own in self._names.values():
+            self._add(own)
+        self._start_switch()
+        mtu = JUMBO_MTU if self._fastest_mbps() > JUMBO_MBPS else MTU
+        for name, index in self._index.items():
+            own = self._names[name]
+            _ip("-n", own, "link", "set", INTERFACE, "address", address_of(index))
+            _ip("-n", own, "link", "set", INTERFACE, "mtu", str(mtu))
+            self._address(name)
+            # A connection keeps its window while it is idle, as one of a steady stream would.
+            _run([*self.command(name), "sysctl", "-qw", "net.ipv4.tcp_slow_start_after_idle=0"])
+
+    def _fastest_mbps(self) -> float:
+        rates = [link.bytes_per_s * 8 / _BITS_PER_MBIT for link in self.links.values()]
+        return max(rates, default=0.0)
+
+    def _start_switch(self) -> None:
+        wiring = {
+            "namespaces": [_file_of(own) for own in self._names.values()],
+            "lanes": [
+                [self._index[a], self._index[b], link.bytes_per_s, link.delay_us / 1e6]
+                for (a, b), link in self.links.items()
+            ],
+        }
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            file.write(json.dumps(wiring))
+            file.flush()
+            self._switch = subprocess.Popen(
+                [sys.executable, "-m", "edgeshard_p2p.faults.switch", file.name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            said = self._read()
+        if "ready" not in said:
+            raise NamespaceError(said.get("error") or "the switch does not start")
+
+    def _read(self) -> dict[str, Any]:
+        assert self._switch is not None
+        assert self._switch.stdout is not None
+        line = self._switch.stdout.readline()
+        said: dict[str, Any] = json.loads(line) if line else {}
+        return said
+
+    def partition(self, names: Iterable[str]) -> None:
+        self._cut_off |= set(names)
+        self._tell()
+
+    def heal(self) -> None:
+        self._cut_off.clear()
+        self._tell()
+
+    def _tell(self) -> None:
+        assert self._switch is not None
+        assert self._switch.stdin is not None
+        ports = sorted(self._index[name] for name in self._cut_off)
+        self._switch.stdin.write(json.dumps({"cut_off": ports}) + "\n")
+        self._switch.stdin.flush()
+
+    def close(self) -> None:
+        if self._switch is not None:
+            assert self._switch.stdin is not None
+            self._switch.stdin.close()
+            self.said = self._read()
+            self._switch.wait(_TIMEOUT_S)
+            self._switch = None
+        super().close()
+
+
+def _file_of(namespace: str) -> str:
+    return f"/run/netns/{namespace}"
+
+
 def _ip(*arguments: str) -> None:
-    command = ["ip", *arguments]
+    _run(["ip", *arguments])
+
+
+def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

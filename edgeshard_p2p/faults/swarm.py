@@ -126,16 +126,20 @@ class FaultSwarm:
 
     def open(self) -> None:
         """Wait for the swarm, pin its plan, and find out what an undisturbed run says."""
+        self.wait_until_serving()
+        self.pin()
+        self.prompt, self.prompt_tokens = self._prompt()
+        self._say("an undisturbed run")
+        self.wanted = self._undisturbed()
+
+    def wait_until_serving(self) -> None:
+        """Every peer the same plan, whichever."""
         self._say(
             f"waiting for {len(self.scenario.names)} peers on {self._devices.network}; where they "
             "are new to this machine each measures itself first, one after another"
         )
         self._wait_until_serving(is_pinned=False)
-        self.pin()
         self._say(f"serving: {self._plan_in_words()}")
-        self.prompt, self.prompt_tokens = self._prompt()
-        self._say("an undisturbed run")
-        self.wanted = self._undisturbed()
 
     def pin(self) -> None:
         if not self.scenario.swarm.pin:
@@ -146,6 +150,7 @@ class FaultSwarm:
         if not isinstance(answer, Okay):
             raise FaultError(f"{self.scenario.source} does not take the pin: {answer}")
         self._wait_until_serving(is_pinned=True)
+        self._say(f"pinned: {self._plan_in_words()}")
 
     def unpin(self) -> None:
         if self.scenario.swarm.pin:

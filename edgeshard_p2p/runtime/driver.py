@@ -21,6 +21,7 @@ from edgeshard_p2p.core.ids import PlanId
 from edgeshard_p2p.core.messages import Address, FrameAck, FrameHeader, Refused
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.work import TensorRef
+from edgeshard_p2p.model.cpu_quota import cpu_share
 from edgeshard_p2p.model.errors import COMPUTE_ERRORS
 from edgeshard_p2p.model.library import LocalModel
 from edgeshard_p2p.net.offences import OFFENCES_MAX
@@ -302,7 +303,8 @@ class Driver:
         opened = self.core.local.opened
         assert opened is not None
         digest = opened.digest
-        key = f"{digest[:16]}-{effect.dtype}-{effect.numerics}-{effect.tile_rows}-{self._device}"
+        how = (effect.dtype, effect.numerics, effect.tile_rows, self._device, f"{cpu_share():.3g}")
+        key = "-".join([digest[:16], *map(str, how)])
 
         def work() -> Profile:
             with alone_on_this_machine(partial(self._progress, WAITS_TO_MEASURE)):

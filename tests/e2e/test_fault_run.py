@@ -128,4 +128,4 @@ def test_partition_names_what_is_missing(machine: Machine, tmp_path: Path) -> No
     path = scenario(tmp_path, KILL.replace('"kill"', '"partition"'))
     done = machine.edgeshard("fault", "run", path, "--model", machine.model)
     assert done.exit_code == 1
-    assert done.complaint == f"a partition needs {why_not()}"
+    assert done.complaint == f"devices with a network of their own need {why_not()}"
