@@ -41,7 +41,9 @@ def why_not() -> str:
         return "network namespaces, which only Linux has"
     if os.geteuid() != 0:
         return "root"
-    return "" if shutil.which("ip") else "the ip command (package iproute2)"
+    if not shutil.which("ip"):
+        return "the ip command (package iproute2)"
+    return "" if shutil.which("nsenter") else "the nsenter command (package util-linux)"
 
 
 class Namespaces(ABC):
@@ -86,8 +88,10 @@ class Namespaces(ABC):
         return f"10.77.0.{self._index[name] + 1}"
 
     def command(self, name: str) -> list[str]:
-        """What to put before a command for it to run there, under its own pid."""
-        return ["ip", "netns", "exec", self._names[name]]
+        """What to put before a command for it to run there, under its own pid.
+
+        NOTE: `ip netns exec` would hide the control groups from it, and so what it may use."""
+        return ["nsenter", f"--net={_file_of(self._names[name])}", "--"]
 
     def enter(self, name: str) -> None:
         """Move the calling thread there, and whatever threads it starts from now on."""
