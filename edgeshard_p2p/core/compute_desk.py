@@ -53,11 +53,17 @@ class ComputeDesk:
         return effects
 
     def _rows_max(self, lane: Lane) -> int:
+        """0 where as many passes of this source's are on their way as there is use for: smaller
+        ones would never find together, for what comes back together sets out together."""
         role, plan_id = lane
         stage = self.stages.get(plan_id)
-        n_requests = self.source.n_decoding(plan_id) if role == ENTRY else 0
-        n_requests = max(n_requests, stage.n_decoding() if stage is not None else 0)
-        return self.pass_rows(self.flows[plan_id].plan, n_requests) if n_requests else 1
+        own = self.source.decoding(plan_id) if role == ENTRY else []
+        n_requests = max(len(own), stage.n_decoding() if stage is not None else 0)
+        if not n_requests:
+            return 1
+        n_rows = self.pass_rows(self.flows[plan_id].plan, n_requests)
+        out = {request.pass_number for request in own} - {None}
+        return n_rows if len(out) * n_rows < len(own) or role != ENTRY else 0
 
     def _takes_chunk(self, lane: Lane) -> bool:
         """Whether few enough are where it goes next."""

@@ -174,7 +174,7 @@ class Entry:
         """The attempt is over; what it has, here and along the stages, may serve the next one."""
         assert request.slot is not None
         cached, request.slot = request.slot.cached(), None
-        request.is_computing = False
+        request.is_computing, request.pass_number = False, None
         request.left_on = request.plan
         return [
             Flush(request.id, request.attempt, request.plan_id),
@@ -184,7 +184,7 @@ class Entry:
     def let_go(self, request: Request) -> list[SourceStep]:
         """Free what this attempt holds, here and along the stages, and what earlier ones left."""
         plan, steps = request.plan, list[SourceStep]()
-        request.is_computing, request.slot = False, None
+        request.is_computing, request.pass_number, request.slot = False, None, None
         if request.phase is Phase.RUNNING:
             steps, request.left_on = [ReleaseCache(request.key)], plan
         elif request.phase is Phase.ASKING and plan is not None:

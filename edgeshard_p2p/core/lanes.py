@@ -66,21 +66,32 @@ class Lanes(Generic[T]):
         self, rows_max: Callable[[Lane], int], takes_chunk: Callable[[Lane], bool]
     ) -> list[Waiting[T]]:
         """What is computed together next; nothing while enough is with the compute thread.
-        ``takes_chunk``: whether there is room for one where it goes next."""
+        ``takes_chunk``: whether there is room for one where it goes next.  ``rows_max``: how many
+        single rows a pass of a lane takes at most; 0: none now."""
         if len(self._in_flight) >= IN_FLIGHT_MAX:
             return []
         chunk = self._next_chunk(takes_chunk) if not any(self._in_flight.values()) else None
-        first = next((w for w in self._waiting if not w.is_chunk), None)
+        first, n_max = self._first_row(rows_max)
         if chunk is not None and not (first is not None and self._was_chunk):
             self._was_chunk = True
             return self._out([chunk])
         if first is None:
             return []
-        together = self._together(first, n_max := rows_max(first.lane))
+        together = self._together(first, n_max)
         if self._in_flight and sum(w.n_rows for w in together) < n_max:
             return []  # It may grow until the one before it ends.
         self._was_chunk = False
         return self._out(together)
+
+    def _first_row(self, rows_max: Callable[[Lane], int]) -> tuple[Waiting[T] | None, int]:
+        most: dict[Lane, int] = {}
+        for waiting in self._waiting:
+            if not waiting.is_chunk:
+                if waiting.lane not in most:
+                    most[waiting.lane] = rows_max(waiting.lane)
+                if most[waiting.lane]:
+                    return waiting, most[waiting.lane]
+        return None, 0
 
     def _next_chunk(self, takes_chunk: Callable[[Lane], bool]) -> Waiting[T] | None:
         """The first, but for those that an earlier item of their own request waits before."""

@@ -61,6 +61,8 @@ class Request:
     lost: str = ""
     """What ended the attempt before this one."""
     is_computing: bool = False
+    pass_number: int | None = None
+    """The pass in which its newest row set out, until that row's token is here."""
     parked_at: float | None = None
     """When the attempt before this one ended, until the first token after it."""
     cause: str = ""
@@ -96,6 +98,10 @@ class Request:
     def is_prefilling(self) -> bool:
         """Whether it runs, and no token has come of this attempt."""
         return self.phase is Phase.RUNNING and self.last_token_at <= self.phase_since
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.phase is Phase.RUNNING and not self.is_prefilling
 
     def wakes_at(self, timing: Timing) -> float:
         if self.phase is Phase.ASKING:

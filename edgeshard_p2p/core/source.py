@@ -83,9 +83,8 @@ class SourceWork:
         running = [r for r in self.requests.values() if r.phase is Phase.RUNNING]
         return sum(1 for request in running if plan in (None, request.plan_id))
 
-    def n_decoding(self, plan: PlanId) -> int:
-        running = [r for r in self.requests.values() if r.plan_id == plan]
-        return sum(1 for r in running if r.phase is Phase.RUNNING and not r.is_prefilling)
+    def decoding(self, plan: PlanId) -> list[Request]:
+        return [r for r in self.requests.values() if r.plan_id == plan and r.is_decoding]
 
     def _running(self, request_id: RequestId, attempt: int) -> Request | None:
         """The request, if it runs in this very attempt: whatever comes late belongs to nobody."""
@@ -229,7 +228,12 @@ class SourceWork:
     def begin(self, taken: Sequence[EntryRows]) -> RunForward | None:
         """One pass of those whose attempts still run."""
         live = [rows for rows in taken if self._running(rows.request, rows.attempt)]
-        return self.entry.begin(live) if live else None
+        if not live:
+            return None
+        run = self.entry.begin(live)
+        for rows in (one for one in live if not one.is_chunk):
+            self.requests[rows.request].pass_number = run.job.number
+        return run
 
     def note_progress(self, plan: PlanId, now: float) -> None:
         """The plan takes frames: a long prompt is not a stuck one.
@@ -269,7 +273,7 @@ class SourceWork:
 
     def _take(self, request: Request, token: int, now: float) -> list[SourceStep]:
         request.progress_at = request.last_token_at = now
-        request.fruitless = 0
+        request.fruitless, request.pass_number = 0, None
         if request.first_token_at is None:
             request.first_token_at = now
         if request.parked_at is not None:

@@ -38,7 +38,7 @@ def test_what_has_come_goes_together() -> None:
     assert take(lanes) == []
 
 
-@pytest.mark.parametrize(("rows_max", "first"), [(0, "a"), (1, "a"), (3, "a"), (4, "ab")])
+@pytest.mark.parametrize(("rows_max", "first"), [(0, ""), (1, "a"), (3, "a"), (4, "ab")])
 def test_no_more_than_asked_for_but_for_what_came_in_one_piece(rows_max: int, first: str) -> None:
     lanes = Lanes[str]()
     row(lanes, "a", 1, n_rows=2)

@@ -40,6 +40,12 @@ def stage_peers(swarm: Simulator, name: str = "a") -> list[str]:
     return [stage.peer.name for stage in plan.stages]
 
 
+def promised(swarm: Simulator) -> int:
+    """Requests that the plan holds at once."""
+    plan = core(swarm, "a").planning.rollout.active_plan()
+    return plan.workload.batch if plan is not None else 0
+
+
 def only_stage(swarm: Simulator, source: str) -> str:
     """A peer with a shared stage that is not ``source``."""
     return next(name for name in stage_peers(swarm) if name != source)
@@ -106,15 +112,20 @@ def watch_passes(monkeypatch: pytest.MonkeyPatch, role: str) -> list[list[tuple[
     return passes
 
 
-@pytest.mark.parametrize(("role", "sources"), [("entry", "aaaa"), ("stage", "acac")])
+@pytest.mark.parametrize(("role", "sources"), [("entry", "aaaa"), ("stage", "acdacd")])
 def test_requests_share_passes(role: str, sources: str, monkeypatch: pytest.MonkeyPatch) -> None:
     swarm = Simulator(7)
-    for name, budget_bytes in {"a": EVERYTHING // 10**4, "b": EVERYTHING, "c": 0}.items():
-        swarm.add(name, budget_bytes or EVERYTHING // 10**4, is_source=name != "b")
-    for name in "abc":
+    for name in "abcd":
+        budget_bytes = EVERYTHING if name == "b" else EVERYTHING // 10**4
+        swarm.add(name, budget_bytes, is_source=name != "b")
+    for name in "abcd":
         swarm.start(name, join=("a",) if name != "a" else ())
+    swarm.set("a", "batch", len(sources))
+    assert swarm.run_until(lambda: promised(swarm) == len(sources), 30.0)
     settle(swarm)
     assert stage_peers(swarm) == ["b"]
+    for source in sorted(set(sources)):  # Each knows by now that all are ready.
+        answer(swarm, swarm.submit(source, PROMPT, 1))
     passes = watch_passes(monkeypatch, role)
     requests = [swarm.submit(source, PROMPT, LONG) for source in sources]
     for request in requests:
@@ -122,8 +133,8 @@ def test_requests_share_passes(role: str, sources: str, monkeypatch: pytest.Monk
     shared = [one for one in passes if len(one) > 1]
     assert shared
     assert all(rows == 1 for one in shared for _, rows in one)
-    if sources == "acac":
-        assert any(len({request.split("#")[0] for request, _ in one}) == 2 for one in shared)
+    if role == "stage":
+        assert any(len({request.split("#")[0] for request, _ in one}) > 1 for one in shared)
 
 
 def test_long_prompt_takes_turns_with_a_running_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +150,26 @@ def test_long_prompt_takes_turns_with_a_running_stream(monkeypatch: pytest.Monke
     assert kinds.count("chunk") >= 14
     assert not any(pair == ("chunk", "chunk") for pair in pairwise(kinds))
     assert answer(swarm, stream) == stream.oracle.tokens(LONG)
+
+
+def test_requests_that_began_apart_come_to_share_full_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    swarm = swarm_of("ab", EVERYTHING // 2 + EVERYTHING // 8)
+    swarm.set("a", "batch", 6)
+    swarm.set("a", "micro_batch", 3)
+    settle(swarm)
+    assert stage_peers(swarm) != []
+    streams = []
+    for _ in range(6):
+        streams.append(swarm.submit("a", PROMPT, LONG))
+        swarm.run(swarm.now + 0.003)
+    assert swarm.run_until(lambda: all(len(s.tokens) > 20 for s in streams), 30.0)
+    passes = watch_passes(monkeypatch, "entry")
+    assert swarm.run_until(lambda: all(len(s.tokens) > 40 for s in streams), 30.0)
+    assert {len(one) for one in passes} == {3}
+    for stream in streams:
+        assert answer(swarm, stream) == stream.oracle.tokens(LONG)
 
 
 def longest_pause(swarm: Simulator, stream: SimRequest, is_over: Callable[[], bool]) -> float:
