@@ -23,6 +23,7 @@ SETTING_FLAGS = (
     "batch",
     "micro_batch",
     "objective",
+    "schedule",
     "prompt",
     "generate",
     "first_layer",

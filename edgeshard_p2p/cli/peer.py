@@ -71,6 +71,12 @@ from edgeshard_p2p.config import DEFAULT_LISTEN, ConfigError, PeerConfig, peer_c
     "second by what was measured]",
 )
 @click.option(
+    "--schedule",
+    type=click.Choice(["no-bubbles", "bubbles"]),
+    help="bubbles: a source's rows all come back before any sets out again, for comparison.  "
+    "[default: no-bubbles]",
+)
+@click.option(
     "--prompt",
     type=int,
     metavar="TOKENS",

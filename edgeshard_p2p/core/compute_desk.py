@@ -34,7 +34,11 @@ class ComputeDesk:
     flows: dict[PlanId, Flow]
     source: SourceWork
     pass_rows: PassRows
+    has_rounds: Callable[[], bool]
+    """Whether all rows of a source's come back before any sets out again (``bubbles``)."""
     lanes: Lanes[Rows] = field(default_factory=Lanes)
+    _left: dict[PlanId, int] = field(default_factory=dict)
+    """Rows of the present round that have not set out yet."""
 
     def put_entry(self, rows: EntryRows) -> None:
         lane = (ENTRY, rows.plan.id)
@@ -62,8 +66,14 @@ class ComputeDesk:
         if not n_requests:
             return 1
         n_rows = self.pass_rows(self.flows[plan_id].plan, n_requests)
+        if role != ENTRY:
+            return n_rows
         out = {request.pass_number for request in own} - {None}
-        return n_rows if len(out) * n_rows < len(own) or role != ENTRY else 0
+        if self.has_rounds():
+            if not out:
+                self._left[plan_id] = len(own)
+            n_rows = min(n_rows, self._left.get(plan_id, 0))
+        return n_rows if len(out) * n_rows < len(own) else 0
 
     def _takes_chunk(self, lane: Lane) -> bool:
         """Whether few enough are where it goes next."""
@@ -80,8 +90,11 @@ class ComputeDesk:
         role, plan_id = taken[0].lane
         effects: list[Effect] = []
         if role == ENTRY:
-            run = self.source.begin([w.work for w in taken if isinstance(w.work, EntryRows)])
+            entry = [w.work for w in taken if isinstance(w.work, EntryRows)]
+            run = self.source.begin(entry)
             effects += [run] if run is not None else []
+            n_out = sum(1 for rows in entry if not rows.is_chunk)
+            self._left[plan_id] = max(0, self._left.get(plan_id, 0) - n_out)
         else:
             rows = [w.work for w in taken if isinstance(w.work, StageRows)]
             outcome = self.stages[plan_id].begin(rows)
@@ -99,6 +112,7 @@ class ComputeDesk:
     def end_plan(self, plan_id: PlanId) -> list[Effect]:
         """Its requests do not run any more.  What waits of its stage is computed, for it counts as
         cached; what waits at the source of requests that have nothing to go on with is not."""
+        self._left.pop(plan_id, None)
         self.lanes.take_lane((ENTRY, plan_id))
         taken = self.lanes.take_lane((STAGE, plan_id))
         return [effect for one in taken for effect in self._begin([one])]

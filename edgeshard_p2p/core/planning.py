@@ -59,6 +59,7 @@ class Planning:
             self.is_loaded,
             self._row_us,
             self._pass_rows,
+            lambda: self.gossip.setting("schedule") == "bubbles",
             self.log_bytes,
         )
 

@@ -18,6 +18,7 @@ from msgspec import Struct
 from edgeshard_p2p.core.layout import Leg, total_us
 
 Schedule = Literal["bubbles", "no-bubbles"]
+SCHEDULES: tuple[Schedule, ...] = ("no-bubbles", "bubbles")
 """``bubbles``: all micro-batches of an iteration come back before any starts the next one.
 ``no-bubbles``: each starts its next token the moment its own last one is back."""
 

@@ -59,6 +59,8 @@ class Serving:
     row_us: Callable[[PeerId], int]
     """What one more row of a prefill costs in one block of a peer."""
     pass_rows: PassRows
+    has_rounds: Callable[[], bool]
+    """Whether the schedule is the one with bubbles."""
     log_bytes: int
     """For all logs of hidden states together."""
     flows: dict[PlanId, Flow] = field(default_factory=dict)
@@ -82,7 +84,9 @@ class Serving:
             self.me, self.membership, self.stages, self.flows, self.is_loaded, self.log_bytes
         )
         self.source = SourceWork(self.me, self.timing, self._may_log, self.row_us)
-        self.desk = ComputeDesk(self.stages, self.flows, self.source, self.pass_rows)
+        self.desk = ComputeDesk(
+            self.stages, self.flows, self.source, self.pass_rows, self.has_rounds
+        )
         self.slots = SlotDesk(
             self.membership, self.is_loaded, self.flows, self.source, self._run, self.refused
         )

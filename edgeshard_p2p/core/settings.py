@@ -7,6 +7,7 @@ from collections.abc import Callable
 from edgeshard_p2p.core.model_spec import DTYPE_BYTES, ModelSpec
 from edgeshard_p2p.core.pin import parse_pin
 from edgeshard_p2p.core.plan import OBJECTIVES
+from edgeshard_p2p.core.schedule import SCHEDULES
 
 SettingValue = ModelSpec | str | int
 
@@ -38,6 +39,7 @@ _VALID: dict[str, Callable[[SettingValue], bool]] = {
     "context": _between(1, 2**24),
     "batch": _between(1, 4096),
     "micro_batch": _between(0, 4096),
+    "schedule": _one_of(*SCHEDULES),
     "prompt": _between(0, 2**24),
     "generate": _between(0, 2**16),
     "first_layer": _one_of("block", "embedding"),

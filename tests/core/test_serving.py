@@ -58,6 +58,7 @@ class Stage:
             lambda plan_id: plan_id in self.loaded,
             lambda _: 1000,
             lambda _, n_requests: n_requests,
+            lambda: False,
             10**9,
         )
         for plan in plans:
@@ -316,6 +317,7 @@ class Source:
             lambda _: True,
             lambda _: 1000,
             lambda _, n_requests: n_requests,
+            lambda: False,
             10**9,
         )
         self.serving.start_plan(plan, MODEL)

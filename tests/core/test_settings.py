@@ -31,6 +31,8 @@ from tests.core.parts import MODEL
         ("objective", "beauty", False),
         ("micro_batch", 0, True),
         ("micro_batch", 4097, False),
+        ("schedule", "bubbles", True),
+        ("schedule", "none", False),
         ("prompt", 64, True),
         ("prompt", -1, False),
         ("generate", 64, True),

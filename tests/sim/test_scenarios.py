@@ -14,6 +14,7 @@ from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.messages import MemberState
 from edgeshard_p2p.core.records import Failure, FailuresRecord
 from edgeshard_p2p.core.request import Phase
+from edgeshard_p2p.core.schedule import SCHEDULES, Schedule, iteration_us
 from edgeshard_p2p.sim.compute import small_model
 from edgeshard_p2p.sim.device import SimPeer
 from edgeshard_p2p.sim.network import Pace
@@ -168,6 +169,36 @@ def test_requests_that_began_apart_come_to_share_full_passes(
     passes = watch_passes(monkeypatch, "entry")
     assert swarm.run_until(lambda: all(len(s.tokens) > 40 for s in streams), 30.0)
     assert {len(one) for one in passes} == {3}
+    for stream in streams:
+        assert answer(swarm, stream) == stream.oracle.tokens(LONG)
+
+
+def us_per_token(swarm: Simulator, streams: list[SimRequest]) -> float:
+    """Of each, over 30 tokens."""
+    assert swarm.run_until(lambda: all(len(s.tokens) >= 10 for s in streams), 30.0)
+    begun, n_begun = swarm.now, sum(len(s.tokens) for s in streams)
+    assert swarm.run_until(lambda: all(len(s.tokens) >= 40 for s in streams), 30.0)
+    n_tokens = sum(len(s.tokens) for s in streams) - n_begun
+    return (swarm.now - begun) * 1e6 * len(streams) / n_tokens
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_schedule_takes_what_its_closed_form_says(schedule: Schedule) -> None:
+    """Three micro-batches on two devices of 3 ms each, by real cores."""
+    swarm = Simulator(7)
+    for name in "ab":
+        swarm.add(name, EVERYTHING, is_source=name == "a")
+        swarm.start(name, join=("a",) if name != "a" else ())
+    for key, value in {"batch": 6, "micro_batch": 2, "schedule": schedule}.items():
+        swarm.set("a", key, value)
+    swarm.set("a", "pin", "a:0-3,b:3-6")
+    assert swarm.run_until(lambda: promised(swarm) == 6 and stage_peers(swarm) == ["b"], 30.0)
+    settle(swarm)
+    alone_us = us_per_token(swarm, [stream := swarm.submit("a", PROMPT, LONG)])
+    answer(swarm, stream)
+    streams = [swarm.submit("a", PROMPT, LONG) for _ in range(6)]
+    expected_us = iteration_us(schedule, round(alone_us), 3000, 3)
+    assert us_per_token(swarm, streams) == pytest.approx(expected_us, rel=0.1)
     for stream in streams:
         assert answer(swarm, stream) == stream.oracle.tokens(LONG)
 

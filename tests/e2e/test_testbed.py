@@ -1,0 +1,141 @@
+"""`scripts/testbed`: emulated devices serve a command, and nothing is left afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgeshard_p2p.faults.namespaces import why_not
+from tests.e2e.conftest import BLOCK_MIB, N_BLOCKS
+from tests.e2e.swarm import DEADLINE_S, EDGESHARD, Ended, Machine, eventually
+
+pytestmark = pytest.mark.timeout(300)
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "testbed.py"
+needs_namespaces = pytest.mark.skipif(bool(why_not()), reason=f"emulated devices need {why_not()}")
+
+TWO = f"""
+sources = ["amy"]
+[[device]]
+name = "amy"
+class = "small"
+[[device]]
+name = "ben"
+class = "small"
+[class.small]
+cores = 0.7
+memory_gib = {BLOCK_MIB * (N_BLOCKS // 2 + 2) / 1024}
+[link]
+default_mbps = 50
+delay_ms = 1
+"""
+
+
+def topology(directory: Path, text: str = TWO) -> Path:
+    path = directory / "two.toml"
+    path.write_text(text)
+    return path
+
+
+def popen(machine: Machine, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        env=machine.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def testbed(machine: Machine, *arguments: object) -> Ended:
+    with popen(machine, *arguments) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=2 * DEADLINE_S)
+        finally:
+            process.kill()
+    check_nothing_is_left(process.pid)
+    return Ended(process.returncode, stdout, stderr)
+
+
+def namespaces_of(pid: int) -> list[str]:
+    directory = Path("/run/netns")
+    names = os.listdir(directory) if directory.exists() else []
+    return [name for name in names if name.startswith(f"edgeshard-{pid}-")]
+
+
+def check_nothing_is_left(pid: int) -> None:
+    prefix = f"edgeshard-{pid}-"
+    assert not namespaces_of(pid)
+    groups = Path("/sys/fs/cgroup/cpu")
+    assert not [group for group in groups.glob("edgeshard-*") if group.name.startswith(prefix)]
+
+
+@pytest.mark.needs_root
+@needs_namespaces
+def test_command_asks_the_emulated_swarm(machine: Machine, tmp_path: Path) -> None:
+    command = [*EDGESHARD, "run", "hello", "--raw", "--max-tokens", "3", "--json"]
+    done = testbed(machine, "--model", machine.model, topology(tmp_path), "--", *command)
+    assert done.exit_code == 0, done.stderr
+    (told,) = done.objects
+    assert (told["finish_reason"], len(told["token_ids"])) == ("length", 3)
+    assert "serving: " in done.stderr
+
+
+@pytest.mark.needs_root
+@needs_namespaces
+def test_exit_code_is_the_commands(machine: Machine, tmp_path: Path) -> None:
+    command = [*EDGESHARD, "set", "no_such_setting=1"]
+    done = testbed(machine, "--model", machine.model, topology(tmp_path), "--", *command)
+    assert done.exit_code == 2
+
+
+@pytest.mark.needs_root
+@needs_namespaces
+def test_ctrl_c_takes_everything_down(machine: Machine, tmp_path: Path) -> None:
+    process = popen(machine, "--model", machine.model, topology(tmp_path), "--", "sleep", "1000")
+    try:
+        eventually(lambda: namespaces_of(process.pid), lambda: "no namespace was made")
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=DEADLINE_S)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 1
+    assert "testbed: cancelled" in stderr
+    check_nothing_is_left(process.pid)
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "exit_code", "why"),
+    [
+        (TWO, [], 2, "give a command after the topology, or --check"),
+        (
+            TWO.replace('sources = ["amy"]', 'sources = ["zoe"]'),
+            ["--", "true"],
+            2,
+            'no device "zoe"',
+        ),
+        (TWO.replace("cores = 0.7\n", ""), ["--", "true"], 2, "class.small.cores: expected"),
+        (TWO.replace("cores = 0.7", "cores = 400"), ["--", "true"], 1, "are missing"),
+        (TWO, ["--flag", "batch", "--", "true"], 2, "--flag 'batch' is not FLAG=VALUE"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(
+    machine: Machine, tmp_path: Path, text: str, arguments: list[str], exit_code: int, why: str
+) -> None:
+    flags = ["--model", machine.model]
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    flags += arguments[:split]
+    done = testbed(machine, *flags, topology(tmp_path, text), *arguments[split:])
+    assert done.exit_code == exit_code, done.stderr
+    assert why in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert json.dumps(done.stdout) == '""'
