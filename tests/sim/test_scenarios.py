@@ -153,24 +153,36 @@ def test_long_prompt_takes_turns_with_a_running_stream(monkeypatch: pytest.Monke
     assert answer(swarm, stream) == stream.oracle.tokens(LONG)
 
 
-def test_requests_that_began_apart_come_to_share_full_passes(
+def test_requests_that_began_apart_come_to_share_passes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    swarm = swarm_of("ab", EVERYTHING // 2 + EVERYTHING // 8)
-    swarm.set("a", "batch", 6)
-    swarm.set("a", "micro_batch", 3)
-    settle(swarm)
-    assert stage_peers(swarm) != []
+    """Where two could be under way beside each other, but each costs as much as a full one."""
+    swarm = swarm_of_two_stages({"batch": 6, "micro_batch": 2})
     streams = []
     for _ in range(6):
         streams.append(swarm.submit("a", PROMPT, LONG))
-        swarm.run(swarm.now + 0.003)
+        swarm.run(swarm.now + 0.0045)
     assert swarm.run_until(lambda: all(len(s.tokens) > 20 for s in streams), 30.0)
     passes = watch_passes(monkeypatch, "entry")
     assert swarm.run_until(lambda: all(len(s.tokens) > 40 for s in streams), 30.0)
-    assert {len(one) for one in passes} == {3}
+    assert {len(one) for one in passes} == {2}
     for stream in streams:
         assert answer(swarm, stream) == stream.oracle.tokens(LONG)
+
+
+def swarm_of_two_stages(settings: dict[str, int | str]) -> Simulator:
+    """a takes prompts and 3 ms for each pass, b the rest of each, and as long."""
+    swarm = Simulator(7)
+    for name in "ab":
+        swarm.add(name, EVERYTHING, is_source=name == "a")
+        swarm.start(name, join=("a",) if name != "a" else ())
+    for key, value in settings.items():
+        swarm.set("a", key, value)
+    swarm.set("a", "pin", "a:0-3,b:3-6")
+    n = settings["batch"]
+    assert swarm.run_until(lambda: promised(swarm) == n and stage_peers(swarm) == ["b"], 30.0)
+    settle(swarm)
+    return swarm
 
 
 def us_per_token(swarm: Simulator, streams: list[SimRequest]) -> float:
@@ -185,15 +197,7 @@ def us_per_token(swarm: Simulator, streams: list[SimRequest]) -> float:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedule_takes_what_its_closed_form_says(schedule: Schedule) -> None:
     """Three micro-batches on two devices of 3 ms each, by real cores."""
-    swarm = Simulator(7)
-    for name in "ab":
-        swarm.add(name, EVERYTHING, is_source=name == "a")
-        swarm.start(name, join=("a",) if name != "a" else ())
-    for key, value in {"batch": 6, "micro_batch": 2, "schedule": schedule}.items():
-        swarm.set("a", key, value)
-    swarm.set("a", "pin", "a:0-3,b:3-6")
-    assert swarm.run_until(lambda: promised(swarm) == 6 and stage_peers(swarm) == ["b"], 30.0)
-    settle(swarm)
+    swarm = swarm_of_two_stages({"batch": 6, "micro_batch": 2, "schedule": schedule})
     alone_us = us_per_token(swarm, [stream := swarm.submit("a", PROMPT, LONG)])
     answer(swarm, stream)
     streams = [swarm.submit("a", PROMPT, LONG) for _ in range(6)]
