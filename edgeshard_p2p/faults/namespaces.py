@@ -18,6 +18,7 @@ import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,10 @@ class Namespaces(ABC):
         self._index = {name: index for index, name in enumerate(names)}
         self._names = {name: f"{self.prefix}-{index}" for name, index in self._index.items()}
         self._made: list[str] = []
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.close)
             self._make()
-        except NamespaceError:
-            self.close()
-            raise
+            undo.pop_all()
 
     @abstractmethod
     def _make(self) -> None:
@@ -75,8 +75,9 @@ class Namespaces(ABC):
     def heal(self) -> None: ...
 
     def _add(self, namespace: str) -> None:
-        _ip("netns", "add", namespace)
+        # Noted first: an interruption may come at any moment.
         self._made.append(namespace)
+        _ip("netns", "add", namespace)
 
     def _address(self, name: str) -> None:
         own = self._names[name]
@@ -104,8 +105,11 @@ class Namespaces(ABC):
     def close(self) -> None:
         failures = []
         while self._made:
+            namespace = self._made.pop()
+            if not Path(_file_of(namespace)).exists():
+                continue
             try:
-                _ip("netns", "del", self._made.pop())
+                _ip("netns", "del", namespace)
             except NamespaceError as error:
                 failures.append(error)
         if failures:

@@ -202,7 +202,8 @@ class Engine:
 
     @torch.inference_mode()
     def _check_widths(self) -> None:
-        """Finds out, with the first block and the head, which tile widths are exact here.
+        """Finds out, with the first block and the head, which tile widths are exact here, and
+        worth using.
 
         Not when they are loaded: a device that only loads needs no memory for kernels yet."""
         if self._blocks and not self._has_block_widths:
@@ -212,14 +213,24 @@ class Engine:
         if self._head and not self._has_head_widths:
             rows = exactness.random_rows(self.spec.hidden_size, self._dtype)
             widths = exactness.head_widths(self._head, rows, self.tile_rows)
-            self._head_numerics = Numerics(self.tile_rows, widths)
+            head = self._head
+            self._head_numerics = Numerics(
+                self.tile_rows,
+                exactness.worth_using(widths, lambda w: exactness.head_time_s(head, rows[:w])),
+            )
             self._has_head_widths = True
 
     def _block_widths(self, block: Block) -> tuple[int, ...]:
         _, kv_heads, head_dim = families.kv_shape(self._checkpoint.config)
         slot = exactness.scratch_slot(kv_heads, head_dim, self.spec.max_context, self._dtype)
         rows = exactness.random_rows(self.spec.hidden_size, self._dtype)
-        return exactness.block_widths(block, self._rotary, slot, rows, self.numerics)
+        widths = exactness.block_widths(block, self._rotary, slot, rows, self.numerics)
+
+        def time_s(width: int) -> float:
+            numerics = replace(self.numerics, widths=(width,))
+            return exactness.block_time_s(block, self._rotary, slot, rows, numerics)
+
+        return exactness.worth_using(widths, time_s)
 
     def _hidden(self, units: UnitRange, groups: Sequence[RowGroup], rows: Tensor) -> Tensor:
         blocks = [unit for unit in units if self.spec.is_block(unit)]
@@ -319,8 +330,8 @@ def _return_freed_memory() -> None:
 
 def rows_are_exact(engine: Engine) -> bool:
     """Whether all tile widths agree here.  Where not, `exact` holds as well, but runs slower."""
-    expected = tuple(ladder(engine.tile_rows))
-    return engine.exact_widths() == expected
+    widths, all_of_them = engine.exact_widths(), tuple(ladder(engine.tile_rows))
+    return bool(widths) and widths == all_of_them[-len(widths) :]
 
 
 def _positions(groups: Sequence[RowGroup]) -> Iterator[int]:

@@ -7,6 +7,8 @@ unit and in what it caches.  A width that disagrees is not used.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -18,6 +20,8 @@ from edgeshard_p2p.model.units import Block, Head, Rotary
 
 HEAD_TILE_ROWS_MAX = 32
 """Rows of a pass that end in a token are few."""
+
+TIMINGS = 5
 
 _REACHES = (1, 5 * KEY_BLOCK, 64 * KEY_BLOCK)
 """Positions up to which the compared rows reach, as far as the context goes."""
@@ -74,6 +78,38 @@ class _BlockCheck:
         self._rotary.fill(tile)
         hidden = tile.take(self._rows[first : first + rows])
         return self._block.run(hidden, tile, [self._slot])
+
+
+def worth_using(widths: tuple[int, ...], time_s: Callable[[int], float]) -> tuple[int, ...]:
+    """Without the narrow ones that take longer than the next: there are kernels that are slower
+    for fewer rows (fp32 on Zen 3: a block's products 1.4 ms at 2 rows, 1.0 at 4)."""
+    while len(widths) > 1 and time_s(widths[0]) > time_s(widths[1]):
+        widths = widths[1:]
+    return widths
+
+
+def block_time_s(
+    block: Block, rotary: Rotary, slot: Tensor, rows: Tensor, numerics: Numerics
+) -> float:
+    """Of one row, the others of the tile being padding."""
+    slot = slot[:, :, :KEY_BLOCK]
+    (tile,) = tiles_of([Run(0, slot.shape[2] - 1, 1)], numerics)
+    rotary.fill(tile)
+    hidden = tile.take(rows[:1])
+    return _shortest_s(lambda: block.run(hidden, tile, [slot]))
+
+
+def head_time_s(head: Head, rows: Tensor) -> float:
+    return _shortest_s(lambda: head.logits(rows))
+
+
+def _shortest_s(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(TIMINGS):
+        begun = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begun)
+    return min(times)
 
 
 def head_widths(head: Head, rows: Tensor, tile_rows: int) -> tuple[int, ...]:

@@ -45,7 +45,7 @@ class Numerics:
     tile_rows: int
     """0 in `fast`."""
     widths: tuple[int, ...] = ()
-    """Tiles that agree with a row alone, ascending."""
+    """Tiles that agree with a row alone and are worth using, ascending."""
     group: int = 1
     """Query heads to a key head."""
 
@@ -87,9 +87,10 @@ def _split(rows: int, numerics: Numerics) -> tuple[tuple[int, int, int], ...]:
 
 
 def _next_width(rest: int, numerics: Numerics) -> int:
-    """The widest tile that ``rest`` fills, all but ``tile_rows`` rows at most."""
-    filled = [width for width in numerics.widths if width - rest <= numerics.tile_rows]
-    return filled[-1] if filled else numerics.widths[0]
+    """The widest tile that ``rest`` fills, but for less than the narrowest one's rows."""
+    narrowest = numerics.widths[0]
+    filled = [width for width in numerics.widths if width - rest < narrowest]
+    return filled[-1] if filled else narrowest
 
 
 @dataclass(frozen=True)

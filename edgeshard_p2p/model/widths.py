@@ -1,4 +1,4 @@
-"""Which tile widths were found to be exact, kept on disk.
+"""Which tile widths were found to be exact and worth using, kept on disk.
 
 Finding out takes the better part of a second, and after a loss somebody waits for it.  It depends
 on the model's shapes, on the processor and on torch, all of which are in the file's name.
@@ -21,7 +21,7 @@ class Widths(msgspec.Struct, frozen=True):
 
 
 def file_of(directory: Path, digest: str, dtype: str, tile_rows: int) -> Path:
-    return directory / f"widths-{digest[:16]}-{dtype}-{tile_rows}-{kernel_probe.machine()}.json"
+    return directory / f"widths-2-{digest[:16]}-{dtype}-{tile_rows}-{kernel_probe.machine()}.json"
 
 
 def read(file: Path) -> Widths:

@@ -55,7 +55,7 @@ def popen(machine: Machine, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def testbed(machine: Machine, *arguments: object) -> Ended:
+def run_testbed(machine: Machine, *arguments: object) -> Ended:
     with popen(machine, *arguments) as process:
         try:
             stdout, stderr = process.communicate(timeout=2 * DEADLINE_S)
@@ -82,7 +82,7 @@ def check_nothing_is_left(pid: int) -> None:
 @needs_namespaces
 def test_command_asks_the_emulated_swarm(machine: Machine, tmp_path: Path) -> None:
     command = [*EDGESHARD, "run", "hello", "--raw", "--max-tokens", "3", "--json"]
-    done = testbed(machine, "--model", machine.model, topology(tmp_path), "--", *command)
+    done = run_testbed(machine, "--model", machine.model, topology(tmp_path), "--", *command)
     assert done.exit_code == 0, done.stderr
     (told,) = done.objects
     assert (told["finish_reason"], len(told["token_ids"])) == ("length", 3)
@@ -93,7 +93,7 @@ def test_command_asks_the_emulated_swarm(machine: Machine, tmp_path: Path) -> No
 @needs_namespaces
 def test_exit_code_is_the_commands(machine: Machine, tmp_path: Path) -> None:
     command = [*EDGESHARD, "set", "no_such_setting=1"]
-    done = testbed(machine, "--model", machine.model, topology(tmp_path), "--", *command)
+    done = run_testbed(machine, "--model", machine.model, topology(tmp_path), "--", *command)
     assert done.exit_code == 2
 
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_is_said_in_one_line(
     flags = ["--model", machine.model]
     split = arguments.index("--") if "--" in arguments else len(arguments)
     flags += arguments[:split]
-    done = testbed(machine, *flags, topology(tmp_path, text), *arguments[split:])
+    done = run_testbed(machine, *flags, topology(tmp_path, text), *arguments[split:])
     assert done.exit_code == exit_code, done.stderr
     assert why in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -59,3 +59,19 @@ def test_file_is_of_one_model_dtype_and_tile(tmp_path: Path) -> None:
 def test_widths_that_cannot_be_kept_are_no_trouble(tmp_path: Path) -> None:
     (tmp_path / "kernels").write_text("in the way")
     memo.keep(widths.file_of(tmp_path / "kernels", "a" * 64, "fp32", 2), Widths((2,), (2,)))
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ({2: 1.0, 4: 2.0, 8: 3.0}, (2, 4, 8)),
+        ({2: 1.4, 4: 1.0, 8: 3.0}, (4, 8)),
+        ({2: 1.4, 4: 1.3, 8: 1.2}, (8,)),
+        ({2: 1.0, 4: 1.0, 8: 0.5}, (2, 4, 8)),
+    ],
+)
+def test_narrow_tiles_that_take_longer_are_not_used(
+    times: dict[int, float], expected: tuple[int, ...]
+) -> None:
+    assert exactness.worth_using((2, 4, 8), times.__getitem__) == expected
+    assert exactness.worth_using((), times.__getitem__) == ()
