@@ -32,10 +32,10 @@ class PassSizes:
 
     def of(self, plan: Plan, n_requests: int, snapshot: Snapshot | None) -> PassSize | None:
         """None where ``snapshot`` does not say what the plan costs."""
-        if snapshot is not self._snapshot:
-            self._snapshot = snapshot
+        if snapshot is not self._snapshot and snapshot != self._snapshot:
             self._sizes.clear()
             self._costs.clear()
+        self._snapshot = snapshot
         key = (plan.id, n_requests)
         if key not in self._sizes:
             self._sizes[key] = self._best(plan, n_requests)

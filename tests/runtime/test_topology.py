@@ -377,7 +377,7 @@ WRONG = {
     # classes
     ("[class.spare]", '[class."a b"]'): "class.\"a b\": expected letters, digits, '.', '_' or '-'",
     ("memory_gib = 0.5", "memroy = 1"): (
-        'class.desk: unknown key "memroy"; known: memory_gib, times'
+        'class.desk: unknown key "memroy"; known: memory_gib, cores, times'
     ),
     ("memory_gib = 0.5", "memory_gib = -1"): "class.desk.memory_gib: expected a number > 0",
     ("prefill_ms = 20", "prefil_ms = 20"): (
