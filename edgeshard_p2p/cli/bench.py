@@ -120,6 +120,7 @@ def bench_command(
     told = measured.told()
     if plot_file is not None:
         _plot(served, plot_file, as_json)
+        click.echo(f"drawn: {plot_file}", err=True)
     print(json.dumps(told) if as_json else _in_words(told), flush=True)
     sys.exit(FAILED if told["failed"] else 0)
 
@@ -169,9 +170,18 @@ def _in_words(told: dict[str, Any]) -> str:
             f"predicted      {said['tokens_per_s']:.1f} tokens/s with {said['requests']} decoding, "
             f"{said['rows_per_pass']} to a pass; {said['ms_per_token']:.1f} ms/token of each"
         )
+    if told["concurrency"] > told["batch"]:
+        lines.append(f"room           for {told['batch']} at once in this plan; others had to wait")
+    if told["plans"] > 1:
+        lines.append(f"plans          {told['plans']}: the swarm changed its plan in the middle")
     idle = [f"{name} {100 * share:.0f} %" for name, share in told["bubbles"].items()]
     lines += [f"idle           {', '.join(idle)} of the time"] if idle else []
-    trouble = [f"{told[kind]} {kind}" for kind in ("failed", "refusals", "failovers") if told[kind]]
+    names = {
+        "failed": "failed",
+        "refusals": "refused for now, and came again",
+        "failovers": "moved",
+    }
+    trouble = [f"{told[kind]} {words}" for kind, words in names.items() if told[kind]]
     lines += [f"trouble        {', '.join(trouble)}"] if trouble else []
     return "\n".join([*lines, *(f"  {error}" for error in told["errors"])])
 

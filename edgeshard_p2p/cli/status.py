@@ -109,6 +109,11 @@ def _plan(plan: dict[str, Any]) -> str:
         f"plan {plan['plan_id'][:6]} {plan['state']}: {plan['dtype']} {plan['numerics']}, "
         f"{plan['batch']} x {plan['context']} tokens, for {plan['objective']}"
     )
+    wished = plan["batch_wished"]
+    if wished is not None and plan["batch"] < wished:
+        head += (
+            f"\n  memory has room for {plan['batch']} of the {wished} requests wished for at once"
+        )
     lines = [
         head,
         *([f"  {speed}"] if speed else []),

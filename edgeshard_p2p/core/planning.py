@@ -16,7 +16,7 @@ from edgeshard_p2p.core.gossip import Gossip
 from edgeshard_p2p.core.ids import PeerId, PlanId, unit_ranges
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.pass_sizes import PassSize, PassSizes
-from edgeshard_p2p.core.plan import DEFAULT_GOAL, Plan
+from edgeshard_p2p.core.plan import DEFAULT_GOAL, Plan, Snapshot
 from edgeshard_p2p.core.records import DeviceRecord, Failure, FailuresRecord, HeldRecord, ReadyPlan
 from edgeshard_p2p.core.replan import Replan
 from edgeshard_p2p.core.rollout import Life, Rollout
@@ -78,14 +78,20 @@ class Planning:
         figures = (device.prefill or device.decode) if isinstance(device, DeviceRecord) else ()
         return max(1, figures[-1].block_us // figures[-1].rows) if figures else 1
 
+    def _snapshot(self) -> Snapshot | None:
+        return self.replan.view.snapshot if self.replan.view is not None else None
+
     def objective(self) -> str:
-        view = self.replan.view
-        snapshot = view.snapshot if view is not None else None
+        snapshot = self._snapshot()
         return (snapshot.goal if snapshot is not None else DEFAULT_GOAL).objective
 
+    def batch_wished(self) -> int | None:
+        """Sequences that the swarm's settings wish for; a plan holds as many as fit."""
+        snapshot = self._snapshot()
+        return snapshot.workload.batch if snapshot is not None else None
+
     def pass_size(self, plan: Plan, n_requests: int) -> PassSize | None:
-        view = self.replan.view
-        return self._sizes.of(plan, n_requests, view.snapshot if view is not None else None)
+        return self._sizes.of(plan, n_requests, self._snapshot())
 
     def _pass_rows(self, plan: Plan, n_requests: int) -> int:
         size = self.pass_size(plan, n_requests)

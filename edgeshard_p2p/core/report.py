@@ -63,6 +63,7 @@ def _plan(core: PeerCore) -> Report:
         "state": rolling.life.value,
         "stages": _stages(core, plan),
         "batch": plan.workload.batch,
+        "batch_wished": core.planning.batch_wished(),
         "context": plan.workload.context,
         "dtype": plan.workload.dtype,
         "numerics": plan.workload.numerics,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from msgspec import Struct
+
 from edgeshard_p2p.core.model_spec import DTYPE_BYTES, ModelSpec
 from edgeshard_p2p.core.pin import parse_pin
 from edgeshard_p2p.core.plan import OBJECTIVES
@@ -18,12 +20,22 @@ LIFTED: dict[str, SettingValue] = {"pin": ""}
 """What may be set for a time, and how it is lifted."""
 
 
-def _one_of(*choices: str) -> Callable[[SettingValue], bool]:
-    return lambda value: value in choices
+class _Kind(Struct, frozen=True):
+    """What values a setting may have, and that in words."""
+
+    takes: Callable[[SettingValue], bool]
+    expected: str
 
 
-def _between(low: int, high: int) -> Callable[[SettingValue], bool]:
-    return lambda value: isinstance(value, int) and low <= value <= high
+def _one_of(*choices: str) -> _Kind:
+    return _Kind(lambda value: value in choices, " or ".join(choices))
+
+
+def _between(low: int, high: int) -> _Kind:
+    return _Kind(
+        lambda value: isinstance(value, int) and low <= value <= high,
+        f"a whole number from {low} to {high}",
+    )
 
 
 def _is_pin(value: SettingValue) -> bool:
@@ -31,8 +43,8 @@ def _is_pin(value: SettingValue) -> bool:
     return isinstance(value, str) and (not value or parse_pin(value) is not None)
 
 
-_VALID: dict[str, Callable[[SettingValue], bool]] = {
-    "model": lambda value: isinstance(value, ModelSpec),
+_KINDS = {
+    "model": _Kind(lambda value: isinstance(value, ModelSpec), "set by `edgeshard peer --model`"),
     "dtype": _one_of(*DTYPE_BYTES),
     "numerics": _one_of("exact", "fast"),
     "objective": _one_of(*OBJECTIVES),
@@ -43,26 +55,26 @@ _VALID: dict[str, Callable[[SettingValue], bool]] = {
     "prompt": _between(0, 2**24),
     "generate": _between(0, 2**16),
     "first_layer": _one_of("block", "embedding"),
-    "pin": _is_pin,
+    "pin": _Kind(
+        _is_pin,
+        "NAME:0-11,NAME:11-32, half-open ranges of units that follow each other from 0 to the "
+        "last, first the source's (several: A+B:0-2)",
+    ),
 }
 
 
 def is_valid(key: str, value: SettingValue) -> bool:
     """False for unknown keys and impossible values: they are not believed."""
-    check = _VALID.get(key)
-    return check is not None and check(value)
+    kind = _KINDS.get(key)
+    return kind is not None and kind.takes(value)
 
 
 def why_invalid(key: str, value: SettingValue) -> str:
     """Of what ``is_valid`` refuses."""
-    if key not in _VALID:
-        return f"{key} is no setting of the swarm; there are {', '.join(sorted(_VALID))}"
-    if key == "pin":
-        return (
-            f"{key}={value} is no pin; write NAME:0-11,NAME:11-32, half-open ranges of units that "
-            "follow each other from 0 to the last, first the source's (several: A+B:0-2)"
-        )
-    return f"{key}={describe(value)} is not a setting of the swarm that can be"
+    kind = _KINDS.get(key)
+    if kind is None:
+        return f"{key} is no setting of the swarm; there are {', '.join(sorted(_KINDS))}"
+    return f"{key}={describe(value)} cannot be; expected {kind.expected}"
 
 
 def describe(value: SettingValue) -> str:

@@ -149,7 +149,7 @@ class _Size:
         self.least_us = self._latency_us(sides[0].placement.cost)
         if at < len(limits):
             self.least_us = min(self.least_us, max(quickest_us, self._round_us(limits[at])))
-        note = "too few sequences to fill the pipeline of least bottleneck: another one is better"
+        note = "with so few sequences in flight this plan beats that of the least busy bottleneck"
         others = [one for one in sides if one is not narrow]
         return [
             self._answered(narrow.placement),

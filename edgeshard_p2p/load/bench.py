@@ -65,6 +65,8 @@ class Measured(Struct, frozen=True):
     bubbles: dict[str, float]
     """By peer: the part of the time in which it computed nothing."""
     predicted: Expected | None
+    plans: int
+    """How many plans the answers ended on: with more than one the swarm changed it meanwhile."""
     errors: tuple[str, ...]
 
     def told(self) -> dict[str, Any]:
@@ -88,7 +90,7 @@ class Bench:
         if plan["state"] != "active":
             why = plan["waiting_for"] or "its plan is being loaded"
             raise LoadError(f"the swarm cannot serve now: {why}")
-        say("looking for a prompt of that length")
+        say(f"looking for a prompt of {wish.prompt} tokens")
         prompt, n_prompt = prompt_of(wish.prompt, self._count)
         promise = self._promise(report, min(wish.concurrency, plan["batch"]))
         load = Load(
@@ -109,6 +111,7 @@ class Bench:
             steady_tokens_per_s(served) if is_at_once else None,
             bubbles(before, self._reports(report), seen.seconds),
             promise,
+            len({one.plan_id for one in served if one.plan_id}),
             tuple(sorted({one.error for one in served if one.error})),
         )
         return measured, served
@@ -120,15 +123,15 @@ class Bench:
             answer = next(client.answers(ASK_S))
         if not isinstance(answer, expected):
             why = answer.error if isinstance(answer, Failed) else "it is of another release"
-            raise LoadError(f"{peer} does not answer: {why}")
+            raise LoadError(f"{peer}: {why}")
         return answer
 
     def _count(self, text: str) -> int:
         peer = self._peers[0]
         answer = ask(peer, self._security, Run(text, True, 1, Sampling()), PROBE_S)
         if not isinstance(answer, Done):
-            why = answer.error if isinstance(answer, Failed) else "no word from it"
-            raise LoadError(f"{peer} does not answer: {why}")
+            why = answer.error if isinstance(answer, Failed) else "no answer"
+            raise LoadError(f"{peer}: {why}")
         return answer.prompt_tokens
 
     def _promise(self, report: dict[str, Any], n_requests: int) -> Expected | None:

@@ -52,6 +52,8 @@ class Served:
     token_ids: list[int] = field(default_factory=list)
     refusals: int = 0
     failovers: int = 0
+    plan_id: str | None = None
+    """That it ended on."""
     error: str = ""
 
     @property
@@ -125,6 +127,6 @@ class Traffic:
                     one.error = answer.error
                     return None
                 elif isinstance(answer, Done):
-                    one.failovers = answer.failovers
+                    one.failovers, one.plan_id = answer.failovers, answer.plan_id
                     return None
         raise AssertionError("answers end with a word or an exception")
