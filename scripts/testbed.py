@@ -106,8 +106,12 @@ def _check(topology: Topology, as_json: bool) -> None:
     namespaces = Switched([member.name for member in topology.members], links)
     try:
         trials = check_links(namespaces, links, say)
+    except OSError as error:
+        fail(f"a link does not work: {error}", FAILED)
     finally:
         namespaces.close()
+    if not trials:
+        fail("no two devices of this file are linked both ways", USAGE)
     wrong = [trial for trial in trials if not trial.is_right]
     if as_json:
         told = {

@@ -2,8 +2,7 @@
 
 Emulated devices: peers on loopback, each with a CPU quota from its start.  So many devices serve so
 many requests of 64 tokens in and 64 out, all put at once, and are compared with one such device.
-What cannot be told apart from luck is not compared: every figure comes from one run on an otherwise
-idle machine.
+Each figure is of one run, on a machine that should be idle; from run to run they differ by a tenth.
 """
 
 from __future__ import annotations

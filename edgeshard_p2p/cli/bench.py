@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,7 +133,13 @@ def _progress(n_tokens: int) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     with click.progressbar(length=n_tokens, label="tokens", file=sys.stderr) as bar:
-        yield lambda: bar.update(1)
+        lock = threading.Lock()  # Tokens come from many threads.
+
+        def on_token() -> None:
+            with lock:
+                bar.update(1)
+
+        yield on_token
 
 
 def _check_plot(file: Path | None, as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """What this peer computes next, for its stages and for its own requests, of all living plans.
 
-Decides nothing that `lanes` does not decide; turns rows that have their turn into passes.
+Says how large passes may be, how many of a source's are under way, and when a chunk has room where
+it goes next; `lanes` decides by that which rows have their turn, and they become passes here.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class ComputeDesk:
         ones would never find together, for what comes back together sets out together."""
         role, plan_id = lane
         stage = self.stages.get(plan_id)
-        own = self.source.decoding(plan_id) if role == ENTRY else []
+        requests = self.source.requests.values() if role == ENTRY else ()
+        own = [r for r in requests if r.plan_id == plan_id and r.is_decoding]
         n_requests = max(len(own), stage.n_decoding() if stage is not None else 0)
         if not n_requests:
             return 1
@@ -83,7 +85,7 @@ class ComputeDesk:
         if next_index == len(flow.plan.stages):
             return True
         if role == ENTRY and flow.plan.stages[0].peer == self.source.me:
-            return self.lanes.n_chunks((STAGE, plan_id)) < CHUNKS_AHEAD
+            return self.lanes.n_chunks((STAGE, plan_id), self.source.me) < CHUNKS_AHEAD
         return flow.chunks_ahead(flow.onward(self.source.me, next_index)) < CHUNKS_AHEAD
 
     def _begin(self, taken: list[Waiting[Rows]]) -> list[Effect]:

@@ -10,7 +10,7 @@ starts anew with it and drops frames of older ones.
       seq 1, 2, 3             ->
                               <-          FrameAck 3, credit 11
 
-Knows nothing of what the frames carry.
+Knows nothing of what the frames carry, but which of them take long to compute (chunks).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from edgeshard_p2p.core.ids import PlanId, RequestId
+from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
 
 T = TypeVar("T")
 
@@ -32,6 +32,8 @@ class Waiting(Generic[T]):
     is_chunk: bool
     """Computed by itself."""
     work: T
+    number: int = 0
+    """In the order of arrival."""
 
     @property
     def keys(self) -> set[tuple[Lane, RequestId]]:
@@ -50,6 +52,9 @@ class Lanes(Generic[T]):
     _in_flight: dict[tuple[str, int], bool] = field(default_factory=dict)
     """By role and number of the job: whether it is a chunk."""
     _was_chunk: bool = False
+    _n_put: int = 0
+    _chunk_at: int = 0
+    """What had arrived when the last chunk was taken: rows of that time go before the next one."""
 
     def put(
         self, lane: Lane, work: T, requests: Iterable[RequestId], n_rows: int, is_chunk: bool
@@ -57,7 +62,8 @@ class Lanes(Generic[T]):
         whose = frozenset(requests)
         # A prompt's last chunk may be a single row; it does not overtake those before it.
         is_chunk = is_chunk or any((lane, request) in self._in_chunks for request in whose)
-        waiting = Waiting(lane, whose, n_rows, is_chunk, work)
+        self._n_put += 1
+        waiting = Waiting(lane, whose, n_rows, is_chunk, work, self._n_put)
         self._waiting.append(waiting)
         if is_chunk:
             self._in_chunks.update(waiting.keys)
@@ -72,8 +78,9 @@ class Lanes(Generic[T]):
             return []
         chunk = self._next_chunk(takes_chunk) if not any(self._in_flight.values()) else None
         first, n_max = self._first_row(rows_max)
-        if chunk is not None and not (first is not None and self._was_chunk):
-            self._was_chunk = True
+        is_owed = first is not None and (self._was_chunk or first.number <= self._chunk_at)
+        if chunk is not None and not is_owed:
+            self._was_chunk, self._chunk_at = True, self._n_put
             return self._out([chunk])
         if first is None:
             return []
@@ -103,8 +110,10 @@ class Lanes(Generic[T]):
             seen |= waiting.keys
         return None
 
-    def n_chunks(self, lane: Lane) -> int:
-        return sum(1 for waiting in self._waiting if waiting.is_chunk and waiting.lane == lane)
+    def n_chunks(self, lane: Lane, source: PeerId) -> int:
+        """Of that source's requests."""
+        chunks = (w for w in self._waiting if w.is_chunk and w.lane == lane)
+        return sum(1 for chunk in chunks if any(r.source == source for r in chunk.requests))
 
     def _together(self, first: Waiting[T], rows_max: int) -> list[Waiting[T]]:
         """Those that came next in the same lane, whole, as many as fit; a pass has no more than one

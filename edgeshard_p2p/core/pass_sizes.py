@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from edgeshard_p2p.core.ids import PlanId
 from edgeshard_p2p.core.layout import Layout, is_linked, latency_us, loads
@@ -45,10 +46,13 @@ class PassSizes:
         snapshot = self._snapshot
         if snapshot is None or not n_requests:
             return None
-        known = {device.peer for device in snapshot.devices}
+        peers = plan.peers()
+        devices = tuple(device for device in snapshot.devices if device.peer in peers)
+        snapshot = replace(snapshot, devices=devices)  # Others cost nothing but time here.
         layout = Layout(plan.sources, plan.entry_end, plan.stages, snapshot.model.n_units)
-        is_of_model = plan.n_units == snapshot.model.n_units
-        if not known.issuperset(plan.peers()) or not is_of_model or not is_linked(snapshot, layout):
+        is_of_model = plan.model_digest == snapshot.model.digest
+        is_whole = plan.n_units == snapshot.model.n_units and len(devices) == len(peers)
+        if not is_of_model or not is_whole or not is_linked(snapshot, layout):
             return None
         wish = snapshot.goal.micro_batch
         sizes = {-(-n_requests // n) for n in range(1, n_requests + 1)}

@@ -5,6 +5,7 @@ Knows nothing of when to do what.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -68,7 +69,7 @@ class Request:
     cause: str = ""
     """Why it is waiting, in words for its user."""
     retry_ms: int = 0
-    """After what time another try has a chance, by the word of who grants slots; 0 once it runs."""
+    """After what time another try has a chance, by the last word of who grants slots."""
     phase_since: float = 0.0
     progress_at: float = 0.0
     ask_at: float = 0.0
@@ -197,6 +198,13 @@ class ReturnSlot:
 
 
 SourceStep = Effect | AskSlot | AskCaches | Compute | Flush | OfferFrame | ReturnSlot
+
+
+def is_back(pass_number: int | None, requests: Iterable[Request]) -> None:
+    """A token of that pass is here: those of its other rows came with it, or never will."""
+    for request in requests:
+        if request.pass_number == pass_number:
+            request.pass_number = None
 
 
 def story(request: Request, found: Resumption, n_replayed: int) -> str:

@@ -35,6 +35,7 @@ from edgeshard_p2p.core.request import (
     Phase,
     Request,
     SourceStep,
+    is_back,
     stats_of,
     story,
 )
@@ -82,9 +83,6 @@ class SourceWork:
     def n_running(self, plan: PlanId | None = None) -> int:
         running = [r for r in self.requests.values() if r.phase is Phase.RUNNING]
         return sum(1 for request in running if plan in (None, request.plan_id))
-
-    def decoding(self, plan: PlanId) -> list[Request]:
-        return [r for r in self.requests.values() if r.plan_id == plan and r.is_decoding]
 
     def _running(self, request_id: RequestId, attempt: int) -> Request | None:
         """The request, if it runs in this very attempt: whatever comes late belongs to nobody."""
@@ -170,7 +168,7 @@ class SourceWork:
             return []
         if verdict == "overloaded":
             request.cause = "every slot and the waiting queue are full"
-            return self._end(request, "error", request.cause, now)
+            return self._end(request, "error", request.cause, now, answer.retry_ms)
         request.cause = "every slot of the plan is taken"
         return []
 
@@ -191,7 +189,7 @@ class SourceWork:
 
     def _begin(self, request: Request, now: float) -> list[SourceStep]:
         found = self.entry.resumption(request, self.row_us)
-        request.progress_at, request.retry_ms = now, 0
+        request.progress_at = now
         self._enter(request, Phase.RUNNING, now)
         steps = self.entry.open(request, found, self.oldest_live)
         if steps is None:
@@ -227,8 +225,7 @@ class SourceWork:
 
     def begin(self, taken: Sequence[EntryRows]) -> RunForward | None:
         """One pass of those whose attempts still run."""
-        live = [rows for rows in taken if self._running(rows.request, rows.attempt)]
-        if not live:
+        if not (live := [rows for rows in taken if self._running(rows.request, rows.attempt)]):
             return None
         run = self.entry.begin(live)
         for rows in (one for one in live if not one.is_chunk):
@@ -273,7 +270,8 @@ class SourceWork:
 
     def _take(self, request: Request, token: int, now: float) -> list[SourceStep]:
         request.progress_at = request.last_token_at = now
-        request.fruitless, request.pass_number = 0, None
+        request.fruitless = 0
+        is_back(request.pass_number, self.requests.values())
         if request.first_token_at is None:
             request.first_token_at = now
         if request.parked_at is not None:
@@ -389,12 +387,14 @@ class SourceWork:
                 is_asking = request.phase is Phase.ASKING
                 cause = request.cause or ("no slot came free" if is_asking else why_no_plan)
                 waited = f"waited {self.timing.request_wait_s:.0f} s: {cause}"
-                steps += self._end(request, "error", waited, now)
+                steps += self._end(request, "error", waited, now, request.retry_ms * is_asking)
         return steps
 
-    def _end(self, request: Request, reason: str, error: str, now: float) -> list[SourceStep]:
+    def _end(
+        self, request: Request, reason: str, error: str, now: float, retry_ms: int = 0
+    ) -> list[SourceStep]:
         steps = self.entry.let_go(request)
         del self.requests[request.id]
         self.revision += 1
         tokens, stats = tuple(request.generated), stats_of(request)
-        return [*steps, FinishRequest(request.id, reason, stats, error, tokens, request.retry_ms)]
+        return [*steps, FinishRequest(request.id, reason, stats, error, tokens, retry_ms)]

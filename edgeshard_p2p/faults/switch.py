@@ -35,6 +35,7 @@ ETHERNET_BYTES = 14
 """Of a frame's header, which a rate does not count: it is of what IP sees."""
 FRAME_BYTES_MAX = 65_536
 FRAMES_AT_ONCE = 64
+STDIN = 0
 PRIORITY = -10
 CLONE_NEWNET = 0x40000000
 
@@ -124,16 +125,19 @@ def _enter(namespace: int) -> None:
 
 def _run(fabric: Fabric, taps: list[int]) -> None:
     port_of = {tap: port for port, tap in enumerate(taps)}
+    rest = b""
     while True:
         due = fabric.next_due()
         wait_s = None if due is None else max(0.0, due - time.monotonic())
         # NOTE: select() sleeps to the microsecond, poll() and epoll only to the millisecond.
-        ready, _, _ = select.select([*taps, sys.stdin], [], [], wait_s)
-        if sys.stdin in ready:
-            line = sys.stdin.readline()
-            if not line:
+        ready, _, _ = select.select([*taps, STDIN], [], [], wait_s)
+        if STDIN in ready:
+            told = os.read(STDIN, FRAME_BYTES_MAX)
+            if not told:
                 return
-            fabric.cut_off = frozenset(json.loads(line)["cut_off"])
+            *orders, rest = (rest + told).split(b"\n")
+            for order in orders:
+                fabric.cut_off = frozenset(json.loads(order)["cut_off"])
         for tap in ready:
             if tap in port_of:
                 _read(fabric, tap, port_of[tap])

@@ -3,6 +3,7 @@ had promised."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -92,13 +93,18 @@ class Bench:
             raise LoadError(f"the swarm cannot serve now: {why}")
         say(f"looking for a prompt of {wish.prompt} tokens")
         prompt, n_prompt = prompt_of(wish.prompt, self._count)
+        if n_prompt + wish.generate > plan["context"]:
+            raise LoadError(
+                f"{n_prompt} + {wish.generate} tokens are more than the swarm's context of "
+                f"{plan['context']}; ask for fewer, or `edgeshard set context=`"
+            )
         promise = self._promise(report, min(wish.concurrency, plan["batch"]))
         load = Load(
             prompt, wish.requests, wish.concurrency, wish.generate, wish.temperature, wish.seed
         )
-        before = self._reports(report)
+        before, begun = self._reports(report), time.monotonic()
         served = Traffic(load, self._peers, self._security, on_token).run()
-        seen = figures(served)
+        seen, took_s = figures(served), time.monotonic() - begun
         is_at_once = wish.concurrency == wish.requests
         measured = Measured(
             plan["plan_id"],
@@ -109,7 +115,7 @@ class Bench:
             wish.generate,
             seen,
             steady_tokens_per_s(served) if is_at_once else None,
-            bubbles(before, self._reports(report), seen.seconds),
+            bubbles(before, self._reports(report), took_s),
             promise,
             len({one.plan_id for one in served if one.plan_id}),
             tuple(sorted({one.error for one in served if one.error})),

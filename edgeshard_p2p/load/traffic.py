@@ -24,6 +24,7 @@ from edgeshard_p2p.wire.errors import WireError
 ANSWER_S = 180.0
 """Without a word for so long a request has failed."""
 REFUSALS_MAX = 1000
+SOCKETS_PER_CLIENT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class Traffic:
         self._on_token = on_token
         self._is_over = threading.Event()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, SOCKETS_PER_CLIENT * (load.concurrency + 1))
 
     def run(self) -> list[Served]:
         """All of them, by number.  Whatever ends this ends the requests as well."""
@@ -105,6 +107,8 @@ class Traffic:
             one.error = str(error)
         except zmq.ContextTerminated:
             one.error = "cancelled"
+        except zmq.ZMQError as error:
+            one.error = f"no connection for one more client: {error}; try a lower --concurrency"
 
     def _converse(self, one: Served) -> Failed | None:
         """The refusal, where it is to come again."""

@@ -30,12 +30,13 @@ def keep(file: Path, value: object) -> None:
 
 def write(file: Path, value: object) -> None:
     """For readers whole or not at all; where two write at once one wins.  Raises OSError."""
+    data = msgspec.json.encode(value)
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f"{file.name}.", suffix=".tmp", dir=file.parent)
     scratch = Path(name)
     try:
         with os.fdopen(handle, "wb") as out:
-            out.write(msgspec.json.encode(value))
+            out.write(data)
         scratch.replace(file)
     except OSError:
         scratch.unlink(missing_ok=True)

@@ -53,9 +53,10 @@ class Client:
     def __exit__(self, *_: object) -> None:
         if not self._is_shared:
             self._context.destroy(linger=LINGER_MS)
-        elif self._socket is not None:
-            self._socket.disable_monitor()
-            self._socket.close(linger=LINGER_MS)
+            return
+        for socket in (self._monitor, self._socket):
+            if socket is not None:
+                socket.close(linger=LINGER_MS)
 
     def send(self, request: ClientRequest) -> None:
         if self._socket is None:
@@ -85,9 +86,11 @@ class Client:
             socket.linger = 0
             socket.maxmsgsize = ANSWER_BYTES_MAX
             self._security.connect(socket, index)
+            self._socket = socket  # Closed whatever comes.
             failure = self._handshake(socket)
             if failure is None:
                 return socket
+            self._socket = None
             reason = failure or reason
             socket.disable_monitor()
             socket.close()

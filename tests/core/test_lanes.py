@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from edgeshard_p2p.core.lanes import IN_FLIGHT_MAX, Lane, Lanes, Waiting
-from tests.core.parts import request
+from tests.core.parts import A, B, request
 
 STAGE: Lane = ("stage", "a" * 16)
 ENTRY: Lane = ("entry", "a" * 16)
@@ -69,6 +69,18 @@ def test_rows_and_chunks_take_turns() -> None:
     assert order == ["A", "r0+r1", "B", "r2+r3", "r4", "r5"]
 
 
+def test_rows_that_were_here_before_a_chunk_go_before_the_next_one() -> None:
+    """However many passes that takes."""
+    lanes = Lanes[str]()
+    for sequence, work in enumerate("ABC", 1):
+        chunk(lanes, work, sequence)
+    order = [take(lanes)]
+    for number in range(5):
+        row(lanes, f"r{number}", 10 + number)
+    order += [take(lanes, 2) for _ in range(6)]
+    assert order == [["A"], ["r0", "r1"], ["B"], ["r2", "r3"], ["r4"], ["C"], []]
+
+
 def test_one_chunk_at_a_time_and_few_passes() -> None:
     lanes = Lanes[str]()
     for sequence, work in enumerate("ABC", 1):
@@ -111,7 +123,8 @@ def test_chunk_waits_for_room_where_it_goes_next_and_holds_up_its_own_request_on
     chunk(lanes, "B", 2, ENTRY)
     chunk(lanes, "C", 1)
     row(lanes, "r", 3)
-    assert (lanes.n_chunks(STAGE), lanes.n_chunks(ENTRY)) == (2, 1)
+    assert [lanes.n_chunks(lane, A) for lane in (STAGE, ENTRY)] == [2, 1]
+    assert lanes.n_chunks(STAGE, B) == 0
     is_full = STAGE.__eq__
     taken = [works(lanes.take(lambda _: 8, lambda lane: not is_full(lane))) for _ in range(3)]
     assert taken == [["B"], ["r"], []]

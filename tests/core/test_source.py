@@ -264,6 +264,17 @@ def test_tokens_of_one_pass_go_to_their_requests() -> None:
     assert [step.rows.tokens for step in of(Compute, steps)] == [(7,), (8,)]
 
 
+def test_pass_is_back_with_the_first_of_its_tokens() -> None:
+    """A row that was lost on its way must not keep others waiting for its pass."""
+    source = running()
+    other = source.submit()
+    source.work.requests[ONE].pass_number = source.work.requests[other].pass_number = 7
+    third = source.submit()
+    source.work.requests[third].pass_number = 8
+    source.token(40, 3)
+    assert [source.work.requests[r].pass_number for r in (other, third)] == [None, 8]
+
+
 def test_failed_pass_of_several_ends_nobody() -> None:
     source = Source()
     steps: list[Any] = []

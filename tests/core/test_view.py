@@ -240,7 +240,7 @@ def test_goal_is_the_swarms_settings_within_its_context() -> None:
     made = seen(all_three(), settings=told)
     assert made.snapshot is not None
     assert made.snapshot.goal == Goal("throughput", prompt=70, generate=30, micro_batch=2)
-    assert choose(made.snapshot).reason != "prompt and answer are longer than the context of 100"
+    assert "longer than the context" not in choose(made.snapshot).reason
     plain = seen(all_three())
     assert plain.snapshot is not None
     assert plain.snapshot.goal == Goal()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -138,4 +137,4 @@ def test_what_cannot_be_is_said_in_one_line(
     assert done.exit_code == exit_code, done.stderr
     assert why in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-    assert json.dumps(done.stdout) == '""'
+    assert done.stdout == ""

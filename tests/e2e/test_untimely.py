@@ -59,11 +59,11 @@ def test_prompt_before_the_model_is_open(amy: Peer) -> None:
 
 
 def test_requests_that_are_refused_come_again_when_they_were_told_to(amy: Peer) -> None:
-    command = ["--requests", 90, "--concurrency", 80, "--prompt", 2, "--generate", 2]
+    command = ["--requests", 90, "--concurrency", 80, "--prompt", 2, "--generate", 24]
     done = amy.ask("bench", *command)
     assert done.exit_code == 0, done.stderr
     (told,) = done.objects
-    assert (told["failed"], told["tokens"]) == (0, 180)
+    assert (told["failed"], told["tokens"]) == (0, 90 * 24)
     assert told["refusals"] > 0
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ from edgeshard_p2p.core.plan import Link
 from edgeshard_p2p.faults import lone_messages
 from edgeshard_p2p.faults.lone_messages import Trial, check_links, rounds
 from edgeshard_p2p.faults.namespaces import Switched, why_not
-from edgeshard_p2p.faults.switch import ETHERNET_BYTES, Fabric, Lane, address_of
+from edgeshard_p2p.faults.switch import ETHERNET_BYTES, TUN, Fabric, Lane, address_of
 
 MBIT = 125_000
 BROADCAST = b"\xff" * 6
@@ -98,7 +99,7 @@ def test_a_tenth_is_near_enough(took_ms: float, is_right: bool) -> None:
 
 @pytest.fixture
 def switched() -> Iterator[Switched]:
-    missing = why_not()
+    missing = why_not() or ("" if Path(TUN).exists() else TUN)
     if missing:
         pytest.skip(f"emulated links need {missing}")
     pairs = [(a, b) for a in "abc" for b in "abc" if a != b]
