@@ -358,11 +358,20 @@ def test_a_prompt_where_none_may_enter(swarm: Swarm) -> None:
     assert ended.complaint == f"ben@1 is not a source; ask amy at {swarm['amy'].address}"
 
 
-@pytest.mark.parametrize("assignment", ["colour=red", "batch=0", "batch=", "context=long"])
-def test_a_setting_that_cannot_be(swarm: Swarm, assignment: str) -> None:
+@pytest.mark.parametrize(
+    ("assignment", "why"),
+    [
+        ("colour=red", "colour is no setting of the swarm; there are batch,"),
+        ("batch=0", "batch=0 cannot be; expected a whole number from 1 to 4096"),
+        ("batch=", "batch= cannot be; expected a whole number from 1 to 4096"),
+        ("context=long", "context=long cannot be; expected a whole number"),
+        ("objective=beauty", "objective=beauty cannot be; expected latency or throughput"),
+    ],
+)
+def test_a_setting_that_cannot_be(swarm: Swarm, assignment: str, why: str) -> None:
     ended = swarm["amy"].ask("set", assignment)
     assert ended.exit_code == USAGE
-    assert "setting of the swarm" in ended.complaint
+    assert why in ended.complaint
 
 
 # --- others -------------------------------------------------------------------------------
