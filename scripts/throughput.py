@@ -16,13 +16,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from edgeshard_p2p.core.ids import UnitRange
-from edgeshard_p2p.core.layout import Layout
 from edgeshard_p2p.core.pass_sizes import PassSizes
 from edgeshard_p2p.core.pin import Pin, PinnedStage
-from edgeshard_p2p.core.plan import Snapshot, Stage
+from edgeshard_p2p.core.plan import Plan, Snapshot, Stage
 from edgeshard_p2p.faults.devices import FaultError
 from edgeshard_p2p.faults.local import LocalDevices
-from edgeshard_p2p.faults.reports import as_pin
 from edgeshard_p2p.faults.scenario import (
     ExpectEntry,
     FaultScenario,
@@ -33,6 +31,7 @@ from edgeshard_p2p.faults.scenario import (
 from edgeshard_p2p.faults.swarm import FaultSwarm
 from edgeshard_p2p.load.bench import Bench, Wish
 from edgeshard_p2p.model.library import fetch_demo_model
+from edgeshard_p2p.reports import as_pin
 from edgeshard_p2p.wire.client import SwarmView, View
 
 PROMPT, GENERATE, CONTEXT = 64, 64, 256
@@ -99,23 +98,20 @@ def best_of_all(snapshot: Snapshot, names: Sequence[str], n_requests: int) -> Pi
     peers = {device.peer.name: device.peer for device in snapshot.devices}
     source, *others = (peers[name] for name in names)
     n_units, sizes = snapshot.model.n_units, PassSizes()
-    found: list[tuple[int, tuple[int, ...]]] = []
+    found: list[tuple[int, Plan]] = []
     for cuts in combinations(range(2, n_units), len(others)):
         ends = (*cuts[1:], n_units)
         stages = [Stage(p, UnitRange(a, b)) for p, a, b in zip(others, cuts, ends, strict=True)]
-        layout = Layout((source,), cuts[0], tuple(stages), n_units)
-        plan = layout.plan(snapshot.model.digest, snapshot.workload, n_units)
-        size = sizes.of(plan, n_requests, snapshot) if plan is not None else None
+        digest, workload = snapshot.model.digest, snapshot.workload
+        plan = Plan(digest, workload, (source,), cuts[0], tuple(stages))
+        size = sizes.of(plan, n_requests, snapshot)
         if size is not None:
-            found.append((size.iteration_us, cuts))
+            found.append((size.iteration_us, plan))
     if not found:
         raise FaultError("no plan with all devices: links are still being measured")
-    _, cuts = min(found)
-    ends = (*cuts[1:], n_units)
-    shared = [
-        PinnedStage(p.name, UnitRange(a, b)) for p, a, b in zip(others, cuts, ends, strict=True)
-    ]
-    return Pin((source.name,), cuts[0], tuple(shared))
+    _, plan = min(found, key=lambda pair: pair[0])
+    shared = tuple(PinnedStage(stage.peer.name, stage.units) for stage in plan.stages)
+    return Pin((source.name,), plan.entry_end, shared)
 
 
 @contextmanager

@@ -46,20 +46,14 @@ def reach_options(function: Callable[..., Any]) -> Callable[..., Any]:
     options: list[Decorator] = [
         click.option("--peer", "peer_address", default=DEFAULT_LISTEN, show_default=True,
                      envvar="EDGESHARD_PEER", metavar="HOST:PORT", help="The peer to talk to."),
-        *secret_options(),
-    ]  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-def secret_options() -> list[Decorator]:
-    return [
         click.option("--swarm", default="default", show_default=True, envvar="EDGESHARD_SWARM",
                      help="Its swarm."),
         click.option("--secret-file", type=click.Path(path_type=Path), metavar="FILE",
                      envvar="EDGESHARD_SECRET_FILE", help="The swarm's secret, if it has one."),
     ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 @contextmanager

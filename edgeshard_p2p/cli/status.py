@@ -99,12 +99,11 @@ def _in_words(report: dict[str, Any]) -> str:
 def _plan(plan: dict[str, Any]) -> str:
     if plan["plan_id"] is None:
         return f"plan: none; {plan['waiting_for']}"
-    predicted = plan["predicted_ms_per_token"]
-    together = plan["predicted_tokens_per_s"]
-    speed = f"predicted {predicted:.1f} ms/token alone" if predicted is not None else ""
+    predicted, together = plan["predicted_ms_per_token"], plan["predicted_tokens_per_s"]
+    speeds = [f"{predicted:.1f} ms/token alone"] if predicted is not None else []
     if together is not None and plan["batch"] > 1:
-        speed += f"{', ' if speed else 'predicted '}{together:.1f} tokens/s of {plan['batch']} "
-        speed += f"requests, {plan['micro_batch']} to a pass"
+        size = f"{plan['micro_batch']} to a pass"
+        speeds.append(f"{together:.1f} tokens/s of {plan['batch']} requests, {size}")
     head = (
         f"plan {plan['plan_id'][:6]} {plan['state']}: {plan['dtype']} {plan['numerics']}, "
         f"{plan['batch']} x {plan['context']} tokens, for {plan['objective']}"
@@ -116,7 +115,7 @@ def _plan(plan: dict[str, Any]) -> str:
         )
     lines = [
         head,
-        *([f"  {speed}"] if speed else []),
+        *([f"  predicted {', '.join(speeds)}"] if speeds else []),
         *[f"  {_stage(stage)}" for stage in plan["stages"]],
     ]
     return "\n".join([*lines, *([f"  note: {plan['note']}"] if plan["note"] else [])])

@@ -31,12 +31,17 @@ class Waiting:
     since: float
 
 
+@dataclass(frozen=True, slots=True)
+class Grant:
+    attempt: int
+    """That holds the request's slot."""
+    at: float
+
+
 @dataclass(slots=True)
 class Admission:
     slots: int
-    granted: dict[RequestId, int] = field(default_factory=dict)
-    """The attempt that holds the request's slot."""
-    _granted_at: dict[RequestId, float] = field(default_factory=dict)
+    granted: dict[RequestId, Grant] = field(default_factory=dict)
     _held_s: float | None = None
     """How long requests hold a slot, on average."""
     queue: dict[RequestId, Waiting] = field(default_factory=dict)
@@ -44,8 +49,8 @@ class Admission:
     def on_ask(self, ask: Waiting, now: float) -> str:
         """``granted``, ``queued`` or ``overloaded``; the same answer to the same ask again."""
         request = ask.request
-        if request in self.granted:
-            self.granted[request] = max(ask.attempt, self.granted[request])
+        if (grant := self.granted.get(request)) is not None:
+            self.granted[request] = replace(grant, attempt=max(ask.attempt, grant.attempt))
             return "granted"
         if request not in self.queue and len(self.queue) >= QUEUE_MAX and not ask.is_running:
             return "overloaded"
@@ -63,9 +68,10 @@ class Admission:
 
     def give_back(self, request: RequestId, attempt: int, now: float) -> None:
         """Attempts up to this one want neither a slot nor a place in the queue any more."""
-        if self.granted.get(request, attempt + 1) <= attempt:
+        grant = self.granted.get(request)
+        if grant is not None and grant.attempt <= attempt:
             del self.granted[request]
-            held_s = now - self._granted_at.pop(request)
+            held_s = now - grant.at
             known_s = self._held_s if self._held_s is not None else held_s
             self._held_s = known_s + LATEST * (held_s - known_s)
         if request in self.queue and self.queue[request].attempt <= attempt:
@@ -84,7 +90,6 @@ class Admission:
 
     def _forget(self, request: RequestId) -> None:
         self.granted.pop(request, None)
-        self._granted_at.pop(request, None)
         self.queue.pop(request, None)
 
     def grant_next(self, now: float) -> list[Waiting]:
@@ -93,8 +98,7 @@ class Admission:
         while self.queue and len(self.granted) < self.slots:
             chosen = min(self.queue.values(), key=self._rank)
             del self.queue[chosen.request]
-            self.granted[chosen.request] = chosen.attempt
-            self._granted_at[chosen.request] = now
+            self.granted[chosen.request] = Grant(chosen.attempt, now)
             new.append(chosen)
         return new
 

@@ -38,8 +38,8 @@ class ComputeDesk:
     has_rounds: Callable[[], bool]
     """Whether all rows of a source's come back before any sets out again (``bubbles``)."""
     lanes: Lanes[Rows] = field(default_factory=Lanes)
-    _left: dict[PlanId, int] = field(default_factory=dict)
-    """Rows of the present round that have not set out yet."""
+    _left: dict[PlanId, set[RequestId]] = field(default_factory=dict)
+    """Whose rows have still to set out in the present round."""
 
     def put_entry(self, rows: EntryRows) -> None:
         lane = (ENTRY, rows.plan.id)
@@ -72,9 +72,10 @@ class ComputeDesk:
             return n_rows
         out = {request.pass_number for request in own} - {None}
         if self.has_rounds():
-            if not out:
-                self._left[plan_id] = len(own)
-            n_rows = min(n_rows, self._left.get(plan_id, 0))
+            everybody = {request.id for request in own}
+            left = self._left.setdefault(plan_id, everybody) if out else everybody
+            self._left[plan_id] = left & everybody
+            n_rows = min(n_rows, len(self._left[plan_id]))
         return n_rows if len(out) * n_rows < len(own) else 0
 
     def _takes_chunk(self, lane: Lane) -> bool:
@@ -95,8 +96,7 @@ class ComputeDesk:
             entry = [w.work for w in taken if isinstance(w.work, EntryRows)]
             run = self.source.begin(entry)
             effects += [run] if run is not None else []
-            n_out = sum(1 for rows in entry if not rows.is_chunk)
-            self._left[plan_id] = max(0, self._left.get(plan_id, 0) - n_out)
+            self._left.get(plan_id, set()).difference_update(rows.request for rows in entry)
         else:
             rows = [w.work for w in taken if isinstance(w.work, StageRows)]
             outcome = self.stages[plan_id].begin(rows)

@@ -15,7 +15,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -179,17 +178,14 @@ class Switched(Namespaces):
                 for (a, b), link in self.links.items()
             ],
         }
-        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-            file.write(json.dumps(wiring))
-            file.flush()
-            self._switch = subprocess.Popen(
-                [sys.executable, "-m", "edgeshard_p2p.faults.switch", file.name],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-            said = self._read()
+        self._switch = subprocess.Popen(
+            [sys.executable, "-m", "edgeshard_p2p.faults.switch", json.dumps(wiring)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        said = self._read()
         if "ready" not in said:
             raise NamespaceError(said.get("error") or "the switch does not start")
 
@@ -220,7 +216,8 @@ class Switched(Namespaces):
             assert self._switch.stdin is not None
             self._switch.stdin.close()
             self.said = self._read()
-            self._switch.wait(_TIMEOUT_S)
+            self._switch.kill()  # It has said its last word.
+            self._switch.wait()
             self._switch = None
         super().close()
 

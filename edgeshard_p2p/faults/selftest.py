@@ -25,12 +25,12 @@ from edgeshard_p2p.core.planner import answer as planned
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.core.variants import Variant, variants
 from edgeshard_p2p.faults.devices import FaultError
-from edgeshard_p2p.faults.reports import as_pin, is_ready
 from edgeshard_p2p.faults.verdict import Outcome, Rehearsal, Tokens, Trial
 from edgeshard_p2p.net.asking import ask
 from edgeshard_p2p.net.client import Client, NoAnswer
 from edgeshard_p2p.net.security import Security
 from edgeshard_p2p.prompts import words
+from edgeshard_p2p.reports import as_pin, is_ready
 from edgeshard_p2p.wire.client import (
     ClientRequest,
     Done,

@@ -12,11 +12,11 @@ from typing import Any
 from edgeshard_p2p.core.pin import parse_pin
 from edgeshard_p2p.faults import figures as fig
 from edgeshard_p2p.faults.devices import Devices, FaultError
-from edgeshard_p2p.faults.reports import as_pin, is_ready
 from edgeshard_p2p.faults.scenario import FAULTS, LOSSES, PASSING, FaultScenario, Step
 from edgeshard_p2p.faults.watch import Watch
 from edgeshard_p2p.net.asking import ask
 from edgeshard_p2p.prompts import prompt_of
+from edgeshard_p2p.reports import as_pin, is_ready
 from edgeshard_p2p.wire.client import (
     ClientAnswer,
     ClientRequest,

@@ -7,9 +7,9 @@ from typing import Any
 
 from msgspec import Struct
 
-from edgeshard_p2p.core.ids import UnitRange
 from edgeshard_p2p.core.pass_sizes import PassSizes
 from edgeshard_p2p.core.plan import Plan, Snapshot, Stage
+from edgeshard_p2p.reports import as_pin
 
 
 class Expected(Struct, frozen=True):
@@ -24,19 +24,15 @@ class Expected(Struct, frozen=True):
 
 def served_plan(report: dict[str, Any], snapshot: Snapshot) -> Plan | None:
     """The plan of a status report; None where one of its peers is not in ``snapshot``."""
-    peers = {device.peer.name: device.peer for device in snapshot.devices}
-    parts = report["plan"]["stages"]
-    if not parts or any(part["peer"] not in peers for part in parts):
+    if not report["plan"]["stages"]:
         return None
-    own = [part for part in parts if part["stage"] == 0]
-    shared = [part for part in parts if part["stage"] > 0]
-    return Plan(
-        snapshot.model.digest,
-        snapshot.workload,
-        tuple(sorted(peers[part["peer"]] for part in own)),
-        own[0]["end"],
-        tuple(Stage(peers[p["peer"]], UnitRange(p["start"], p["end"])) for p in shared),
-    )
+    pin = as_pin(report["plan"])
+    peers = {device.peer.name: device.peer for device in snapshot.devices}
+    if not peers.keys() >= set(pin.names()):
+        return None
+    sources = tuple(peers[name] for name in pin.sources)
+    stages = tuple(Stage(peers[stage.name], stage.units) for stage in pin.stages)
+    return Plan(snapshot.model.digest, snapshot.workload, sources, pin.entry_end, stages)
 
 
 def expected(plan: Plan, snapshot: Snapshot, n_requests: int) -> Expected | None:

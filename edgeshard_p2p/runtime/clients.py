@@ -111,8 +111,8 @@ class Clients:
         self._submit(client, request, prompt)
 
     def _submit(self, client: str, request: wire.Run, prompt: tuple[int, ...]) -> None:
-        may_stop = self.tokenizer is not None and not request.ignore_eos
-        stop_ids = self.tokenizer.stop_ids if may_stop and self.tokenizer is not None else ()
+        reader = None if request.ignore_eos else self.tokenizer
+        stop_ids = reader.stop_ids if reader is not None else ()
         self._post(
             ev.PromptSubmitted(
                 client, prompt, request.max_tokens, request.sampling, frozenset(stop_ids)

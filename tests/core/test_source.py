@@ -81,6 +81,16 @@ class Source:
             self.report(stage)
         return self.grant(plan, attempt, now)
 
+    def granted_together(self, n: int, plan: Plan) -> list[SourceStep]:
+        """So many requests of one token each, none of them computed yet."""
+        steps: list[SourceStep] = []
+        for sequence in range(1, n + 1):
+            self.submit(1)
+            self.work.start(plan, dict(BEGUN), 0.0)
+            answer = SlotAnswer(plan.id, request(sequence), 1, "granted")
+            steps += self.work.on_slot(answer, 0.0)
+        return steps
+
     def report(self, stage: int, *units: CachedUnits, logs: int = 0) -> list[SourceStep]:
         """The stage has these, and a log of so many positions of what it sent on."""
         log = LoggedRows(PLAN.stages[stage].units.end, 0, logs)
@@ -231,11 +241,7 @@ def test_long_prompt_goes_in_chunks_and_the_last_one_says_so() -> None:
 
 def test_requests_that_wait_together_pass_together() -> None:
     source = Source()
-    steps: list[Any] = []
-    for sequence in (1, 2, 3):
-        source.submit(1)
-        source.work.start(PLAN, dict(BEGUN), 0.0)
-        steps += source.work.on_slot(SlotAnswer(PLAN.id, request(sequence), 1, "granted"), 0.0)
+    steps = source.granted_together(3, PLAN)
     rows = [step.rows for step in of(Compute, steps)]
     source.work.cancel(request(1), 0.0)
     run = source.work.begin(rows)
@@ -251,11 +257,7 @@ def test_requests_that_wait_together_pass_together() -> None:
 
 def test_tokens_of_one_pass_go_to_their_requests() -> None:
     source = Source()
-    steps: list[Any] = []
-    for sequence in (1, 2):
-        source.submit(1)
-        source.work.start(SOLO, dict(BEGUN), 0.0)
-        steps += source.work.on_slot(SlotAnswer(SOLO.id, request(sequence), 1, "granted"), 0.0)
+    steps = source.granted_together(2, SOLO)
     run = source.work.begin([step.rows for step in of(Compute, steps)])
     assert run is not None
     steps = source.work.on_done(ForwardDone(run.job, 11, None, (7, 8)), 0.0)
@@ -277,11 +279,7 @@ def test_pass_is_back_with_the_first_of_its_tokens() -> None:
 
 def test_failed_pass_of_several_ends_nobody() -> None:
     source = Source()
-    steps: list[Any] = []
-    for sequence in (1, 2):
-        source.submit(1)
-        source.work.start(SOLO, dict(BEGUN), 0.0)
-        steps += source.work.on_slot(SlotAnswer(SOLO.id, request(sequence), 1, "granted"), 0.0)
+    steps = source.granted_together(2, SOLO)
     run = source.work.begin([step.rows for step in of(Compute, steps)])
     assert run is not None
     steps = source.work.on_failed(run.job.number, "the kernel says no", 0.0)

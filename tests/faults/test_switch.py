@@ -148,13 +148,10 @@ def test_partition_is_between_and_not_among(switched: Switched) -> None:
     assert reaches("a", "c", 20.0)
 
 
-def test_wiring_that_cannot_be_is_said_in_one_line(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    wiring = tmp_path_factory.mktemp("wiring") / "x.json"
-    wiring.write_text(json.dumps({"namespaces": ["/no/such/namespace"], "lanes": []}))
+def test_wiring_that_cannot_be_is_said_in_one_line() -> None:
+    wiring = json.dumps({"namespaces": ["/no/such/namespace"], "lanes": []})
     done = subprocess.run(
-        [sys.executable, "-m", "edgeshard_p2p.faults.switch", str(wiring)],
+        [sys.executable, "-m", "edgeshard_p2p.faults.switch", wiring],
         capture_output=True,
         text=True,
         check=True,
