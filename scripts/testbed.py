@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from edgeshard_p2p.faults.devices import FaultError
-from edgeshard_p2p.faults.emulation import check_fits, links_of, scenario_of
+from edgeshard_p2p.faults.emulation import check_fits, check_number, links_of, scenario_of
 from edgeshard_p2p.faults.ending import end_on_term
 from edgeshard_p2p.faults.local import LocalDevices
 from edgeshard_p2p.faults.lone_messages import SIZES, Trial, check_links
@@ -102,6 +102,7 @@ def _as_flags(pairs: Sequence[str]) -> list[str]:
 
 
 def _check(topology: Topology, as_json: bool) -> None:
+    check_number(len(topology.members))
     links = links_of(topology)
     namespaces = Switched([member.name for member in topology.members], links)
     try:

@@ -54,14 +54,19 @@ def links_of(topology: Topology) -> dict[tuple[str, str], Link]:
     return {(link.a, link.b): link for link in topology.all_links()}
 
 
+def check_number(n_devices: int) -> None:
+    """Raises FaultError."""
+    if n_devices > DEVICES_MAX:
+        raise FaultError(
+            f"{n_devices} devices are too many to emulate, {DEVICES_MAX} at most; "
+            "`edgeshard simulate` takes more"
+        )
+
+
 def check_fits(scenario: FaultScenario, model: str) -> None:
     """Whether this machine can stand in for all of them at once.  Raises FaultError."""
     peers = scenario.peers
-    if len(peers) > DEVICES_MAX:
-        raise FaultError(
-            f"{len(peers)} devices are too many to emulate, {DEVICES_MAX} at most; "
-            "`edgeshard simulate` takes more"
-        )
+    check_number(len(peers))
     wanted, have = sum(peer.cores or 0.0 for peer in peers), os.cpu_count() or 1
     if wanted > have - SPARE_CORES:
         raise FaultError(

@@ -3,6 +3,7 @@ had promised."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -133,8 +134,12 @@ class Bench:
         return answer
 
     def _count(self, text: str) -> int:
-        peer = self._peers[0]
-        answer = ask(peer, self._security, Run(text, True, 1, Sampling()), PROBE_S)
+        peer, ends_at = self._peers[0], time.monotonic() + PROBE_S
+        request = Run(text, True, 1, Sampling())
+        answer = ask(peer, self._security, request, PROBE_S)
+        while isinstance(answer, Failed) and answer.retry_ms and time.monotonic() < ends_at:
+            threading.Event().wait(answer.retry_ms / 1e3)
+            answer = ask(peer, self._security, request, PROBE_S)
         if not isinstance(answer, Done):
             why = answer.error if isinstance(answer, Failed) else "no answer"
             raise LoadError(f"{peer}: {why}")

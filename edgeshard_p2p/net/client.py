@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from math import ceil
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -19,6 +21,7 @@ from edgeshard_p2p.wire.client import (
 
 CONNECT_TIMEOUT_S = 3.0
 LINGER_MS = 200
+LOOK_S = 0.2
 ANSWER_BYTES_MAX = 1 << 26
 """Of one answer; the largest is what a swarm of hundreds plans with."""
 
@@ -64,19 +67,26 @@ class Client:
         data = encode_request(self._security.swarm_key, request)
         self._socket.send_multipart([FROM_CLIENT, data])
 
-    def answers(self, timeout_s: float) -> Iterator[ClientAnswer]:
-        """Answers as they come; NoAnswer when none comes for ``timeout_s``."""
+    def answers(
+        self, timeout_s: float, is_over: Callable[[], bool] | None = None
+    ) -> Iterator[ClientAnswer]:
+        """Answers as they come; NoAnswer when none comes for ``timeout_s``.  Ends soon after
+        ``is_over`` says that no more are wanted."""
         assert self._socket is not None
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._monitor, zmq.POLLIN)
-        while True:
-            ready = dict(poller.poll(int(timeout_s * 1e3)))
+        ends_at = time.monotonic() + timeout_s
+        while is_over is None or not is_over():
+            left_s = max(0.0, ends_at - time.monotonic())
+            wait_s = left_s if is_over is None else min(left_s, LOOK_S)
+            ready = dict(poller.poll(ceil(wait_s * 1e3)))
             if self._socket in ready:
+                ends_at = time.monotonic() + timeout_s
                 yield decode_answer(self._socket.recv_multipart()[-1])
             elif ready:
                 raise NoAnswer(f"{self._peer} is gone, before the answer was complete")
-            else:
+            elif time.monotonic() >= ends_at:
                 raise NoAnswer(f"no word from {self._peer} for {timeout_s:.0f} s; is it stuck?")
 
     def _connected(self) -> zmq.Socket[bytes]:

@@ -125,6 +125,12 @@ def test_ctrl_c_takes_everything_down(machine: Machine, tmp_path: Path) -> None:
         (TWO.replace("cores = 0.7\n", ""), ["--", "true"], 2, "class.small.cores: expected"),
         (TWO.replace("cores = 0.7", "cores = 400"), ["--", "true"], 1, "are missing"),
         (TWO, ["--flag", "batch", "--", "true"], 2, "--flag 'batch' is not FLAG=VALUE"),
+        (
+            TWO.replace('"ben"', '"ben"\ncount = 9'),
+            ["--check"],
+            1,
+            "10 devices are too many to emulate",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(
