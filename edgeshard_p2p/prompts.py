@@ -18,13 +18,23 @@ would not say from where. This is the story that he told them on the first warm 
 """
 
 
-def words(n: int) -> str:
-    return " ".join(islice(cycle(_TEXT.split()), n))
+STRIDE = 7
+"""Words between the beginnings of two prompts; it has no divisor in common with the text's length,
+so each word is a beginning before one is for the second time."""
+
+
+def words(n: int, variant: int = 0) -> str:
+    """So many; two variants have no beginning in common."""
+    text = _TEXT.split()
+    lap, nth = divmod(variant, len(text))
+    start = nth * STRIDE % len(text)
+    begun = [f"{lap}:"] if lap else []
+    return " ".join([*begun, *islice(cycle(text), start, start + n)])
 
 
 def prompt_of(n_tokens: int, count: Callable[[str], int]) -> tuple[str, int]:
-    """A prompt as near to ``n_tokens`` as words can get, and its length; ``count`` says how many
-    tokens the model sees in a text, so no tokenizer is needed here."""
+    """A prompt (the first variant) as near to ``n_tokens`` as words can get, and its length;
+    ``count`` says how many tokens the model sees in a text, so no tokenizer is needed here."""
     n_words, best = n_tokens, (n_tokens + 1, "", 0)
     for _ in range(TRIES):
         text = words(n_words)

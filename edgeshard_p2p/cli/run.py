@@ -105,6 +105,7 @@ def _finish(text: str, token_ids: list[int], done: Any, as_json: bool) -> None:
             "token_ids": token_ids,
             "finish_reason": done.finish_reason,
             "prompt_tokens": done.prompt_tokens,
+            "cached_tokens": done.cached_tokens,
             "ttft_ms": round(done.ttft_ms, 3),
             "ms_per_token": round(done.ms_per_token, 3),
             "tokens_per_s": round(tokens_per_s, 3),
@@ -118,9 +119,11 @@ def _finish(text: str, token_ids: list[int], done: Any, as_json: bool) -> None:
     sys.stdout.write("\n")
     sys.stdout.flush()
     lost = ""
+    if done.cached_tokens:
+        lost = f", {done.cached_tokens} of {done.prompt_tokens} prompt tokens cached"
     if done.failovers:
         times = "1 failover" if done.failovers == 1 else f"{done.failovers} failovers"
-        lost = f", {times} ({done.replayed_tokens} tokens replayed, {done.recovery_ms:.0f} ms)"
+        lost += f", {times} ({done.replayed_tokens} tokens replayed, {done.recovery_ms:.0f} ms)"
     click.echo(
         f"[{done.generated_tokens} tokens ({done.finish_reason}), first after "
         f"{done.ttft_ms:.0f} ms, then {done.ms_per_token:.1f} ms/token = "

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from edgeshard_p2p.core.effects import Effect, Send
 from edgeshard_p2p.core.flow import Flow
-from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
+from edgeshard_p2p.core.ids import PeerId, PlanId
 from edgeshard_p2p.core.kept import KeptCaches
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.messages import CacheAsk, CacheReport
@@ -49,27 +49,28 @@ class CacheDesk:
     def ask(self, step: AskCaches) -> tuple[list[Effect], CacheReport | None]:
         """The stages of the plan; this peer's own report at once, if it has a stage of it."""
         effects, own = list[Effect](), None
+        ask = CacheAsk(step.plan.id, step.request, step.continues)
         for index, stage in enumerate(step.plan.stages):
             address = self.membership.address_of(stage.peer)
             if index in step.known:
                 continue
             if stage.peer == self.me:
-                own = self.report(step.plan.id, step.request)
+                own = self.report(ask)
             elif address is not None:
-                effects.append(Send(address, CacheAsk(step.plan.id, step.request)))
+                effects.append(Send(address, ask))
         return effects, own
 
     def on_ask(self, sender: PeerId, ask: CacheAsk) -> list[Effect]:
         address = self.membership.address_of(sender)
         if address is None or ask.request.source != sender:
             return []
-        report = self.report(ask.plan, ask.request)
+        report = self.report(ask)
         return [Send(address, report)] if report is not None else []
 
-    def report(self, plan_id: PlanId, request: RequestId) -> CacheReport | None:
+    def report(self, ask: CacheAsk) -> CacheReport | None:
         """Of this peer's stage of the plan, once that stands."""
-        stage = self.stages.get(plan_id)
-        if stage is None or not self.is_loaded(plan_id):
+        stage = self.stages.get(ask.plan)
+        if stage is None or not self.is_loaded(ask.plan):
             return None
-        cached = stage.cached(request)
-        return CacheReport(plan_id, request, stage.index, cached.units, cached.logs)
+        cached = stage.cached(ask.request, ask.continues)
+        return CacheReport(ask.plan, ask.request, stage.index, cached.units, cached.logs)

@@ -36,6 +36,12 @@ class Cached:
         logs = tuple(log for log in self.logs if part.start <= log.unit <= part.end)
         return Cached(units, logs)
 
+    def up_to(self, length: int) -> Cached:
+        """Nothing beyond the first ``length`` positions."""
+        units = tuple(CachedUnits(run.units, min(run.length, length)) for run in self.units)
+        logs = (LoggedRows(log.unit, log.start, min(log.end, length)) for log in self.logs)
+        return Cached(units, tuple(log for log in logs if log.start < log.end))
+
     def only(self, units: set[int]) -> Cached:
         """With no KV but that of ``units``."""
         kept = (

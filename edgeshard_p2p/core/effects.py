@@ -174,6 +174,8 @@ class RequestStats:
     failovers: int = 0
     replayed_tokens: int = 0
     recovery_ms: float = 0.0
+    cached_tokens: int = 0
+    """Of the prompt, that were still cached of a request before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from edgeshard_p2p.core.cached import Cached, Resuming, Slot, reopened
 from edgeshard_p2p.core.effects import DropTensor, ReleaseCache, RunForward
+from edgeshard_p2p.core.ended import EndedRequests
 from edgeshard_p2p.core.events import ForwardDone
 from edgeshard_p2p.core.flow import Frame
 from edgeshard_p2p.core.ids import PeerId, RequestId, UnitRange
@@ -37,28 +39,44 @@ from edgeshard_p2p.core.work import Job, RowGroup
 class Entry:
     me: PeerId
     kept: KeptCaches
-    """Of requests that are parked."""
+    """Of requests that are parked, or over."""
     may_log: Callable[[Plan], bool]
     """Whether there is room for the log of one more request."""
     passes: dict[int, tuple[EntryRows, ...]] = field(default_factory=dict)
     """By job number."""
+    ended: EndedRequests = field(init=False)
     _jobs: int = 0
     _micro_batches: int = 0
+
+    def __post_init__(self) -> None:
+        self.ended = EndedRequests(self.kept)
+
+    def look_back(self, request: Request) -> None:
+        """Whether one that is over has left something for this one to begin with."""
+        is_new = not request.failovers
+        request.continues = self.ended.longest(request.known) if is_new else None
 
     def resumption(self, request: Request, row_us: Callable[[PeerId], int]) -> Resumption:
         """Where to go on, from what this peer and the stages have; ``row_us`` is what one more
         row of a prefill costs in one block of a peer."""
         plan = request.plan
         assert plan is not None
-        if not request.may_resume:
+        held = self._held(request)
+        if not request.asks_caches or (request.continues is not None and not held.units):
             return Resumption(0)
-        here = self.kept.of(request.id).within(plan.entry)
-        parts = [Part(SOURCE, plan.entry, here, row_us(self.me))]
+        parts = [Part(SOURCE, plan.entry, held.within(plan.entry), row_us(self.me))]
+        in_common = request.continues.length if request.continues else request.n_known
         for index, stage in enumerate(plan.stages):
             report = request.reports.get(index)
             there = Cached(report.cached, report.logs) if report is not None else Cached()
+            there = there.up_to(in_common)
             parts.append(Part(index, stage.units, there.within(stage.units), row_us(stage.peer)))
         return resumption(parts, request.n_known)
+
+    def _held(self, request: Request) -> Cached:
+        """Here, to go on from; of a request that was over only what the two have in common."""
+        held = self.kept.of(request.goes_on_from)
+        return held.up_to(request.continues.length) if request.continues is not None else held
 
     def open(
         self, request: Request, resumption: Resumption, oldest_live: int
@@ -68,16 +86,22 @@ class Entry:
         assert plan is not None
         position, replays = resumption.position, resumption.replays
         at = Resuming(SOURCE, plan.entry, plan.n_units, position, replays)
-        opening = reopened(request.key, self.kept.of(request.id).within(plan.entry), at)
+        opening = reopened(request.key, self._held(request).within(plan.entry), at)
         if opening is None:
             return None
-        freed, adopts = self.kept.claim(request.key, position)
-        is_logged = bool(plan.stages) and (bool(opening.logs) or self.may_log(plan))
+        freed, adopts = self.kept.claim(request.key, position, request.goes_on_from)
+        is_logged = bool(plan.stages) and bool(opening.logs)
+        if plan.stages and not is_logged:
+            more, is_logged = self.kept.make_log_room(lambda: self.may_log(plan))
+            freed += more
+        continues = request.continues.request.sequence if request.continues and position else 0
+        request.cached_tokens = position if continues else request.cached_tokens
+        request.continues = None
         opening = replace(opening, adopts=adopts, is_logged=is_logged)
         request.slot = Slot.opened(opening, at.refill())
         steps: list[SourceStep] = [*freed, opening]
         if plan.stages:
-            body = Open(request.prompt.sampling, position, oldest_live, replays)
+            body = Open(request.prompt.sampling, position, oldest_live, replays, continues)
             group = self._group(plan, request.id, request.attempt)
             steps.append(OfferFrame(plan, Frame(FrameKind.OPEN, (group,), body=body)))
         for replay in at.read():
@@ -191,14 +215,23 @@ class Entry:
             steps.append(ReturnSlot(plan, request.id, request.attempt))
         return [*steps, *self.kept.drop(request.id), *self.leave(request)]
 
-    def leave(self, request: Request) -> list[SourceStep]:
+    def finish(self, request: Request) -> list[SourceStep]:
+        """It has all its tokens, so all of its rows are computed.  What is cached of it stays where
+        it is, here and along the stages, as long as nobody needs the place."""
+        assert request.slot is not None
+        cached, request.slot, request.left_on = request.slot.cached(), None, request.plan
+        kept = self.kept.keep(request.key, cached, inf)
+        self.ended.add(request.id, request.known)
+        return [*kept, *self.leave(request, RowFlag.KEEP)]
+
+    def leave(self, request: Request, flags: int = 0) -> list[SourceStep]:
         """Free what is left of it along the stages of the plan that it last ran on."""
         plan, request.left_on = request.left_on, None
         if plan is None:
             return []
         if not plan.stages:
             return [ReturnSlot(plan, request.id, request.attempt)]
-        group = self._group(plan, request.id, request.attempt)
+        group = self._group(plan, request.id, request.attempt, flags=flags)
         return [OfferFrame(plan, Frame(FrameKind.RELEASE, (group,)))]
 
     def _group(

@@ -1,14 +1,15 @@
-"""What peers keep of requests when no plan that they ran on is left: for a while, so that the next
-attempt need not compute it again.
+"""What peers keep of requests that do not run: of those whose plan is gone for a while, so that the
+next attempt need not compute it again, and of those that are over for whoever asks on.
 
 What is kept takes slots that are promised to the plans that live; it gives way to whoever needs
-one.  Knows nothing of attempts or of how a request goes on.
+one, what is over first.  Knows nothing of attempts or of how a request goes on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import inf
 
 from edgeshard_p2p.core.cached import Cached
 from edgeshard_p2p.core.effects import Effect, KvPromise, LoadUnits, ReleaseCache
@@ -21,6 +22,11 @@ class Kept:
     key: CacheKey
     cached: Cached
     until: float
+    """``inf`` of a request that is over: it stays until its place is needed."""
+
+    @property
+    def is_over(self) -> bool:
+        return self.until == inf
 
 
 @dataclass(slots=True)
@@ -43,22 +49,30 @@ class KeptCaches:
         return sum(1 for kept in self._kept.values() if kept.cached.logs)
 
     def next_deadline(self) -> float | None:
-        return min((kept.until for kept in self._kept.values()), default=None)
+        ends = (kept.until for kept in self._kept.values() if not kept.is_over)
+        return min(ends, default=None)
+
+    def over(self) -> set[CacheKey]:
+        """Of requests that are over."""
+        return {kept.key for kept in self._kept.values() if kept.is_over}
 
     def keep(self, key: CacheKey, cached: Cached, until: float) -> list[Effect]:
         effects = self.drop(key.request)
         self._kept[key.request] = Kept(key, cached, until)
         return effects
 
-    def claim(self, key: CacheKey, position: int) -> tuple[list[Effect], CacheKey | None]:
+    def claim(
+        self, key: CacheKey, position: int, of: RequestId
+    ) -> tuple[list[Effect], CacheKey | None]:
         """Before ``key`` is opened at ``position``: the other name under which what it goes on
-        from is kept here; or, where it begins anew, a slot for it is made free."""
-        kept = self._kept.get(key.request)
-        if kept is None or not position:
-            return [*self.drop(key.request), *self._make_room()], None
-        del self._kept[key.request]
+        from, ``of`` itself or of another request, is kept here; or, where it begins anew, a slot
+        for it is made free."""
+        kept = self._kept.pop(of, None) if position else None
+        freed = self.drop(key.request)
+        if kept is None:
+            return [*freed, *self._make_room()], None
         # A plan may come back under its id, and so may its requests under their names.
-        return [], kept.key if kept.key != key else None
+        return freed, kept.key if kept.key != key else None
 
     def drop(self, request: RequestId) -> list[Effect]:
         kept = self._kept.pop(request, None)
@@ -68,8 +82,23 @@ class KeptCaches:
         """Before one more slot is taken: what was kept first gives way."""
         n_slots = self._promise.slots if self._promise is not None else 0
         if self._kept and self.n_open() + len(self._kept) >= n_slots:
-            return self.drop(next(iter(self._kept)))
+            return self.drop(self._first_to_go())
         return []
+
+    def _first_to_go(self) -> RequestId:
+        over = (request for request, kept in self._kept.items() if kept.is_over)
+        return next(over, next(iter(self._kept)))
+
+    def make_log_room(self, is_room: Callable[[], bool]) -> tuple[list[Effect], bool]:
+        """For one more log: those of requests that are over give way.  Whether there is room."""
+        effects: list[Effect] = []
+        while not is_room():
+            logged = (r for r, kept in self._kept.items() if kept.is_over and kept.cached.logs)
+            request = next(logged, None)
+            if request is None:
+                return effects, False
+            effects += self.drop(request)
+        return effects, True
 
     def forget(self, is_gone: Callable[[RequestId], bool]) -> list[Effect]:
         gone = [request for request in self._kept if is_gone(request)]
@@ -79,7 +108,10 @@ class KeptCaches:
         return self.forget(lambda request: request.source == source)
 
     def forget_below(self, source: PeerId, oldest_live: int) -> list[Effect]:
-        return self.forget(lambda r: r.source == source and r.sequence < oldest_live)
+        """But for what it knows to be over, and may come back to."""
+        return self.forget(
+            lambda r: r.source == source and r.sequence < oldest_live and not self._kept[r].is_over
+        )
 
     def tick(self, now: float) -> list[Effect]:
         return self.forget(lambda request: self._kept[request].until <= now)
@@ -94,10 +126,10 @@ class KeptCaches:
             return self.forget(lambda _: True)
         units = set(promise.units)
         for request, kept in self._kept.items():
-            self._kept[request] = Kept(kept.key, kept.cached.only(units), kept.until)
+            self._kept[request] = replace(kept, cached=kept.cached.only(units))
         effects = self.forget(lambda request: self._is_too_long(request, promise.context))
         while self._kept and self.n_open() + len(self._kept) > promise.slots:
-            effects += self.drop(next(iter(self._kept)))
+            effects += self.drop(self._first_to_go())
         return effects
 
     def _is_too_long(self, request: RequestId, context: int) -> bool:

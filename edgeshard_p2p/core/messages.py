@@ -83,8 +83,7 @@ class Welcome(Struct, frozen=True, array_like=True, tag=2):
     identity: Identity
     incarnation: Count
     known_generation: Count
-    """Under which another life of the asker's name is known here, or 0: the asker has to live in
-    a later one."""
+    """Of another life of the asker's name that is known here, or 0: it has to be a later one."""
     updates: Updates
     settings: Settings
     uptime_ms: Count = 0
@@ -264,6 +263,7 @@ class CacheAsk(Struct, frozen=True, array_like=True, tag=28):
 
     plan: PlanId
     request: RequestId
+    continues: Count = 0  # As in ``Open``.
 
 
 class CacheReport(Struct, frozen=True, array_like=True, tag=29):
@@ -325,11 +325,11 @@ class RowFlag(IntEnum):
     REPLAY = 2
     """Fills caches again: never truncates, emits nothing."""
     NO_EMIT = 4
+    KEEP = 8  # Of a RELEASE: what is cached of it may stay, for another one to go on from.
 
 
 class RowGroupHeader(Struct, frozen=True, array_like=True):
-    """The rows of one request inside a frame.  The request's source is named by its index in
-    the plan's ``sources``."""
+    """The rows of one request inside a frame; its source is one of the plan's ``sources``."""
 
     source_index: Small
     sequence: Count
@@ -355,8 +355,7 @@ class FrameHeader(Struct, frozen=True, array_like=True):
     epoch: Count
     sequence: Count
     acked: Count
-    """Reserved for the cumulative acknowledgement of an opposite edge; 0 in this version, where
-    acknowledgements are messages of their own."""
+    """Reserved, 0: acknowledgements are messages of their own."""
     micro_batch: Count
     service_us: Small
     """What the sender's own forward pass of these rows took."""
@@ -392,6 +391,8 @@ class Open(Struct, frozen=True, array_like=True):
     """The source's lowest live sequence: anything below is freed."""
     replays: Annotated[tuple[Replay, ...], Meta(max_length=256)] = ()
     """What is cached to less than ``position``; all other units must be cached to it."""
+    continues: Count = 0
+    """The source's request, over by now, of which this is cached; 0: it is this request."""
 
 
 class ProbeBody(Struct, frozen=True, array_like=True):

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from edgeshard_p2p.core.edges import Due, EdgeKind
 from edgeshard_p2p.core.effects import Effect
+from edgeshard_p2p.core.events import ForwardDone
 from edgeshard_p2p.core.flow import Frame, is_of_chunk
 from edgeshard_p2p.core.ids import UnitRange
-from edgeshard_p2p.core.messages import AttemptRefused, RowGroupHeader
+from edgeshard_p2p.core.messages import AttemptRefused, FrameKind, RowGroupHeader
 from edgeshard_p2p.core.work import TensorRef
 
 
@@ -53,3 +54,32 @@ class Outcome:
     """Frames that have been dealt with."""
     waits: list[StageRows] = field(default_factory=list)
     """To be computed, when their turn comes."""
+
+
+def token_frames(running: Running, event: ForwardDone) -> list[tuple[EdgeKind, int, Frame]]:
+    """One frame for each source that has tokens among these rows.  Each is told its rows' share
+    of the time, since it does not know of the others, and judges by it (``gray``)."""
+    by_source: dict[int, list[tuple[RowGroupHeader, int]]] = {}
+    for group, token in zip(running.groups, event.tokens, strict=True):
+        if token is not None:
+            by_source.setdefault(group.source_index, []).append((group, token))
+    frames = []
+    for source_index, pairs in sorted(by_source.items()):
+        groups = tuple(_token_group(group) for group, _ in pairs)
+        frame = Frame(
+            FrameKind.TOKENS,
+            groups,
+            running.micro_batch,
+            event.service_us * len(pairs) // len(running.groups),
+            tokens=tuple(token for _, token in pairs),
+        )
+        frames.append((EdgeKind.RETURN, source_index, frame))
+    return frames
+
+
+def _token_group(group: RowGroupHeader) -> RowGroupHeader:
+    """The token follows the group's last row."""
+    position = group.position + group.rows
+    return RowGroupHeader(
+        group.source_index, group.sequence, group.attempt, position, 1, position, 0, group.flags
+    )

@@ -11,6 +11,7 @@ from enum import Enum
 
 from edgeshard_p2p.core.cached import Slot
 from edgeshard_p2p.core.effects import Effect, RequestStats
+from edgeshard_p2p.core.ended import Continued
 from edgeshard_p2p.core.events import PromptSubmitted
 from edgeshard_p2p.core.flow import Frame
 from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId, UnitRange
@@ -52,6 +53,8 @@ class Request:
     """What this attempt has cached here, while it runs."""
     may_resume: bool = False
     """An earlier attempt may have left something to go on with."""
+    continues: Continued | None = None
+    """Another request, that is over, has left something to begin with."""
     is_granted: bool = False
     reports: dict[int, CacheReport] = field(default_factory=dict)
     """What the stages of the plan say that they have, by stage."""
@@ -77,6 +80,8 @@ class Request:
     last_token_at: float = 0.0
     failovers: int = 0
     replayed_tokens: int = 0
+    cached_tokens: int = 0
+    """Of its prompt, that nobody had to compute."""
     recovery_s: float = 0.0
 
     @property
@@ -94,6 +99,19 @@ class Request:
     @property
     def plan_id(self) -> PlanId | None:
         return self.plan.id if self.plan is not None else None
+
+    @property
+    def asks_caches(self) -> bool:
+        return self.may_resume or self.continues is not None
+
+    def ask_caches(self) -> AskCaches:
+        assert self.plan is not None
+        continues = self.continues.request.sequence if self.continues is not None else 0
+        return AskCaches(self.plan, self.id, frozenset(self.reports), continues)
+
+    @property
+    def goes_on_from(self) -> RequestId:
+        return self.continues.request if self.continues is not None else self.id
 
     @property
     def is_prefilling(self) -> bool:
@@ -173,11 +191,13 @@ class AskSlot:
 
 @dataclass(frozen=True, slots=True)
 class AskCaches:
-    """Wanted: what each stage of ``plan`` but those in ``known`` has of this request."""
+    """Wanted: what each stage of ``plan`` but those in ``known`` has of this request, or of the one
+    that it continues (0: of none)."""
 
     plan: Plan
     request: RequestId
     known: frozenset[int]
+    continues: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,4 +254,5 @@ def stats_of(request: Request) -> RequestStats:
         request.failovers,
         request.replayed_tokens,
         request.recovery_s * 1e3,
+        request.cached_tokens,
     )

@@ -29,7 +29,6 @@ from edgeshard_p2p.core.plan import CHUNK_ROWS, Plan
 from edgeshard_p2p.core.recovery import Resumption
 from edgeshard_p2p.core.request import (
     ROLE,
-    AskCaches,
     AskSlot,
     EntryRows,
     Phase,
@@ -125,6 +124,7 @@ class SourceWork:
                 continue
             request.attempt += 1
             request.is_granted, request.reports = False, {}
+            self.entry.look_back(request)
             self._enter(request, Phase.ASKING, now)
             steps += self._ask(request, now)
         return steps
@@ -145,8 +145,8 @@ class SourceWork:
         request.ask_at = now + self.timing.ask_repeat_s
         waited = now - (request.parked_at or request.created_at)
         steps: list[SourceStep] = []
-        if request.may_resume and plan.stages:
-            steps.append(AskCaches(plan, request.id, frozenset(request.reports)))
+        if request.asks_caches and plan.stages:
+            steps.append(request.ask_caches())
         if not request.is_granted:
             steps.append(
                 AskSlot(plan, request.id, request.attempt, waited, bool(request.generated))
@@ -174,15 +174,14 @@ class SourceWork:
 
     def on_report(self, report: CacheReport, now: float) -> list[SourceStep]:
         request = self.requests.get(report.request)
-        is_wanted = request is not None and request.asks_for(report.plan, request.attempt)
-        if request is None or not is_wanted or not request.may_resume:
+        if request is None or not request.asks_for(report.plan, request.attempt):
             return []
         request.reports[report.stage] = report
         return self._begin_when_known(request, now)
 
     def _begin_when_known(self, request: Request, now: float) -> list[SourceStep]:
         assert request.plan is not None
-        are_all_here = not request.may_resume or len(request.reports) == len(request.plan.stages)
+        are_all_here = not request.asks_caches or len(request.reports) == len(request.plan.stages)
         if not request.is_granted or not (are_all_here or now >= request.begin_by):
             return []
         return self._begin(request, now)
@@ -361,7 +360,7 @@ class SourceWork:
         return self._end(request, "cancelled", "", now) if request is not None else []
 
     def end_all(self, text: str, now: float) -> list[SourceStep]:
-        live = list(self.requests.values())
+        live = [*self.requests.values()]
         return [step for request in live for step in self._end(request, "error", text, now)]
 
     def end_waiting(self, text: str, now: float) -> list[SourceStep]:
@@ -393,7 +392,8 @@ class SourceWork:
     def _end(
         self, request: Request, reason: str, error: str, now: float, retry_ms: int = 0
     ) -> list[SourceStep]:
-        steps = self.entry.let_go(request)
+        is_whole = reason in ("stop", "length") and request.phase is Phase.RUNNING
+        steps = self.entry.finish(request) if is_whole else self.entry.let_go(request)
         del self.requests[request.id]
         self.revision += 1
         tokens, stats = tuple(request.generated), stats_of(request)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from math import inf
 
 from edgeshard_p2p.core.cached import Cached, Resuming, Slot, reopened
 from edgeshard_p2p.core.edges import Due, EdgeKind
@@ -21,7 +22,7 @@ from edgeshard_p2p.core.flow import Frame, is_replay
 from edgeshard_p2p.core.ids import PeerId, RequestId, UnitRange
 from edgeshard_p2p.core.kept import KeptCaches
 from edgeshard_p2p.core.messages import AttemptRefused, FrameKind, Open, RowFlag, RowGroupHeader
-from edgeshard_p2p.core.outcome import Outcome, Running, StageRows
+from edgeshard_p2p.core.outcome import Outcome, Running, StageRows, token_frames
 from edgeshard_p2p.core.plan import Plan
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.core.work import CacheKey, Job, RowGroup, TensorRef
@@ -73,7 +74,7 @@ class StageWork:
             self._on_open(frame, outcome)
         elif frame.kind is FrameKind.RELEASE:
             for group in frame.groups:
-                outcome.effects += self.free(self.request_of(group))
+                outcome.effects += self._released(group)
         if not self.is_last:
             outcome.offers.append((EdgeKind.INNER, -1, frame))
         return outcome
@@ -98,17 +99,21 @@ class StageWork:
         return [self.request_of(group) for k, group in known if k and k.attempt < group.attempt]
 
     def _open(self, group: RowGroupHeader, body: Open, outcome: Outcome) -> None:
-        request = self.request_of(group)
+        request, key = self.request_of(group), self._key(self.request_of(group))
         at = Resuming(self.index, self.units, self.plan.n_units, body.position, body.replays)
-        opening = reopened(self._key(request), self.cached(request), at)
+        opening = reopened(key, self.cached(request, body.continues), at)
         if opening is None:
             outcome.refusals.append(self._refusal(group, "missing_kv"))
             return
         adopts = None
         if request not in self.requests:
-            freed, adopts = self.kept.claim(opening.key, at.position)
+            before = _before(request, body.continues)
+            freed, adopts = self.kept.claim(key, at.position, before)
             outcome.effects += freed
-        is_logged = not self.is_last and (bool(opening.logs) or self.may_log(self.plan))
+        is_logged = not self.is_last and bool(opening.logs)
+        if not self.is_last and not is_logged:
+            freed, is_logged = self.kept.make_log_room(lambda: self.may_log(self.plan))
+            outcome.effects += freed
         opening = replace(opening, adopts=adopts, is_logged=is_logged)
         outcome.effects.append(opening)
         slot = Slot.opened(opening, at.refill())
@@ -257,7 +262,7 @@ class StageWork:
         if stops_here and is_replay(running.groups[0]):
             outcome.effects += [DropTensor(event.hidden)] if event.hidden is not None else []
         elif self.is_last:
-            outcome.offers += self._token_frames(running, event)
+            outcome.offers += token_frames(running, event)
         else:
             frame = Frame(
                 FrameKind.HIDDEN,
@@ -268,28 +273,6 @@ class StageWork:
             )
             outcome.offers.append((EdgeKind.INNER, -1, frame))
         return outcome
-
-    def _token_frames(
-        self, running: Running, event: ForwardDone
-    ) -> list[tuple[EdgeKind, int, Frame]]:
-        """One frame for each source that has tokens among these rows.  Each is told its rows' share
-        of the time, since it does not know of the others, and judges by it (``gray``)."""
-        by_source: dict[int, list[tuple[RowGroupHeader, int]]] = {}
-        for group, token in zip(running.groups, event.tokens, strict=True):
-            if token is not None:
-                by_source.setdefault(group.source_index, []).append((group, token))
-        frames = []
-        for source_index, pairs in sorted(by_source.items()):
-            groups = tuple(_token_group(group) for group, _ in pairs)
-            frame = Frame(
-                FrameKind.TOKENS,
-                groups,
-                running.micro_batch,
-                event.service_us * len(pairs) // len(running.groups),
-                tokens=tuple(token for _, token in pairs),
-            )
-            frames.append((EdgeKind.RETURN, source_index, frame))
-        return frames
 
     def on_failed(self, number: int, detail: str) -> Outcome:
         running = self.running.pop(number, None)
@@ -328,6 +311,14 @@ class StageWork:
         return outcome
 
     # --- freeing --------------------------------------------------------------------------
+
+    def _released(self, group: RowGroupHeader) -> list[Effect]:
+        request = self.request_of(group)
+        known = self.requests.get(request)
+        if known is None or known.attempt != group.attempt or not group.flags & RowFlag.KEEP:
+            return self.free(request)
+        del self.requests[request]
+        return self.kept.keep(self._key(request), known.slot.cached(), inf)
 
     def free(self, request: RequestId) -> list[Effect]:
         if self.requests.pop(request, None) is None:
@@ -371,10 +362,12 @@ class StageWork:
         self.requests.clear()
         return effects
 
-    def cached(self, request: RequestId) -> Cached:
-        """What is here of the request, of this plan or of one that is gone."""
+    def cached(self, request: RequestId, continues: int) -> Cached:
+        """What is here of the request, or of the one that it ``continues``; of this plan or of one
+        that is gone."""
         known = self.requests.get(request)
-        held = known.slot.cached() if known is not None else self.kept.of(request)
+        kept = self.kept.of(_before(request, continues))
+        held = known.slot.cached() if known is not None else kept
         return held.within(self.units)
 
     def _key(self, request: RequestId) -> CacheKey:
@@ -387,9 +380,6 @@ class StageWork:
         return AttemptRefused(self.request_of(group), group.attempt, self.index, reason, detail)
 
 
-def _token_group(group: RowGroupHeader) -> RowGroupHeader:
-    """The token follows the group's last row."""
-    position = group.position + group.rows
-    return RowGroupHeader(
-        group.source_index, group.sequence, group.attempt, position, 1, position, 0, group.flags
-    )
+def _before(request: RequestId, continues: int) -> RequestId:
+    """Whose KV a request goes on from."""
+    return RequestId(request.source, continues) if continues else request

@@ -20,7 +20,7 @@ from edgeshard_p2p.load.watch import Expected, bubbles, expected, served_plan
 from edgeshard_p2p.net.asking import ask
 from edgeshard_p2p.net.client import Client
 from edgeshard_p2p.net.security import Security
-from edgeshard_p2p.prompts import prompt_of
+from edgeshard_p2p.prompts import prompt_of, words
 from edgeshard_p2p.wire.client import (
     ClientRequest,
     Done,
@@ -47,7 +47,7 @@ class Wish(Struct, frozen=True):
     concurrency: int
     """At most as many as there are requests."""
     prompt: int
-    """Tokens; the nearest that words can get."""
+    """Tokens; the nearest that words can get, a few more or less from one to the next."""
     generate: int
     temperature: float = 0.0
     seed: int = 0
@@ -100,9 +100,11 @@ class Bench:
                 f"{plan['context']}; ask for fewer, or `edgeshard set context=`"
             )
         promise = self._promise(report, min(wish.concurrency, plan["batch"]))
-        load = Load(
-            prompt, wish.requests, wish.concurrency, wish.generate, wish.temperature, wish.seed
-        )
+        # No two begin alike, nor as one that was asked before: else what is cached of one would
+        # spare the other its prompt.
+        n_words, variants = len(prompt.split()), range(1, wish.requests + 1)
+        prompts = tuple(words(n_words, variant) for variant in variants)
+        load = Load(prompts, wish.concurrency, wish.generate, wish.temperature, wish.seed)
         before, begun = self._reports(report), time.monotonic()
         served = Traffic(load, self._peers, self._security, on_token).run()
         seen, took_s = figures(served), time.monotonic() - begun

@@ -29,14 +29,17 @@ SOCKETS_PER_CLIENT = 4
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    prompt: str
-    """As it is, without the chat template."""
-    requests: int
+    prompts: tuple[str, ...]
+    """One of each request; as they are, without the chat template."""
     concurrency: int
     generate: int
     temperature: float = 0.0
     seed: int = 0
     """Of the first request; the others have the numbers after it."""
+
+    @property
+    def requests(self) -> int:
+        return len(self.prompts)
 
     def sampling(self, index: int) -> Sampling:
         return Sampling(self.temperature, seed=self.seed + index)
@@ -117,7 +120,9 @@ class Traffic:
         one.token_ids.clear()
         with Client(peer, self._security, self._context) as client:
             sampling = load.sampling(one.index)
-            client.send(Run(load.prompt, True, load.generate, sampling, ignore_eos=True))
+            client.send(
+                Run(load.prompts[one.index], True, load.generate, sampling, ignore_eos=True)
+            )
             for answer in client.answers(ANSWER_S, self._is_over.is_set):
                 if isinstance(answer, Text):
                     now = time.monotonic()

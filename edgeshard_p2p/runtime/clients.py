@@ -188,6 +188,7 @@ class Clients:
                 stats.failovers,
                 stats.replayed_tokens,
                 stats.recovery_ms,
+                stats.cached_tokens,
             ),
         )
 

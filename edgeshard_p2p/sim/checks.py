@@ -30,8 +30,8 @@ Liveness, after the faults:
     answers   Every source of the plan answers a prompt; every request that was accepted ends.
     set back  Where nothing is wrong but the network, no request needs a second attempt
               (``faults.run_busy``).
-    lets go   No KV, slot, tensor or pass is held for a request that is over, no unit that is not
-              of the plan.
+    lets go   No slot, tensor or pass is held for a request that is over, nor KV but what is known
+              as such; no unit that is not of the plan.
 """
 
 from __future__ import annotations
@@ -340,8 +340,12 @@ def _leftovers(peer: SimPeer) -> Iterator[str]:
     for key in peer.model.logs:
         if key not in peer.model.caches:
             yield f"{peer.id}: a log of {key.request} as {key.role}"
-    for key in peer.model.caches:
+    # What requests that are over have left stays as long as there is room for it.
+    over = core.serving.caches.kept.over() | core.serving.source.kept.over()
+    for key in peer.model.caches.keys() - over:
         yield f"{peer.id}: KV of {key.request} as {key.role}"
+    if lost := over - peer.model.caches.keys():
+        yield f"{peer.id}: no KV of {[key.request for key in lost]}"
     if peer.tensors:
         yield f"{peer.id}: {len(peer.tensors)} tensors"
     if core.serving.source.entry.passes:

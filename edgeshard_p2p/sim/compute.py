@@ -197,8 +197,8 @@ class HashModel:
 
     def _logged(self, effect: RunForward) -> list[State]:
         (group,) = effect.groups
-        log = self.logs[group.key][effect.units.start]
-        states = log.states[group.position - log.start :][: group.rows]
+        log = self.logs.get(group.key, {}).get(effect.units.start, RowLog(0, []))
+        states = log.states[max(0, group.position - log.start) :][: group.rows]
         is_complete = group.position >= log.start and len(states) == group.rows
         assert is_complete, f"{group.key}: {group.position} + {group.rows} of {log} are not logged"
         return states

@@ -63,6 +63,8 @@ SETTLE_S = 120.0
 """Beyond the memory of failures, which keeps a peer or a link out for a minute."""
 STAYS_S = 3.0
 END_S = 200.0
+LATEST_CHATS = 3
+"""Any of so many is asked on: of earlier ones nothing is left."""
 GRACE_S = 90.0
 """For releases to pass every stage, records to spread, a change of plan that is under way, and what
 is kept of requests that are over to be given up."""
@@ -181,6 +183,19 @@ class Trial:
             at = self.rng.choice(self.names if is_anywhere else sources)
             self.requests.append(self.swarm.submit(at, prompt, max_tokens))
 
+    def ask_on(self) -> None:
+        """The next turn of a chat: an earlier prompt and its answer, or most of it, and more."""
+        answered = [request for request in self.requests if request.is_answered]
+        if not answered:
+            return
+        before = self.rng.choice(answered[-LATEST_CHATS:])
+        said = (*before.prompt, *before.tokens)
+        n_kept = len(said) - self.rng.choice((0, 0, 1, 20))
+        more = tuple(self.rng.randrange(100) for _ in range(self.rng.choice((1, 5, 40))))
+        max_tokens = self.rng.choice((1, 20, 90))
+        asked = self.swarm.submit(before.at, said[: max(0, n_kept)] + more, max_tokens)
+        self.requests.append(asked)
+
     def cancel(self) -> None:
         if self.swarm.unended():
             self.swarm.cancel(self.rng.choice(self.swarm.unended()))
@@ -276,6 +291,21 @@ TRAFFIC: Faults = (
 SOUND_TRAFFIC: Faults = ((8, Trial.submit), (2, Trial.cancel))
 """What happens to one whose members stay and do what they are asked."""
 
+CHATS: Faults = (
+    (4, Trial.submit),
+    (12, Trial.ask_on),
+    (1, Trial.cancel),
+    (1, Trial.crash),
+    (2, Trial.restart),
+    (1, Trial.freeze),
+    (2, Trial.thaw),
+    (1, Trial.cut),
+    (2, Trial.repair),
+    (1, Trial.fail_stage),
+    (1, Trial.set_something),
+)
+"""What happens to one that is asked on and on."""
+
 
 def random_trial(seed: int) -> Trial:
     rng = Random(seed)
@@ -360,6 +390,18 @@ def run_busy(seed: int) -> Trial:
         set_back = [str(r.id) for r in trial.requests if r.finished and r.finished.stats.failovers]
         assert not set_back, f"set back by nothing but the network: {set_back}"
     return trial
+
+
+def run_chats(seed: int) -> Trial:
+    """A whole trial in which most prompts go on from an earlier answer, so that what is cached of
+    requests that are over is used and given up.  Raises AssertionError."""
+    trial = busy_trial(seed)
+    trial.start_all()
+    trial.swarm.set("a", "batch", trial.rng.choice((2, 4)))
+    trial.check_settles()
+    trial.swarm.network.loss = trial.rng.choice((0.0, 0.0, 0.05))
+    _suffer(trial, CHATS, 24, (0.2, 1.0, 4.0))
+    return _end(trial)
 
 
 def _suffer(trial: Trial, faults: Faults, n: int, pauses_s: tuple[float, ...]) -> None:

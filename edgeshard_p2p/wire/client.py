@@ -85,6 +85,8 @@ class Done(Struct, frozen=True, tag="done"):
     failovers: int
     replayed_tokens: int
     recovery_ms: float
+    cached_tokens: int = 0
+    """Of the prompt, that were still cached of a request before."""
 
 
 class Failed(Struct, frozen=True, tag="failed"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from edgeshard_p2p.core.cached import Cached
 from edgeshard_p2p.core.effects import Effect, KvPromise, LoadUnits, ReleaseCache
 from edgeshard_p2p.core.ids import RequestId, UnitRange
@@ -47,11 +49,11 @@ def test_what_is_kept_is_had_until_its_time_is_over() -> None:
 def test_whoever_opens_a_slot_takes_that_of_the_first_when_none_is_free() -> None:
     keeper = Keeper(2, slots=3)
     newcomer = CacheKey(request(3), "stage")
-    assert keeper.kept.claim(newcomer, 0) == ([], None)
+    assert keeper.kept.claim(newcomer, 0, request(3)) == ([], None)
     keeper.n_open = 1
-    freed, adopts = keeper.kept.claim(newcomer, 0)
+    freed, adopts = keeper.kept.claim(newcomer, 0, request(3))
     assert (released(freed), adopts) == ([1], None)
-    assert keeper.kept.claim(newcomer, 0) == ([], None)
+    assert keeper.kept.claim(newcomer, 0, request(3)) == ([], None)
 
 
 def test_units_that_are_dropped_take_their_kv_along() -> None:
@@ -76,6 +78,30 @@ def test_requests_that_are_over_are_forgotten() -> None:
     assert released(keeper.kept.forget_source(A)) == [2]
 
 
+def test_what_is_over_goes_first_and_not_by_itself() -> None:
+    keeper = Keeper(1, slots=3)
+    keeper.kept.keep(CacheKey(request(2), "stage"), CACHED, inf)
+    assert keeper.kept.over() == {CacheKey(request(2), "stage")}
+    assert keeper.kept.next_deadline() == 60.0
+    assert released(keeper.kept.tick(1e9)) == [1]
+    assert keeper.kept.next_deadline() is None
+    assert keeper.kept.forget_below(A, 3) == []
+    assert released(keeper.kept.forget_source(A)) == [2]
+    keeper = Keeper(1, slots=2)
+    keeper.kept.keep(CacheKey(request(2), "stage"), CACHED, inf)
+    freed, _ = keeper.kept.claim(CacheKey(request(3), "stage"), 0, request(3))
+    assert released(freed) == [2]
+
+
+def test_logs_of_what_is_over_give_way_and_others_do_not() -> None:
+    keeper = Keeper(1)
+    keeper.kept.keep(CacheKey(request(2), "stage"), CACHED, inf)
+    assert keeper.kept.make_log_room(lambda: keeper.kept.n_logs() < 3) == ([], True)
+    freed, is_room = keeper.kept.make_log_room(lambda: keeper.kept.n_logs() < 2)
+    assert (released(freed), is_room) == ([2], True)
+    assert keeper.kept.make_log_room(lambda: keeper.kept.n_logs() < 1) == ([], False)
+
+
 def test_later_of_two_replaces_the_earlier() -> None:
     keeper = Keeper(1)
     assert released(keeper.kept.keep(CacheKey(request(1), "stage", "1" * 16), CACHED, 90.0)) == [1]
@@ -84,7 +110,7 @@ def test_later_of_two_replaces_the_earlier() -> None:
 
 def test_what_a_request_goes_on_from_keeps_its_name_until_it_is_told_the_new_one() -> None:
     known_as, key = CacheKey(request(1), "stage"), CacheKey(request(1), "stage", "1" * 16)
-    assert Keeper(1).kept.claim(key, 4) == ([], known_as)
-    assert Keeper(1).kept.claim(known_as, 4) == ([], None)
-    freed, adopts = Keeper(1).kept.claim(key, 0)
+    assert Keeper(1).kept.claim(key, 4, request(1)) == ([], known_as)
+    assert Keeper(1).kept.claim(known_as, 4, request(1)) == ([], None)
+    freed, adopts = Keeper(1).kept.claim(key, 0, request(1))
     assert (released(freed), adopts) == ([1], None)

@@ -33,6 +33,7 @@ from edgeshard_p2p.core.messages import (
 )
 from edgeshard_p2p.core.plan import Plan
 from edgeshard_p2p.core.request import (
+    ROLE,
     AskCaches,
     AskSlot,
     Compute,
@@ -44,11 +45,11 @@ from edgeshard_p2p.core.request import (
 )
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.core.source import ATTEMPTS_MAX, CHUNK_ROWS, SourceWork
-from edgeshard_p2p.core.work import RowGroup, TensorRef
+from edgeshard_p2p.core.work import CacheKey, RowGroup, TensorRef
 from tests.core.parts import MODEL, PLAN, SOLO, TIMING, A, B, C, of, request
 
 BEGUN = {A: 1, B: 1, C: 1}
-ONE = request(1)
+ONE, TWO = request(1), request(2)
 
 
 class Source:
@@ -121,6 +122,10 @@ class Source:
             elif (run := self.work.begin([step.rows])) is not None:
                 passes.append(run)
         return passes
+
+
+def source_key(sequence: int) -> CacheKey:
+    return CacheKey(request(sequence), ROLE)
 
 
 def frames(steps: Sequence[Any]) -> list[Frame]:
@@ -377,9 +382,106 @@ def test_length_ends_at_what_was_asked_for() -> None:
     steps = source.token(8, position=4)
     assert of(EmitToken, steps) == [EmitToken(ONE, 8)]
     assert (end(steps).finish_reason, end(steps).tokens) == ("length", (7, 8))
-    assert of(ReleaseCache, steps)
     assert source.work.requests == {}
     assert source.work.oldest_live == 2
+
+
+# --- going on from a request that is over ---------------------------------------------------
+
+
+def answered(n_prompt: int = 40) -> Source:
+    """The first request is over, after two tokens: 7 and 8."""
+    source = Source()
+    source.submit(n_prompt, max_tokens=2)
+    source.done(source.begin())
+    source.done(source.token(7, position=n_prompt))
+    source.token(8, position=n_prompt + 1)
+    return source
+
+
+def asked_on(source: Source, *more: int, n_prompt: int = 40) -> list[SourceStep]:
+    """The second one's asks."""
+    prompt = (*range(100, 100 + n_prompt), *more)
+    source.work.submit(
+        PromptSubmitted("client", prompt, 5, Sampling(), frozenset()), MODEL.digest, 1.0
+    )
+    return source.start(now=1.0)
+
+
+def begun_with(source: Source, *cached: int) -> list[SourceStep]:
+    """Each stage has so many positions of the first request."""
+    for stage, length in enumerate(cached):
+        units = (CachedUnits(PLAN.stages[stage].units, length),) if length else ()
+        source.work.on_report(CacheReport(PLAN.id, TWO, stage, units), 1.0)
+    return source.ran(source.work.on_slot(SlotAnswer(PLAN.id, TWO, 1, "granted"), 1.0))
+
+
+def test_request_that_is_over_stays_cached_here_and_along_the_stages() -> None:
+    source = Source()
+    source.submit(max_tokens=1)
+    source.done(source.begin())
+    steps = source.token(7, position=3)
+    assert not of(ReleaseCache, steps)
+    (release,) = frames(steps)
+    assert (release.kind, release.groups[0].flags) == (FrameKind.RELEASE, RowFlag.KEEP)
+    assert source.work.kept.of(ONE).length(1) == 3
+
+
+def test_next_turn_computes_only_what_is_new() -> None:
+    source = answered()
+    asks = asked_on(source, 7, 8, 9, 9)
+    assert AskCaches(PLAN, TWO, frozenset(), continues=1) in asks
+    steps = begun_with(source, 41, 41)
+    assert of(OpenCache, steps)[0].adopts == source_key(1)
+    (opening,) = [frame for frame in frames(steps) if frame.kind is FrameKind.OPEN]
+    assert opening.body == Open(Sampling(), 41, 2, (), 1)
+    assert rows_of(steps) == [(41, 3)]
+    assert source.work.requests[TWO].cached_tokens == 41
+
+
+def test_no_further_than_the_prompts_are_the_same() -> None:
+    source = answered()
+    asked_on(source, 9, 9)
+    steps = begun_with(source, 41, 41)
+    assert of(OpenCache, steps)[0].position == 40
+    assert rows_of(steps) == [(40, 2)]
+
+
+def test_stage_that_has_nothing_left_makes_it_a_new_prefill() -> None:
+    source = answered()
+    asked_on(source, 7, 9)
+    steps = begun_with(source, 41, 0)
+    (opening,) = [frame for frame in frames(steps) if frame.kind is FrameKind.OPEN]
+    assert opening.body == Open(Sampling(), 0, 2)
+    assert rows_of(steps) == [(0, 42)]
+    assert source.work.requests[TWO].cached_tokens == 0
+
+
+def test_one_of_two_that_could_go_on_from_it_does() -> None:
+    source = answered()
+    asked_on(source, 7, 9)
+    asked_on(source, 7, 9)
+    begun_with(source, 41, 41)
+    for stage, there in enumerate(PLAN.stages):
+        told = CacheReport(PLAN.id, request(3), stage, (CachedUnits(there.units, 41),))
+        source.work.on_report(told, 1.0)
+    steps = source.ran(source.work.on_slot(SlotAnswer(PLAN.id, request(3), 1, "granted"), 1.0))
+    assert rows_of(steps) == [(0, 42)]
+
+
+@pytest.mark.parametrize("n_prompt", [12, 20])
+def test_little_in_common_is_left_to_whose_it_is(n_prompt: int) -> None:
+    source = answered()
+    asks = asked_on(source, 7, n_prompt=n_prompt)
+    assert of(AskCaches, asks) == []
+
+
+def test_attempt_after_one_that_failed_goes_on_from_its_own() -> None:
+    source = answered()
+    asked_on(source, 7, 8, 9)
+    begun_with(source, 41, 41)
+    source.work.on_attempt_refused(TWO, 1, "stage 1 (b@1) refused: missing_kv", 2.0)
+    assert AskCaches(PLAN, TWO, frozenset()) in source.start(now=3.0)
 
 
 def test_context_ends_the_request_too() -> None:

@@ -310,7 +310,7 @@ def test_stage_that_lacks_something_says_so_and_keeps_what_it_has() -> None:
     stage.on_frame(IN, hidden(group(rows=3)))
     outcome = stage.on_frame(IN, resuming(4))
     assert refusals(outcome) == [("a@1#1", "missing_kv")]
-    assert stage.cached(request(1)).length(2) == 3
+    assert stage.cached(request(1), 0).length(2) == 3
 
 
 def test_replay_fills_a_stage_and_ends_in_it() -> None:
@@ -368,6 +368,31 @@ def test_what_a_plan_leaves_is_adopted_by_the_next() -> None:
     assert kept.of(request(1)) == Cached()
 
 
+def released(stage: Alone, flags: int, attempt: int = 1) -> Outcome:
+    return stage.on_frame(IN, Frame(FrameKind.RELEASE, (group(0, 0, attempt, flags=flags),)))
+
+
+def test_another_request_goes_on_from_one_that_is_over() -> None:
+    stage = opened()
+    stage.on_frame(IN, hidden(group(rows=4)))
+    assert released(stage, RowFlag.KEEP).effects == []
+    assert (stage.requests, stage.cached(request(1), 0).length(2)) == ({}, 4)
+    assert stage.cached(request(2), 1).length(2) == 4
+    body = Open(SAMPLING, 3, 2, (), continues=1)
+    frame = Frame(FrameKind.OPEN, (group(0, 0, sequence=2),), body=body)
+    (adopted,) = stage.on_frame(IN, frame).effects
+    assert (adopted.adopts, adopted.key.request, adopted.position) == (KEY, request(2), 3)
+    later = Frame(FrameKind.OPEN, (group(0, 0, sequence=3),), body=body)
+    assert refusals(stage.on_frame(IN, later)) == [("a@1#3", "missing_kv")]
+
+
+def test_release_of_an_earlier_attempt_keeps_nothing() -> None:
+    stage = opened()
+    stage.on_frame(IN, hidden(group(rows=4)))
+    stage.on_frame(IN, opening(attempt=2))
+    assert released(stage, RowFlag.KEEP).effects == [ReleaseCache(KEY)]
+
+
 @pytest.mark.parametrize(("position", "rows", "stop"), [(1, 3, 4), (0, 5, 4), (0, 4, 6), (0, 4, 3)])
 def test_replay_that_nobody_asked_for_is_refused(position: int, rows: int, stop: int) -> None:
     stage = stage_of(0)
@@ -381,7 +406,7 @@ def test_failed_pass_leaves_nothing_to_go_on_with() -> None:
     run = job(stage.on_frame(IN, hidden(group(rows=3))))
     outcome = stage.on_failed(run.job.number, "no memory")
     assert outcome.effects == [ReleaseCache(KEY)]
-    assert stage.cached(request(1)) == Cached()
+    assert stage.cached(request(1), 0) == Cached()
 
 
 # --- passes of several frames ---------------------------------------------------------------

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.timeout(300)
 
 NAMES = ("amy", "ben", "cat")
 PROMPT = "What do three small devices say?"
+CHAT = "One of them keeps the first layers, another the last, and so " + PROMPT
+MORE = " They say the same as one."
 N_TOKENS = 24
 ALL_THAT_FIT = 10_000
 
@@ -107,6 +109,18 @@ def test_greedy_tokens_are_those_of_transformers(swarm: Swarm) -> None:
     assert answer["prompt_tokens"] == len(prompt_ids)
     # New figures of the links may have exchanged two stages meanwhile.
     assert answer["plan_id"] in (plan_id, amy.status()["plan"]["plan_id"])
+
+
+def test_next_turn_of_a_chat_computes_only_what_is_new(swarm: Swarm) -> None:
+    model, amy = swarm.machine.model, swarm["amy"]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    first_ids, second_ids = tokenizer.encode(CHAT), tokenizer.encode(CHAT + MORE)
+    assert amy.run(CHAT, "--max-tokens", 4)["cached_tokens"] == 0
+    answer = amy.run(CHAT + MORE, "--max-tokens", N_TOKENS)
+    # The last word may be cut into other tokens where the text goes on.
+    assert len(first_ids) - 2 <= answer["cached_tokens"] <= len(first_ids)
+    assert answer["token_ids"] == transformers_greedy(model, second_ids, N_TOKENS)
+    assert answer["failovers"] == 0
 
 
 def test_bench_says_what_the_users_of_many_requests_see(swarm: Swarm) -> None:

@@ -11,7 +11,7 @@ from edgeshard_p2p.wire.client import Cancel, Done, Failed, Run, Text, decode_re
 from tests.runtime.endpoint import OPEN, Endpoint, endpoint
 from tests.runtime.waiting import until_async
 
-LOAD = Load("once upon a time", requests=5, concurrency=3, generate=2, seed=40)
+LOAD = Load(("once upon a time",) * 5, concurrency=3, generate=2, seed=40)
 DONE = Done("length", 4, 2, 1.0, 1.0, "a" * 16, 0, 0, 0.0)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from edgeshard_p2p.core import entry
-from edgeshard_p2p.sim.faults import Trial, run_busy, run_few, run_seed
+from edgeshard_p2p.sim.faults import Trial, run_busy, run_chats, run_few, run_seed
 
 BLOCK = 10
 """Seeds of one test: enough that collecting is cheap, few enough that workers share them."""
@@ -49,6 +49,25 @@ def test_few_survive_their_faults(seeds: range) -> None:
 def test_traffic_survives_a_bad_network(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entry, "CHUNK_ROWS", CHUNK_ROWS)
     _run(run_busy, seeds)
+
+
+@pytest.mark.parametrize("seeds", _blocks(0, 20, BLOCK // 2), ids=str)
+def test_chats_go_on(seeds: range) -> None:
+    _run(run_chats, seeds)
+
+
+def test_chats_go_on_from_what_is_cached() -> None:
+    """Else the trials above would show nothing of it."""
+    asked = [request for seed in range(4) for request in run_chats(seed).requests]
+    ended = [request.finished.stats for request in asked if request.finished]
+    assert any(stats.cached_tokens for stats in ended)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seeds", _blocks(1_000_000, 1_000, 5 * BLOCK), ids=str)
+def test_chats_go_on_for_long(seeds: range) -> None:
+    _run(run_chats, seeds)
 
 
 @pytest.mark.campaign

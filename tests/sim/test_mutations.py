@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from edgeshard_p2p.core import entry, planner, pool, view
+from edgeshard_p2p.core import ended, entry, planner, pool, view
 from edgeshard_p2p.core.admission import Admission
 from edgeshard_p2p.core.edges import InEdge, OutEdge
 from edgeshard_p2p.core.effects import Effect
@@ -18,6 +18,7 @@ from edgeshard_p2p.core.flow import Flow, Frame
 from edgeshard_p2p.core.gossip import Gossip
 from edgeshard_p2p.core.ids import PeerId, RequestId
 from edgeshard_p2p.core.join import Join
+from edgeshard_p2p.core.kept import KeptCaches
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.messages import Ping, RowGroupHeader
 from edgeshard_p2p.core.plan import Device, Plan, Snapshot
@@ -27,7 +28,8 @@ from edgeshard_p2p.core.request import Phase, Request, SourceStep
 from edgeshard_p2p.core.rollout import Rollout
 from edgeshard_p2p.core.source import SourceWork
 from edgeshard_p2p.core.stage import StageWork
-from edgeshard_p2p.sim.faults import run_busy, run_seed
+from edgeshard_p2p.core.work import CacheKey
+from edgeshard_p2p.sim.faults import run_busy, run_chats, run_seed
 
 SEEDS = range(120)
 """A mutation that survives all of these is one that the simulator does not see."""
@@ -288,6 +290,31 @@ def _run_busy_in_small_chunks(seed: int) -> None:
         run_busy(seed)
 
 
+# --- chats --------------------------------------------------------------------------------------
+
+
+def chat_goes_on_beyond_what_is_the_same(patch: Patch) -> None:
+    common = ended._common
+    patch.setattr(ended, "_common", lambda a, b: min(common(a, b) + 1, len(a), len(b)))
+
+
+def place_of_what_is_over_is_not_given_up(patch: Patch) -> None:
+    patch.setattr(KeptCaches, "_make_room", lambda self: [])
+
+
+def what_is_over_is_gone_on_from_twice(patch: Patch) -> None:
+    claim = KeptCaches.claim
+
+    def mutant(self: KeptCaches, key: CacheKey, position: int, of: RequestId) -> Any:
+        kept = self._kept.get(of)
+        claimed = claim(self, key, position, of)
+        if kept is not None and of != key.request:
+            self._kept[of] = kept
+        return claimed
+
+    patch.setattr(KeptCaches, "claim", mutant)
+
+
 COMING_AND_GOING: dict[Mutation, str] = {
     third_party_raises_an_incarnation: "raised that of",
     anyone_comes_back_without_a_word_of_its_own: "went back on",
@@ -324,6 +351,13 @@ SOUND: dict[Mutation, str] = {
     sender_takes_no_heed_of_credit: "overrun",
 }
 """What traffic over a bad network shows, where nothing else goes wrong."""
+
+CHATS: dict[Mutation, str] = {
+    chat_goes_on_beyond_what_is_the_same: "not \\[",
+    place_of_what_is_over_is_not_given_up: "requests open",
+    what_is_over_is_gone_on_from_twice: "no KV of|cached, not|not logged|is not open",
+}
+"""What prompts that go on from earlier answers show."""
 
 
 SEEN_AT = {
@@ -364,6 +398,12 @@ def test_faults_notice(mutation: Mutation, words: str, monkeypatch: Patch) -> No
 def test_disturbed_traffic_notices(mutation: Mutation, words: str, monkeypatch: Patch) -> None:
     mutation(monkeypatch)
     assert _complains(mutation, _run_disturbed, words)
+
+
+@pytest.mark.parametrize(("mutation", "words"), CHATS.items(), ids=_names(CHATS))
+def test_chats_notice(mutation: Mutation, words: str, monkeypatch: Patch) -> None:
+    mutation(monkeypatch)
+    assert _complains(mutation, run_chats, words)
 
 
 @pytest.mark.parametrize(("mutation", "words"), SOUND.items(), ids=_names(SOUND))
