@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from edgeshard_p2p.core import entry
-from edgeshard_p2p.sim.faults import Trial, run_busy, run_chats, run_few, run_seed
+from edgeshard_p2p.sim.faults import run_busy, run_chats, run_few, run_seed
+from edgeshard_p2p.sim.trial import Trial
 
 BLOCK = 10
 """Seeds of one test: enough that collecting is cheap, few enough that workers share them."""
