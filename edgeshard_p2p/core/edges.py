@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 from typing import Generic, TypeVar
 
 from edgeshard_p2p.core.ids import PeerId, PlanId
@@ -32,6 +33,10 @@ one to follow it without a gap.  What comes after them is not held up by more.""
 WAITING_MAX = 4096
 """Frames that may wait for credit.  Nobody who keeps to the protocol gets there; an edge that
 does is given up, with a reason for each request on it."""
+
+
+CARRY_FACTOR = 2.0
+"""Others use the link too: so many times what frames occupy it for they may be on their way."""
 
 
 Item = TypeVar("Item")
@@ -101,11 +106,15 @@ class OutEdge(Generic[Item]):
     _credit: int = WINDOW
     _unacked: deque[tuple[int, Item]] = field(default_factory=deque)
     _waiting: deque[Item] = field(default_factory=deque)
+    _carry_s: deque[float] = field(default_factory=deque)
+    """Of those unconfirmed, then of those that wait."""
     _progress_at: float = 0.0
     _resend_at: float = 0.0
 
-    def offer(self, item: Item, is_chunk: bool = False) -> None:
+    def offer(self, item: Item, is_chunk: bool = False, carry_s: float = 0.0) -> None:
+        """``carry_s``: for how long the item occupies the link."""
         self._waiting.append(item)
+        self._carry_s.append(carry_s)
         self.chunks_ahead += is_chunk
         if len(self._waiting) > WAITING_MAX:
             self.is_lost = True
@@ -121,6 +130,11 @@ class OutEdge(Generic[Item]):
             self._unacked.append(entry)
             sendable.append(entry)
         return sendable
+
+    def _on_their_way_s(self) -> float:
+        """What is unconfirmed may still be travelling for so long: sent again it would only be in
+        its own way."""
+        return CARRY_FACTOR * sum(islice(self._carry_s, len(self._unacked)))
 
     def on_answer(self, epoch: int) -> bool:
         """True when this answer opened the edge."""
@@ -139,6 +153,7 @@ class OutEdge(Generic[Item]):
         self.chunks_ahead -= n_new
         confirmed: list[Item] = []
         while self._unacked and self._unacked[0][0] <= acked:
+            self._carry_s.popleft()
             confirmed.append(self._unacked.popleft()[1])
         if confirmed:
             self._progress_at, self._resend_at = now, now + self.timing.resend_s
@@ -152,7 +167,8 @@ class OutEdge(Generic[Item]):
             return self._next_open_at
         if not self._unacked:
             return self._resend_at if self._waits_for_word else None
-        return min(self._resend_at, self._progress_at + self.timing.edge_lost_s)
+        ends_at = self._progress_at + self.timing.edge_lost_s
+        return min(self._resend_at, ends_at) + self._on_their_way_s()
 
     def wants_opening(self, now: float) -> bool:
         """True when the EDGE frame is to be sent (again) now: to open the edge, or to ask how
@@ -183,10 +199,11 @@ class OutEdge(Generic[Item]):
         """Everything unconfirmed, once more, when its time has come; may find the edge lost."""
         if not self._unacked or self.is_lost:
             return []
-        if now >= self._progress_at + self.timing.edge_lost_s:
+        travel_s = self._on_their_way_s()
+        if now >= self._progress_at + self.timing.edge_lost_s + travel_s:
             self.is_lost = True
             return []
-        if now < self._resend_at:
+        if now < self._resend_at + travel_s:
             return []
         self._resend_at = now + self.timing.resend_s
         return list(self._unacked)
@@ -196,6 +213,7 @@ class OutEdge(Generic[Item]):
         items = [item for _, item in self._unacked] + list(self._waiting)
         self._unacked.clear()
         self._waiting.clear()
+        self._carry_s.clear()
         return items
 
 

@@ -7,6 +7,7 @@ Knows nothing of requests; it moves frames.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edgeshard_p2p.core.edges import WINDOW, Due, EdgeKind, EdgeSpec, InEdge, OutEdge, edges_of
@@ -26,9 +27,12 @@ from edgeshard_p2p.core.messages import (
     RowGroupHeader,
 )
 from edgeshard_p2p.core.model_spec import ModelSpec
-from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.plan import FRAME_OVERHEAD_BYTES, Plan
 from edgeshard_p2p.core.timing import Timing
 from edgeshard_p2p.core.work import TensorRef
+
+CarryS = Callable[[PeerId, int], float]
+"""For how long so many bytes occupy the link to a peer; 0 where nobody has measured it."""
 
 DTYPE_CODES = {"": 0, "fp32": 1, "bf16": 2, "int32": 3}
 
@@ -73,6 +77,7 @@ class Flow:
     timing: Timing
     epochs: dict[str, int]
     """The last epoch that this process used, shared by all flows."""
+    carry_s: CarryS
     out: dict[int, OutEdge[Frame]] = field(default_factory=dict)
     in_: dict[int, InEdge] = field(default_factory=dict)
     arrived: deque[tuple[Due, Frame]] = field(default_factory=deque)
@@ -159,7 +164,7 @@ class Flow:
                 return []
             self.lost.append(LostEdge(spec, [frame], was_open=True))
             return []
-        edge.offer(frame, frame.is_chunk)
+        edge.offer(frame, frame.is_chunk, self.carry_s(spec.receiver, _size_of(frame)))
         return self._send(edge, edge.take_sendable(now))
 
     def _send(self, edge: OutEdge[Frame], numbered: list[tuple[int, Frame]]) -> list[Effect]:
@@ -337,6 +342,10 @@ class Flow:
         self.out.clear()
         self._reopen_at.clear()
         return effects
+
+
+def _size_of(frame: Frame) -> int:
+    return FRAME_OVERHEAD_BYTES + (frame.tensor.n_bytes if frame.tensor is not None else 0)
 
 
 def is_of_chunk(group: RowGroupHeader) -> bool:

@@ -19,11 +19,14 @@ from edgeshard_p2p.core.records import LinkFigures
 from edgeshard_p2p.core.timing import Timing
 
 SMALL_BYTES = 64
-BIG_BYTES = (2**17, 2**20, 2**22)
-"""The first is about 32 rows of hidden states of a 1024-wide model in fp32: well beyond TCP's
-first window, and a second on a 1 Mbit/s line."""
-SHOWS_US = 1_000
+BIG_BYTES = (2**14, 2**17, 2**20, 2**22)
+"""The first is for lines on which the second, well beyond TCP's first window and about 32 rows of
+hidden states of a 1024-wide model in fp32, would take longer than a probe may, and hold up what
+else is on its way."""
+SHOWS_US = (200_000, 1_000, 1_000, 0)
 """A payload that takes less than this on top of a small probe says little: try the next size."""
+AHEAD_BYTES = 2**17
+"""What may be on its way before a probe on a link that serves: a chunk of a prompt."""
 ROUNDS = 4
 """Probes of each size; the first of each warms the connection up and does not count."""
 ATTEMPTS = 3
@@ -134,9 +137,9 @@ class LinkProber:
     def _probe(self, target: Target, member: Member, now: float) -> SendProbe:
         is_small = len(target.small_us) < ROUNDS
         n_bytes = SMALL_BYTES if is_small else BIG_BYTES[target.size_index]
-        patience = self.timing.probe_small_timeout_s
-        if not is_small:
-            patience = self.timing.probe_big_timeout_s
+        timing, known = self.timing, self.known.get(target.peer.name)
+        patience = timing.probe_small_timeout_s if is_small else timing.probe_big_timeout_s
+        patience += known.carry_s(AHEAD_BYTES) if known is not None else 0.0
         self._nonce += 1
         ends_at = now + patience
         self._outstanding = Outstanding(self._nonce, target.peer.name, n_bytes, now, ends_at)
@@ -160,7 +163,7 @@ class LinkProber:
         small_us, big_us = min(target.small_us[1:]), min(target.big_us[1:])
         n_bytes = BIG_BYTES[target.size_index]
         target.big_us = []
-        if big_us - small_us < SHOWS_US and target.size_index + 1 < len(BIG_BYTES):
+        if big_us - small_us < SHOWS_US[target.size_index]:
             target.size_index += 1
             return
         target.small_us, target.size_index = [], 0

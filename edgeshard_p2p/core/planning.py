@@ -17,7 +17,14 @@ from edgeshard_p2p.core.ids import PeerId, PlanId, unit_ranges
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.pass_sizes import PassSize, PassSizes
 from edgeshard_p2p.core.plan import DEFAULT_GOAL, Plan, Snapshot
-from edgeshard_p2p.core.records import DeviceRecord, Failure, FailuresRecord, HeldRecord, ReadyPlan
+from edgeshard_p2p.core.records import (
+    DeviceRecord,
+    Failure,
+    FailuresRecord,
+    HeldRecord,
+    LinksRecord,
+    ReadyPlan,
+)
 from edgeshard_p2p.core.replan import Replan
 from edgeshard_p2p.core.rollout import Life, Rollout
 from edgeshard_p2p.core.serving import Serving
@@ -58,6 +65,7 @@ class Planning:
             self.timing,
             self.is_loaded,
             self._row_us,
+            self._carry_s,
             self._pass_rows,
             lambda: self.gossip.setting("schedule") == "bubbles",
             self.log_bytes,
@@ -72,6 +80,11 @@ class Planning:
     def held_of(self, peer: PeerId) -> HeldRecord:
         held = self.gossip.of(peer, HeldRecord)
         return held if isinstance(held, HeldRecord) else HeldRecord()
+
+    def _carry_s(self, peer: PeerId, n_bytes: int) -> float:
+        record = self.gossip.of(self.membership.me.peer, LinksRecord)
+        links = record.links if isinstance(record, LinksRecord) else ()
+        return next((link.carry_s(n_bytes) for link in links if link.to == peer.name), 0.0)
 
     def _row_us(self, peer: PeerId) -> int:
         device = self.gossip.of(peer, DeviceRecord)

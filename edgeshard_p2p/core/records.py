@@ -60,6 +60,10 @@ class LinkFigures(Struct, frozen=True, order=True, array_like=True):
     per_message_us: Annotated[int, Meta(ge=0, le=60_000_000)]
     bytes_per_s: Annotated[int, Meta(ge=1, le=2**44)]
 
+    def carry_s(self, n_bytes: int) -> float:
+        """For how long so many bytes occupy it."""
+        return n_bytes / self.bytes_per_s
+
 
 class LinksRecord(Struct, frozen=True, array_like=True, tag=2):
     links: Annotated[tuple[LinkFigures, ...], Meta(max_length=512)] = ()

@@ -18,7 +18,7 @@ from edgeshard_p2p.core.compute_desk import ComputeDesk, PassRows
 from edgeshard_p2p.core.edges import Due, EdgeKind, EdgeSpec
 from edgeshard_p2p.core.effects import DropTensor, Effect, LoadUnits, Send
 from edgeshard_p2p.core.events import ForwardDone, ForwardFailed, FrameReceived
-from edgeshard_p2p.core.flow import Flow, Frame, LostEdge, refuse
+from edgeshard_p2p.core.flow import CarryS, Flow, Frame, LostEdge, refuse
 from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.messages import (
@@ -58,6 +58,7 @@ class Serving:
     is_loaded: Callable[[PlanId], bool]
     row_us: Callable[[PeerId], int]
     """What one more row of a prefill costs in one block of a peer."""
+    carry_s: CarryS
     pass_rows: PassRows
     has_rounds: Callable[[], bool]
     """Whether the schedule is the one with bubbles."""
@@ -109,7 +110,7 @@ class Serving:
     # --- plans come and go ----------------------------------------------------------------
 
     def start_plan(self, plan: Plan, model: ModelSpec) -> None:
-        flow = Flow(plan, model, self.me, self.membership, self.timing, self._epochs)
+        flow = Flow(plan, model, self.me, self.membership, self.timing, self._epochs, self.carry_s)
         flow.refused = self.refused
         self.flows[plan.id] = flow
         for index, stage in enumerate(plan.stages):

@@ -72,6 +72,37 @@ def test_opening_is_asked_again_until_its_deadline() -> None:
     assert asked[-1] == TIMING.edge_deadline_s - TIMING.edge_retry_s
 
 
+def test_what_a_slow_link_still_carries_is_not_sent_again() -> None:
+    edge = opened()
+    edge.offer("a", carry_s=10.0)
+    edge.take_sendable(0.0)
+    assert edge.take_resends(2 * 10.0 - 0.1) == []
+    assert not edge.is_lost
+    resend_at = some(edge.next_deadline())
+    assert resend_at > 2 * 10.0
+    assert edge.take_resends(resend_at) == [(1, "a")]
+
+
+def test_edge_of_a_slow_link_is_lost_as_well() -> None:
+    edge = opened()
+    edge.offer("a", carry_s=10.0)
+    edge.offer("b", carry_s=10.0)
+    edge.take_sendable(0.0)
+    while (now := edge.next_deadline()) is not None:
+        edge.take_resends(now)
+    assert edge.is_lost
+    assert edge.drain() == ["a", "b"]
+
+
+def test_what_is_confirmed_is_waited_for_no_more() -> None:
+    edge = opened()
+    edge.offer("a", carry_s=10.0)
+    edge.offer("b", carry_s=0.1)
+    edge.take_sendable(0.0)
+    edge.on_ack(5, 1, 1 + WINDOW, 0, 12.0)
+    assert edge.next_deadline() == pytest.approx(12.0 + TIMING.resend_s + 2 * 0.1)
+
+
 def test_window_bounds_what_is_on_its_way() -> None:
     edge = opened()
     offer(edge, "abcdefghijkl")

@@ -37,7 +37,7 @@ ENTRY, INNER, RETURN = 0, 1, 2
 
 def flow_of(me: PeerId, plan: Plan = PLAN) -> Flow:
     others = [peer for peer in (A, B, C) if peer != me]
-    return Flow(plan, MODEL, me, membership(*others, me=me), TIMING, {"last": 0})
+    return Flow(plan, MODEL, me, membership(*others, me=me), TIMING, {"last": 0}, lambda *_: 0.0)
 
 
 def opened(me: PeerId = A) -> Flow:
@@ -365,5 +365,5 @@ def test_closing_drops_what_is_still_here() -> None:
 
 
 def test_nothing_is_sent_to_a_peer_that_is_not_known() -> None:
-    flow = Flow(PLAN, MODEL, A, membership(C), TIMING, {"last": 0})
+    flow = Flow(PLAN, MODEL, A, membership(C), TIMING, {"last": 0}, lambda *_: 0.0)
     assert flow.open_edges(0.0) == []
