@@ -46,6 +46,7 @@ ONE_THREAD = {
     "HF_HUB_OFFLINE": "1",
 }
 PROFILE_TIMEOUT_S = 180.0
+"""Of one core's time, at least: who has a tenth of that may take ten times as long."""
 END_TIMEOUT_S = 4.0
 POLL_S = 0.1
 NAMESPACE_PORT = 7911
@@ -123,7 +124,8 @@ class _Process:
 
 class LocalDevices:
     """``model``: a name or path that a peer takes; ``logs``: where the peers' logs are kept, else
-    they go with everything else; ``links``: what each ordered pair of peers is joined by."""
+    they go with everything else; ``links``: what each ordered pair of peers is joined by;
+    ``profiles``: where it is kept for others what was measured of devices, else likewise."""
 
     def __init__(
         self,
@@ -131,6 +133,7 @@ class LocalDevices:
         model: str,
         logs: Path | None = None,
         links: Mapping[tuple[str, str], Link] | None = None,
+        profiles: Path | None = None,
     ) -> None:
         self._scenario, self._model, self._logs, self._links = scenario, model, logs, links
         self._entries = {peer.name: peer for peer in scenario.peers}
@@ -140,7 +143,7 @@ class LocalDevices:
         self._namespaces: Namespaces | None = None
         self._secret_file: Path | None = None
         self._directory = Path()
-        self._profiles = Path()
+        self._profiles = profiles
         """What the first peer to measure this machine has found, by the cores that it may use: the
         others need not do it."""
         self._ends = ExitStack()
@@ -160,7 +163,7 @@ class LocalDevices:
     def _open(self) -> None:
         scratch = tempfile.TemporaryDirectory(prefix="edgeshard-faults-")
         self._directory = Path(self._ends.enter_context(scratch))
-        self._profiles = self._directory / "profiles"
+        self._profiles = self._profiles or self._directory / "profiles"
         if self._logs is not None:
             self._logs.mkdir(parents=True, exist_ok=True)
         if self._has_namespaces:
@@ -188,17 +191,19 @@ class LocalDevices:
         self.security = open_security(SWARM, read_secrets(self._secret_file))
 
     def _profiles_of(self, name: str) -> Path:
+        assert self._profiles is not None, "the context is open"
         return self._profiles / str(self._entries[name].cores)
 
     def _wait_for_profile(self, name: str) -> None:
         directory = self._directory / name / "profiles"
-        ends_at = time.monotonic() + PROFILE_TIMEOUT_S
+        timeout_s = PROFILE_TIMEOUT_S / min(1.0, self._entries[name].cores or 1.0)
+        ends_at = time.monotonic() + timeout_s
         pause = threading.Event()
         while not list(directory.glob("*.json")):
             if self.why_ended():
                 raise FaultError(self.why_ended())
             if time.monotonic() > ends_at:
-                raise FaultError(f"{name} has not measured itself in {PROFILE_TIMEOUT_S:.0f} s")
+                raise FaultError(f"{name} has not measured itself in {timeout_s:.0f} s")
             pause.wait(POLL_S)
         shutil.copytree(directory, self._profiles_of(name))
 
@@ -337,6 +342,11 @@ class LocalDevices:
     def partition(self, names: Iterable[str]) -> None:
         assert self._namespaces is not None, "a scenario with a partition wants namespaces"
         self._namespaces.partition(names)
+
+    def relink(self, links: Mapping[tuple[str, str], Link]) -> None:
+        """Other rates and delays from now on, of links that were given."""
+        assert isinstance(self._namespaces, Switched), "these peers were given no links"
+        self._namespaces.relink(links)
 
     def heal(self) -> None:
         assert self._namespaces is not None, "a scenario with a partition wants namespaces"

@@ -50,7 +50,10 @@ class Trial(Struct, frozen=True):
 
 
 def check_links(
-    namespaces: Namespaces, links: Mapping[tuple[str, str], Link], say: Say
+    namespaces: Namespaces,
+    links: Mapping[tuple[str, str], Link],
+    say: Say,
+    sizes: Sequence[int] = SIZES,
 ) -> list[Trial]:
     """A message of each size over each link; no device is in two trials at once."""
     names = sorted({name for pair in links for name in pair})
@@ -58,7 +61,7 @@ def check_links(
     for number, pairs in enumerate(rounds(names), start=1):
         say(f"links, round {number} of {len(rounds(names))}: {', '.join(map('-'.join, pairs))}")
         with ThreadPoolExecutor(max(1, len(pairs))) as pool:
-            done = pool.map(lambda pair: list(_both_ways(namespaces, links, *pair)), pairs)
+            done = pool.map(lambda pair: list(_both_ways(namespaces, links, sizes, *pair)), pairs)
             trials += [trial for of_pair in done for trial in of_pair]
     return trials
 
@@ -76,7 +79,11 @@ def rounds(names: Sequence[str]) -> list[list[tuple[str, str]]]:
 
 
 def _both_ways(
-    namespaces: Namespaces, links: Mapping[tuple[str, str], Link], a: str, b: str
+    namespaces: Namespaces,
+    links: Mapping[tuple[str, str], Link],
+    sizes: Sequence[int],
+    a: str,
+    b: str,
 ) -> Iterator[Trial]:
     if (a, b) not in links or (b, a) not in links:
         return
@@ -90,7 +97,7 @@ def _both_ways(
             _pass(here, there, WARM_BYTES)
             _pass(there, here, WARM_BYTES)
             ways = ((a, b, here, there), (b, a, there, here))
-            for n_bytes in SIZES:
+            for n_bytes in sizes:
                 for name_from, name_to, sender, receiver in ways:
                     link = links[name_from, name_to]
                     ideal_ms = n_bytes / link.bytes_per_s * 1e3 + link.delay_us / 1e3

@@ -173,10 +173,7 @@ class Switched(Namespaces):
     def _start_switch(self) -> None:
         wiring = {
             "namespaces": [_file_of(own) for own in self._names.values()],
-            "lanes": [
-                [self._index[a], self._index[b], link.bytes_per_s, link.delay_us / 1e6]
-                for (a, b), link in self.links.items()
-            ],
+            "lanes": self._lanes(self.links),
         }
         self._switch = subprocess.Popen(
             [sys.executable, "-m", "edgeshard_p2p.faults.switch", json.dumps(wiring)],
@@ -188,6 +185,17 @@ class Switched(Namespaces):
         said = self._read()
         if "ready" not in said:
             raise NamespaceError(said.get("error") or "the switch does not start")
+
+    def _lanes(self, links: Mapping[tuple[str, str], Link]) -> list[list[float]]:
+        return [
+            [self._index[a], self._index[b], link.bytes_per_s, link.delay_us / 1e6]
+            for (a, b), link in links.items()
+        ]
+
+    def relink(self, links: Mapping[tuple[str, str], Link]) -> None:
+        """Other rates and delays from now on, for pairs that are linked."""
+        self.links |= links
+        self._order({"lanes": self._lanes(links)})
 
     def _read(self) -> dict[str, Any]:
         assert self._switch is not None
@@ -205,10 +213,12 @@ class Switched(Namespaces):
         self._tell()
 
     def _tell(self) -> None:
+        self._order({"cut_off": sorted(self._index[name] for name in self._cut_off)})
+
+    def _order(self, order: dict[str, Any]) -> None:
         assert self._switch is not None
         assert self._switch.stdin is not None
-        ports = sorted(self._index[name] for name in self._cut_off)
-        self._switch.stdin.write(json.dumps({"cut_off": ports}) + "\n")
+        self._switch.stdin.write(json.dumps(order) + "\n")
         self._switch.stdin.flush()
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ between them, for each ordered pair store and forward:
 
 A token bucket of the kernel would let what comes after idle time through at full speed, and that is
 just the message that matters here: one token's.  Told on stdin, a JSON object a line, who is cut
-off; ends with its stdin, and then says what it did.
+off and which links are others from now on; ends with its stdin, and then says what it did.
 """
 
 from __future__ import annotations
@@ -80,6 +80,15 @@ class Fabric:
         to = frame[5] - 1
         return [to] if to in ports else []
 
+    def obey(self, order: dict[str, Any]) -> None:
+        """``cut_off``: ports, in place of those before; ``lanes``: as ``main`` takes them, and only
+        those that change.  What is on its way arrives as it would have."""
+        if "cut_off" in order:
+            self.cut_off = frozenset(order["cut_off"])
+        for a, b, bytes_per_s, delay_s in order.get("lanes", ()):
+            lane = self.lanes[a, b]
+            lane.bytes_per_s, lane.delay_s = bytes_per_s, delay_s
+
     def next_due(self) -> float | None:
         return self._due[0][0] if self._due else None
 
@@ -136,7 +145,7 @@ def _run(fabric: Fabric, taps: list[int]) -> None:
                 return
             *orders, rest = (rest + told).split(b"\n")
             for order in orders:
-                fabric.cut_off = frozenset(json.loads(order)["cut_off"])
+                fabric.obey(json.loads(order))
         for tap in ready:
             if tap in port_of:
                 _read(fabric, tap, port_of[tap])

@@ -78,6 +78,20 @@ def test_those_cut_off_reach_each_other_and_nobody_else() -> None:
     assert switch.counters["dropped"] == 2
 
 
+def test_order_changes_what_it_names_and_what_comes_later() -> None:
+    switch = fabric()
+    switch.arrive(0, frame(2), 0.0)
+    switch.obey({"lanes": [[0, 2, 500.0, 0.25]]})
+    switch.arrive(0, frame(2), 0.0)
+    switch.arrive(2, frame(0), 0.0)
+    assert [delivered(switch, at) for at in (1.49, 1.5, 3.24, 3.25)] == [[], [2, 0], [], [2]]
+    switch.obey({"cut_off": [0]})
+    switch.arrive(0, frame(2), 9.0)
+    assert switch.counters["dropped"] == 1
+    switch.obey({"cut_off": []})
+    assert (switch.lanes[0, 2].bytes_per_s, switch.cut_off) == (500.0, frozenset())
+
+
 @pytest.mark.parametrize("n", range(2, 9))
 def test_everybody_meets_everybody_once(n: int) -> None:
     names = [f"d{index}" for index in range(n)]
@@ -109,11 +123,8 @@ def switched() -> Iterator[Switched]:
     namespaces.close()
 
 
-def test_nothing_is_quicker_than_its_link(
-    switched: Switched, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lone_messages, "SIZES", (100, 50_000))
-    trials = check_links(switched, switched.links, lambda _: None)
+def test_nothing_is_quicker_than_its_link(switched: Switched) -> None:
+    trials = check_links(switched, switched.links, lambda _: None, (100, 50_000))
     assert len(trials) == 3 * 2 * 2
     for trial in trials:
         assert trial.ideal_ms == pytest.approx(20 + trial.n_bytes / (20 * MBIT) * 1e3)
@@ -122,6 +133,16 @@ def test_nothing_is_quicker_than_its_link(
     assert switched.said["frames"] > 0
     assert switched.said["cpu_s"] > 0
     assert not [name for name in os.listdir("/run/netns") if name.startswith(switched.prefix)]
+
+
+def test_rates_can_be_changed_while_it_runs(switched: Switched) -> None:
+    slow = Link("a", "b", 0, 0, MBIT // 10)
+    switched.relink({("a", "b"): slow})
+    trials = check_links(switched, switched.links, lambda _: None, (5_000,))
+    took_ms = {(trial.a, trial.b): trial.took_ms for trial in trials}
+    assert took_ms["a", "b"] >= 5_000 / slow.bytes_per_s * 1e3
+    # 22 ms where nothing was changed.
+    assert took_ms["b", "a"] < took_ms["a", "b"] / 2
 
 
 def test_partition_is_between_and_not_among(switched: Switched) -> None:
