@@ -4,11 +4,14 @@ The probes travel the data path, as frames will; the answers come back as contro
     delay     = half of the fastest small round trip
     bandwidth = payload / (fastest large round trip - fastest small one)
 On a link so quick that the payload hardly shows, a larger one is tried.
+A link is as good as the best of its last few measurements says: while its ends compute, it looks
+worse than it is, and plans that followed that would move running requests for nothing.
 Knows nothing of what the figures are used for.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -23,13 +26,18 @@ BIG_BYTES = (2**14, 2**17, 2**20, 2**22)
 """The first is for lines on which the second, well beyond TCP's first window and about 32 rows of
 hidden states of a 1024-wide model in fp32, would take longer than a probe may, and hold up what
 else is on its way."""
-SHOWS_US = (200_000, 1_000, 1_000, 0)
-"""A payload that takes less than this on top of a small probe says little: try the next size."""
+SHOWS_US = (200_000, 1_000, 1_000)
+"""A payload that takes less than this on top of a small probe says little: try the next size, if
+there is one."""
 AHEAD_BYTES = 2**17
 """What may be on its way before a probe on a link that serves: a chunk of a prompt."""
 ROUNDS = 4
 """Probes of each size; the first of each warms the connection up and does not count."""
 ATTEMPTS = 3
+REMEMBERED = 3
+"""Measurements of a link: so many have to agree on that it is worse."""
+BUSY_SHARE = 0.01
+"""Of the time for which large probes may occupy a link that has frames to carry."""
 MOVED_BY = 0.25
 """A figure is published again only when it moved by more than this share."""
 BYTES_PER_S_MAX = 2**35
@@ -40,12 +48,17 @@ class Target:
     """The state of measuring one link."""
 
     peer: PeerId
+    next_at: float
+    busy_next_at: float
+    """The same while the link may have frames to carry."""
     small_us: list[int] = field(default_factory=list)
     big_us: list[int] = field(default_factory=list)
     size_index: int = 0
     """Which of BIG_BYTES is being tried."""
+    taken_s: float = 0.0
+    """By the large probes of the present measurement."""
+    found: deque[LinkFigures] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     failures: int = 0
-    next_at: float = 0.0
     settled: bool = False
     """Measured, or given up for now: either way this link keeps nobody waiting."""
 
@@ -66,6 +79,8 @@ class LinkProber:
     """By name of the other end: a link outlives the lives of its ends."""
     is_paused: bool = False
     """While this device measures itself its links would look slower than they are."""
+    is_busy: bool = False
+    """While requests run, probes get a small share of a link."""
     _targets: dict[str, Target] = field(default_factory=dict)
     _outstanding: Outstanding | None = None
     _nonce: int = 0
@@ -85,7 +100,10 @@ class LinkProber:
             return self._outstanding.ends_at
         if self.is_paused:
             return None
-        return min((target.next_at for target in self._targets.values()), default=None)
+        return min(map(self._due_at, self._targets.values()), default=None)
+
+    def _due_at(self, target: Target) -> float:
+        return target.busy_next_at if self.is_busy else target.next_at
 
     # --- events ---------------------------------------------------------------------------
 
@@ -98,7 +116,7 @@ class LinkProber:
         for name, peer in peers.items():
             if name not in self._targets or self._targets[name].peer != peer:
                 is_known = name in self.known
-                self._targets[name] = Target(peer, next_at=now, settled=is_known)
+                self._targets[name] = Target(peer, now, now, settled=is_known)
                 is_new = True
         return is_new
 
@@ -125,10 +143,10 @@ class LinkProber:
                 return []
             self._outstanding = None
             effects += self._missed(waiting.name, now)
-        due = [t for name, t in sorted(self._targets.items()) if t.next_at <= now]
+        due = [t for name, t in sorted(self._targets.items()) if self._due_at(t) <= now]
         if due and not self.is_paused:
             # Links that keep somebody waiting go first, then the one waiting for longest.
-            target = min(due, key=lambda t: (t.settled, t.next_at, t.peer))
+            target = min(due, key=lambda t: (t.settled, self._due_at(t), t.peer))
             effects.append(self._probe(target, members[target.peer.name], now))
         return effects
 
@@ -155,26 +173,45 @@ class LinkProber:
         self.known.pop(name, None)
         target.failures, target.settled = 0, True
         target.small_us, target.big_us, target.size_index = [], [], 0
-        target.next_at = now + self.timing.contact_max_s
+        target.found.clear()
+        target.next_at = target.busy_next_at = now + self.timing.contact_max_s
         text = f"link to {target.peer}: no answer to {ATTEMPTS} probes, held unusable"
         return [Log(text, "warning")]
 
     def _conclude(self, target: Target, now: float) -> None:
         small_us, big_us = min(target.small_us[1:]), min(target.big_us[1:])
+        target.taken_s += sum(target.big_us) * 1e-6
         n_bytes = BIG_BYTES[target.size_index]
         target.big_us = []
-        if big_us - small_us < SHOWS_US[target.size_index]:
+        is_largest = target.size_index == len(SHOWS_US)
+        if not is_largest and big_us - small_us < SHOWS_US[target.size_index]:
             target.size_index += 1
             return
         target.small_us, target.size_index = [], 0
         target.failures, target.settled = 0, True
-        target.next_at = now + self.timing.link_refresh_s
         transfer_us = max(1, big_us - small_us)
         bytes_per_s = min(n_bytes * 1_000_000 // transfer_us, BYTES_PER_S_MAX)
         new = LinkFigures(target.peer.name, max(1, small_us // 2), 0, max(1, bytes_per_s))
+        target.found.append(new)
+        best = _best(target.found)
+        is_doubtful = _has_moved(best, new)
+        wait_s = self.timing.link_doubt_s if is_doubtful else self.timing.link_refresh_s
+        target.next_at = now + wait_s
+        target.busy_next_at = now + max(wait_s, target.taken_s / BUSY_SHARE)
+        target.taken_s = 0.0
         old = self.known.get(target.peer.name)
-        if old is None or _has_moved(old, new):
-            self.known[target.peer.name] = new
+        if old is None or _has_moved(old, best):
+            self.known[target.peer.name] = best
+
+
+def _best(found: Iterable[LinkFigures]) -> LinkFigures:
+    found = tuple(found)
+    return LinkFigures(
+        found[-1].to,
+        min(one.delay_us for one in found),
+        0,
+        max(one.bytes_per_s for one in found),
+    )
 
 
 def _has_moved(old: LinkFigures, new: LinkFigures) -> bool:

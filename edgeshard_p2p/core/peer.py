@@ -346,6 +346,7 @@ class PeerCore:
         """A link is measured when the devices at both its ends are done with themselves."""
         at_rest = [m for m in self.membership.present() if self._is_at_rest(m.peer)]
         is_new = self.links.track(at_rest, now)
+        self.links.is_busy = not self.serving.is_idle()
         was_paused, self.links.is_paused = self.links.is_paused, self.local.is_measuring()
         is_released = was_paused and not self.links.is_paused
         return self.links.tick(self.membership.members, now) if is_new or is_released else []

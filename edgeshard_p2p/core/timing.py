@@ -26,6 +26,8 @@ class Timing:
     probe_small_timeout_s: float = 1.0
     probe_big_timeout_s: float = 10.0
     link_refresh_s: float = 60.0
+    link_doubt_s: float = 10.0
+    """A link that looks worse than before is looked at again sooner."""
 
     # Plans
     seed_delay_s: float = 1.5

@@ -10,8 +10,10 @@ from edgeshard_p2p.core.links import (
     AHEAD_BYTES,
     ATTEMPTS,
     BIG_BYTES,
+    BUSY_SHARE,
     BYTES_PER_S_MAX,
     MOVED_BY,
+    REMEMBERED,
     ROUNDS,
     SHOWS_US,
     SMALL_BYTES,
@@ -104,6 +106,51 @@ def test_measured_link_is_measured_again_after_a_while() -> None:
     n = len(line.sizes)
     line.measure()
     assert len(line.sizes) == 2 * n
+
+
+def test_link_is_worse_when_all_remembered_measurements_say_so() -> None:
+    line = Line(1e6)
+    line.track("b")
+    line.measure()
+    before = line.figures()
+    line.bytes_per_s /= 4
+    for n in range(REMEMBERED):
+        assert line.figures() == before
+        line.now = some(line.prober.next_deadline())
+        line.measure()
+        soon = n + 1 < REMEMBERED
+        wait_s = TIMING.link_doubt_s if soon else TIMING.link_refresh_s
+        assert line.prober.next_deadline() == pytest.approx(line.now + wait_s)
+    assert line.figures().bytes_per_s == pytest.approx(before.bytes_per_s / 4, rel=0.01)
+
+
+def test_probes_take_a_small_share_of_a_link_that_serves() -> None:
+    line = Line(1e5)
+    line.track("b")
+    line.measure()
+    begun = line.now
+    assert line.prober.next_deadline() == begun + TIMING.link_refresh_s
+    line.prober.is_busy = True
+    n_bytes = sum(size for size in line.sizes if size != SMALL_BYTES)
+    waits_s = some(line.prober.next_deadline()) - begun
+    assert waits_s >= n_bytes / line.bytes_per_s / BUSY_SHARE
+    line.now += TIMING.link_refresh_s
+    assert line.probe() is None
+    line.prober.is_busy = False
+    assert line.probe() is not None
+
+
+@pytest.mark.parametrize("worse", [0.1, 0.5])
+def test_link_that_only_seems_worse_at_times_stays_what_it_is(worse: float) -> None:
+    line = Line(1e6)
+    line.track("b")
+    line.measure()
+    before = line.figures()
+    for n in range(3 * REMEMBERED):
+        line.bytes_per_s = 1e6 if n % REMEMBERED == 0 else 1e6 * worse
+        line.now = some(line.prober.next_deadline())
+        line.measure()
+        assert line.figures() == before
 
 
 @pytest.mark.parametrize(("factor", "moves"), [(1 + MOVED_BY / 2, False), (1 + 2 * MOVED_BY, True)])
@@ -226,6 +273,15 @@ def test_impossibly_quick_echo_is_a_microsecond() -> None:
     while (probe := line.probe()) is not None:
         line.prober.on_echo(probe.nonce, line.now)
     assert line.figures() == LinkFigures("b", 1, 0, BYTES_PER_S_MAX)
+
+
+def test_payload_that_is_quicker_than_nothing_is_as_quick_as_can_be_said() -> None:
+    line = Line(1e6)
+    line.track("b")
+    while (probe := line.probe()) is not None:
+        line.now += 0.2 if probe.n_bytes == SMALL_BYTES else 0.1
+        line.prober.on_echo(probe.nonce, line.now)
+    assert line.figures() == LinkFigures("b", 100_000, 0, BYTES_PER_S_MAX)
 
 
 def test_answer_for_a_member_that_is_gone_is_dropped() -> None:
