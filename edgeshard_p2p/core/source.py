@@ -248,10 +248,10 @@ class SourceWork:
         steps: list[SourceStep] = []
         done = self.entry.passes.pop(number)
         for failed in done:
-            request = self._running(failed.request, failed.attempt)
-            if request is None:
+            request = self.requests.get(failed.request)
+            if request is None or request.phase is not Phase.RUNNING:
                 steps += self.kept.drop(failed.request)
-            elif len(done) > 1:  # It need not be this one's fault.
+            elif len(done) > 1 or request.attempt != failed.attempt:  # Not, or not yet, its fault.
                 steps += self._park(request, text, now, keeps=False)
             else:
                 steps += self._end(request, "error", text, now)

@@ -280,11 +280,10 @@ class StageWork:
             return Outcome()
         outcome = Outcome(consumed=running.consumed)
         for group in running.groups:
-            outcome.refusals.append(self._refusal(group, "compute_failed", detail))
-            known = self.requests.get(self.request_of(group))
-            if known is not None and known.attempt == group.attempt:
-                # Nobody knows what is cached now: the next attempt finds nothing here.
-                outcome.effects += self.free(self.request_of(group))
+            # A later attempt may have gone on from what these rows were to leave.
+            failed = self.fail(self.request_of(group), detail)
+            outcome.effects += failed.effects
+            outcome.refusals += failed.refusals
         return outcome
 
     def passes(self) -> dict[int, list[RequestId]]:

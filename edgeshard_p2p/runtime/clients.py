@@ -24,6 +24,8 @@ from edgeshard_p2p.wire import client as wire
 
 PENDING_MAX = 64
 """Prompts that may be in tokenisation at once."""
+CALL_EVERY_S = 5.0
+"""Who has had nothing for so long is called: one that is gone gives up its place."""
 
 
 @dataclass(slots=True)
@@ -32,6 +34,8 @@ class Stream:
     decoder: StreamDecoder
     held_ids: list[int] = field(default_factory=list)
     """Ids whose text is not complete yet."""
+    is_silent: bool = False
+    """Nothing was sent since it was called last."""
 
 
 class Clients:
@@ -51,6 +55,8 @@ class Clients:
         self.tokenizer: Tokenizer | None = None
         """Of the model that is open; None until there is one."""
         self._pending: dict[str, bytes] = {}
+        self._unwanted: set[str] = set()
+        """Of the pending ones, those that are to be cancelled."""
         self._streams: dict[RequestId, Stream] = {}
         self._by_identity: dict[bytes, RequestId] = {}
 
@@ -62,6 +68,8 @@ class Clients:
         elif isinstance(request, wire.Cancel):
             if identity in self._by_identity:
                 self._post(ev.RequestCancelled(self._by_identity[identity]))
+            elif identity.hex() in self._pending:
+                self._unwanted.add(identity.hex())
         elif isinstance(request, wire.Status):
             self.answer(identity, wire.StatusReport(report(self._core) | self._counters()))
         elif isinstance(request, wire.View):
@@ -101,14 +109,17 @@ class Clients:
             try:
                 prompt = await asyncio.to_thread(tokenizer.encode, request.prompt, request.is_raw)
             except ModelError as error:
-                identity = self._pending.pop(client)
-                self.answer(identity, wire.Failed(str(error), is_usage=True))
+                self._turn_away(client, wire.Failed(str(error), is_usage=True))
                 return
         if self.tokenizer is not tokenizer:
             text = "the swarm's model has just changed"
-            self.answer(self._pending.pop(client), wire.Failed(text, retry_ms=2_000))
+            self._turn_away(client, wire.Failed(text, retry_ms=2_000))
             return
         self._submit(client, request, prompt)
+
+    def _turn_away(self, client: str, failed: wire.Failed) -> None:
+        self._unwanted.discard(client)
+        self.answer(self._pending.pop(client), failed)
 
     def _submit(self, client: str, request: wire.Run, prompt: tuple[int, ...]) -> None:
         reader = None if request.ignore_eos else self.tokenizer
@@ -144,11 +155,23 @@ class Clients:
         assert self.tokenizer is not None
         self._streams[effect.request] = Stream(identity, self.tokenizer.stream())
         self._by_identity[identity] = effect.request
-        self.answer(identity, wire.Started(str(effect.request)))
+        is_there = self.answer(identity, wire.Started(str(effect.request)))
+        if not is_there or effect.client in self._unwanted:
+            self._unwanted.discard(effect.client)
+            self._post(ev.RequestCancelled(effect.request))
 
     def rejected(self, effect: fx.Rejected) -> None:
-        identity = self._pending.pop(effect.client)
-        self.answer(identity, wire.Failed(effect.reason, retry_ms=effect.retry_ms))
+        self._turn_away(effect.client, wire.Failed(effect.reason, retry_ms=effect.retry_ms))
+
+    async def call(self) -> None:
+        """Call again and again on those that wait: their connection may have ended, which shows
+        only when something is sent."""
+        while True:
+            await asyncio.sleep(CALL_EVERY_S)
+            for request, stream in list(self._streams.items()):
+                if stream.is_silent and not self.answer(stream.identity, wire.Waiting()):
+                    self._post(ev.RequestCancelled(request))
+                stream.is_silent = True
 
     def emit(self, effect: fx.EmitToken) -> None:
         stream = self._streams[effect.request]
@@ -158,7 +181,7 @@ class Clients:
     def _send_text(self, request: RequestId, stream: Stream, text: str) -> None:
         if not text:
             return
-        ids, stream.held_ids = tuple(stream.held_ids), []
+        ids, stream.held_ids, stream.is_silent = tuple(stream.held_ids), [], False
         if not self.answer(stream.identity, wire.Text(text, ids)):
             self._post(ev.RequestCancelled(request))
 

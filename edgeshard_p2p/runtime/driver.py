@@ -136,6 +136,7 @@ class Driver:
         self._loop.set_exception_handler(self._on_callback_failed)
         await self._planner.open()
         self.spawn(self._planner.run(), name="planner")
+        self.spawn(self.clients.call(), name="call on clients")
 
     async def close(self) -> None:
         for timer in (self._pause, self._timer):

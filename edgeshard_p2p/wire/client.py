@@ -75,6 +75,10 @@ class Notice(Struct, frozen=True, tag="notice"):
     text: str
 
 
+class Waiting(Struct, frozen=True, tag="waiting"):
+    """Nothing new.  Sent to find out whether anybody is still there."""
+
+
 class Done(Struct, frozen=True, tag="done"):
     finish_reason: str
     prompt_tokens: int
@@ -116,7 +120,7 @@ class Okay(Struct, frozen=True, tag="okay"):
     pass
 
 
-ClientAnswer = Started | Text | Notice | Done | Failed | StatusReport | SwarmView | Okay
+ClientAnswer = Started | Text | Notice | Waiting | Done | Failed | StatusReport | SwarmView | Okay
 
 _encoder = msgspec.msgpack.Encoder()
 _request = msgspec.msgpack.Decoder(tuple[bytes, ClientRequest])

@@ -615,6 +615,18 @@ def test_failure_of_a_pass_that_is_over_ends_nothing(has_new_plan: bool) -> None
     assert ONE in source.work.requests
 
 
+def test_late_failure_sets_back_the_attempt_that_went_on_from_it() -> None:
+    source = Source()
+    source.submit()
+    (run,) = of(RunForward, source.begin())
+    source.work.on_attempt_refused(ONE, 1, "x", 0.0)
+    assert of(OpenCache, source.begin(attempt=2, now=1.0))
+    source.work.on_failed(run.job.number, "out of memory", 2.0)
+    assert source.phase() is Phase.WAITING
+    source.start(now=9.0)
+    assert of(OpenCache, source.grant(attempt=3, now=9.0))[0].position == 0
+
+
 def test_failure_of_the_first_layers_names_this_peer() -> None:
     source = Source()
     source.submit()

@@ -409,6 +409,15 @@ def test_failed_pass_leaves_nothing_to_go_on_with() -> None:
     assert stage.cached(request(1), 0) == Cached()
 
 
+def test_late_failure_refuses_the_attempt_that_went_on_from_it() -> None:
+    stage = opened()
+    run = job(stage.on_frame(IN, hidden(group(rows=5))))
+    stage.on_frame(IN, resuming(4))
+    outcome = stage.on_failed(run.job.number, "no memory")
+    assert [(told.attempt, told.reason) for told in outcome.refusals] == [(2, "compute_failed")]
+    assert stage.requests == {}
+
+
 # --- passes of several frames ---------------------------------------------------------------
 
 
