@@ -44,7 +44,7 @@ class Clients:
         core: PeerCore,
         transport: Transport,
         post: Callable[[ev.Event], None],
-        counters: Callable[[], dict[str, dict[str, int]]],
+        counters: Callable[[], dict[str, dict[str, Any]]],
         stand_still: Callable[[float], None],
     ) -> None:
         self._core = core

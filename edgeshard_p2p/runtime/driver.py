@@ -29,6 +29,7 @@ from edgeshard_p2p.net.transport import Transport
 from edgeshard_p2p.runtime.arrivals import Arrivals
 from edgeshard_p2p.runtime.clients import Clients
 from edgeshard_p2p.runtime.compute import Compute
+from edgeshard_p2p.runtime.loop_lag import LoopLag
 from edgeshard_p2p.runtime.opening import Opening
 from edgeshard_p2p.runtime.plan_worker import PlanWorker
 from edgeshard_p2p.runtime.state import Profile, State, alone_on_this_machine
@@ -93,6 +94,7 @@ class Driver:
         self._swarm_keys = swarm_keys
         self._device = device
         self._compute = Compute(COMPUTE_ERRORS, self._on_bug)
+        self._lag = LoopLag()
         self._planner = PlanWorker(lambda choice: self.post(ev.PlanComputed(choice)))
         self._tasks: set[asyncio.Task[None]] = set()
         self._events: deque[ev.Event] = deque()
@@ -137,6 +139,7 @@ class Driver:
         await self._planner.open()
         self.spawn(self._planner.run(), name="planner")
         self.spawn(self.clients.call(), name="call on clients")
+        self.spawn(self._lag.run(), name="loop lag")
 
     async def close(self) -> None:
         for timer in (self._pause, self._timer):
@@ -258,14 +261,15 @@ class Driver:
     def _drop_tensor(self, effect: fx.DropTensor) -> None:
         del self._tensors[effect.tensor.id]
 
-    def _counters(self) -> dict[str, dict[str, int]]:
-        """What was not taken, by kind: of what arrived, and of what was to be sent; and how long
-        the compute thread has worked so far."""
+    def _counters(self) -> dict[str, dict[str, Any]]:
+        """What was not taken, by kind: of what arrived, and of what was to be sent; how long the
+        compute thread has worked so far; and how late the loop was."""
         refused = self.arrivals.refused + self.core.serving.refused
         return {
             "refused": dict(refused),
             "dropped": dict(self._transport.dropped),
             "compute": {"busy_us": int(self._compute.busy_s * 1e6)},
+            "loop": {"lag_ms": self._lag.told()},
         }
 
     # --- sending --------------------------------------------------------------------------
