@@ -466,6 +466,21 @@ def throughput() -> None:
     sys.exit(0 if is_met else 1)
 
 
+# ---- overload
+
+
+@main.command()
+@click.option("--minutes", type=click.FloatRange(0.5, 120), default=10.0, show_default=True)
+def overload(minutes: float) -> None:
+    """Ten times as many users as two peers have room for, all the time: memory, refusals, whether
+    every answer is that of an undisturbed run.  Exit code 1: something was not as it should be."""
+    from overload import overload as measured
+
+    told, is_clean = measured(minutes, say)
+    report("overload", told)
+    sys.exit(0 if is_clean else 1)
+
+
 # ---- crowd
 
 

@@ -245,6 +245,9 @@ class LocalDevices:
         secret = {"EDGESHARD_SECRET_FILE": str(self._secret_file)} if self._secret_file else {}
         return {"EDGESHARD_PEER": str(self.address(name)), "EDGESHARD_SWARM": SWARM, **secret}
 
+    def pid(self, name: str) -> int:
+        return self._living(name).popen.pid
+
     def why_ended(self) -> str:
         for name, process in self._processes.items():
             if process.popen.poll() is not None:

@@ -104,7 +104,9 @@ class Bench:
         # spare the other its prompt.
         n_words, variants = len(prompt.split()), range(1, wish.requests + 1)
         prompts = tuple(words(n_words, variant) for variant in variants)
-        load = Load(prompts, wish.concurrency, wish.generate, wish.temperature, wish.seed)
+        load = Load(
+            prompts, wish.requests, wish.concurrency, wish.generate, wish.temperature, wish.seed
+        )
         before, begun = self._reports(report), time.monotonic()
         served = Traffic(load, self._peers, self._security, on_token).run()
         seen, took_s = figures(served), time.monotonic() - begun

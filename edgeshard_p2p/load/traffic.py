@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import zmq
@@ -30,19 +30,21 @@ SOCKETS_PER_CLIENT = 4
 @dataclass(frozen=True, slots=True)
 class Load:
     prompts: tuple[str, ...]
-    """One of each request; as they are, without the chat template."""
+    """By number, after the last the first again; as they are, without the chat template."""
+    requests: int
+    """At most."""
     concurrency: int
     generate: int
     temperature: float = 0.0
     seed: int = 0
     """Of the first request; the others have the numbers after it."""
-
-    @property
-    def requests(self) -> int:
-        return len(self.prompts)
+    seeds: int = 0
+    """After so many requests the first seed comes again; 0: never."""
 
     def sampling(self, index: int) -> Sampling:
-        return Sampling(self.temperature, seed=self.seed + index)
+        return Sampling(
+            self.temperature, seed=self.seed + (index % self.seeds if self.seeds else index)
+        )
 
 
 @dataclass(slots=True)
@@ -75,25 +77,45 @@ class Traffic:
         self._load, self._peers, self._security = load, tuple(peers), security
         self._on_token = on_token
         self._is_over = threading.Event()
+        self._is_closed = threading.Event()
+        self._served: list[Served] = []
+        self._turn = threading.Lock()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, SOCKETS_PER_CLIENT * (load.concurrency + 1))
 
     def run(self) -> list[Served]:
         """All of them, by number.  Whatever ends this ends the requests as well."""
-        served = [Served(index) for index in range(self._load.requests)]
         pool = ThreadPoolExecutor(self._load.concurrency, thread_name_prefix="client")
         try:
-            for done in [pool.submit(self._serve, one) for one in served]:
+            clients = [pool.submit(self._ask_on) for _ in range(self._load.concurrency)]
+            for done in wait(clients, return_when=FIRST_EXCEPTION).done:
                 done.result()
         finally:
             self.end()
             pool.shutdown(cancel_futures=True)
             self._context.term()
-        return served
+        return self._served
+
+    def close(self) -> None:
+        """From any thread: no further request is begun; those that were are seen through."""
+        self._is_closed.set()
 
     def end(self) -> None:
         """From any thread: what still runs is cancelled, and soon over."""
         self._is_over.set()
+
+    def _ask_on(self) -> None:
+        """One client: a request after the other."""
+        while (one := self._next()) is not None:
+            self._serve(one)
+
+    def _next(self) -> Served | None:
+        with self._turn:
+            n_begun = len(self._served)
+            if self._is_closed.is_set() or self._is_over.is_set() or n_begun == self._load.requests:
+                return None
+            self._served.append(Served(n_begun))
+            return self._served[-1]
 
     def _serve(self, one: Served) -> None:
         one.asked_at = time.monotonic()
@@ -119,10 +141,9 @@ class Traffic:
         one.token_at.clear()
         one.token_ids.clear()
         with Client(peer, self._security, self._context) as client:
+            prompt = load.prompts[one.index % len(load.prompts)]
             sampling = load.sampling(one.index)
-            client.send(
-                Run(load.prompts[one.index], True, load.generate, sampling, ignore_eos=True)
-            )
+            client.send(Run(prompt, True, load.generate, sampling, ignore_eos=True))
             for answer in client.answers(ANSWER_S, self._is_over.is_set):
                 if isinstance(answer, Text):
                     now = time.monotonic()

@@ -11,7 +11,7 @@ from edgeshard_p2p.wire.client import Cancel, Done, Failed, Run, Text, decode_re
 from tests.runtime.endpoint import OPEN, Endpoint, endpoint
 from tests.runtime.waiting import until_async
 
-LOAD = Load(("once upon a time",) * 5, concurrency=3, generate=2, seed=40)
+LOAD = Load(("once upon a time",), requests=5, concurrency=3, generate=2, seed=40)
 DONE = Done("length", 4, 2, 1.0, 1.0, "a" * 16, 0, 0, 0.0)
 
 
@@ -31,9 +31,31 @@ def test_what_still_runs_is_cancelled_when_the_traffic_ends() -> None:
             served = await running
             await until_async(lambda: len(asked(end, Cancel)) == 3, "three cancelled")
             assert set(asked(end, Cancel)) == set(asked(end, Run))
-            assert [one.error for one in served] == ["cancelled"] * 5
+            assert [one.error for one in served] == ["cancelled"] * 3
 
     uvloop.run(main())
+
+
+def test_what_was_begun_is_seen_through_when_the_traffic_closes() -> None:
+    async def main() -> None:
+        async with endpoint() as end:
+            traffic = Traffic(LOAD, [end.address], OPEN, lambda: None)
+            running = asyncio.create_task(asyncio.to_thread(traffic.run))
+            await until_async(lambda: len(asked(end, Run)) == 3, "three requests")
+            traffic.close()
+            for who in asked(end, Run):
+                for answer in (Text("x", (1,)), DONE):
+                    end.transport.answer_client(who, encode_answer(answer))
+            served = await running
+            assert [(one.index, one.error) for one in served] == [(0, ""), (1, ""), (2, "")]
+            assert not asked(end, Cancel)
+
+    uvloop.run(main())
+
+
+def test_seeds_come_again_where_there_are_only_so_many() -> None:
+    load = Load("", requests=5, concurrency=1, generate=1, temperature=1.0, seed=40, seeds=2)
+    assert [load.sampling(index).seed for index in range(5)] == [40, 41, 40, 41, 40]
 
 
 def test_each_is_answered_or_asked_again_and_has_a_seed_of_its_own() -> None:
