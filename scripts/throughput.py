@@ -1,16 +1,22 @@
 """What ``scripts/bench throughput`` runs: what more devices give when there is more to do.
 
 Emulated devices: peers on loopback, each with a CPU quota from its start.  So many devices serve so
-many requests of 64 tokens in and 64 out, all put at once, and are compared with one such device.
+many requests of 64 tokens in and 64 out, all put at once, and are compared with one such device; of
+four stages also with what the slowest of them would give if it never waited.  Then two devices that
+have a core each: a lone request under either objective, and how late their loops are.
 Each figure is of one run, on a machine that should be idle; from run to run they differ by a tenth.
 """
 
 from __future__ import annotations
 
+import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
@@ -29,17 +35,27 @@ from edgeshard_p2p.faults.scenario import (
     SwarmEntry,
 )
 from edgeshard_p2p.faults.swarm import FaultSwarm
+from edgeshard_p2p.faults.throttle import throttle
 from edgeshard_p2p.load.bench import Bench, Wish
 from edgeshard_p2p.model.library import fetch_demo_model
 from edgeshard_p2p.reports import as_pin
-from edgeshard_p2p.wire.client import SwarmView, View
+from edgeshard_p2p.wire.client import Okay, Set, SwarmView, View
 
 PROMPT, GENERATE, CONTEXT = 64, 64, 256
 PER_DEVICE = 8
 """Requests."""
 SETTINGS = ((2, 0.8, 1.8), (4, 0.4, 3.2))
 """Devices, cores of each, and how many times as much as one of them they are to give."""
-ASK_S = 10.0
+N_STAGES, EFFICIENCY = 4, 0.92
+"""Of the setting with so many devices: what the pipeline gives at least, of what its slowest stage
+alone would."""
+ROUNDS_SATURATED = 3
+"""How often as many requests as run at once, so that loops are watched for a minute."""
+LAG_P99_MS = 20.0
+LONE_PAIRS, LONE_REQUESTS, LONE_SHARE = 5, 2, 0.05
+"""A lone request under one objective and the other, in turn: how often, how many each time, and by
+how much throughput may be slower."""
+ASK_S, SET_S = 10.0, 30.0
 
 Say = Callable[[str], None]
 
@@ -53,12 +69,12 @@ class Devices:
     names: tuple[str, ...]
     say: Say
 
-    def measure(self, n_requests: int) -> dict[str, Any]:
+    def measure(self, at_once: int, rounds: int = 1) -> dict[str, Any]:
         stages = self.report()["plan"]["stages"]
         words = " | ".join(f"{s['start']}-{s['end'] - 1} {s['peer']}" for s in stages)
-        self.say(f"{n_requests} requests at once on {words}")
+        self.say(f"{rounds * at_once} requests, {at_once} at once, on {words}")
         bench = Bench([self.devices.address(self.names[0])], self.devices.security)
-        wish = Wish(n_requests, n_requests, PROMPT, GENERATE)
+        wish = Wish(rounds * at_once, at_once, PROMPT, GENERATE)
         measured, _ = bench.run(wish, lambda _: None, lambda: None)
         if measured.errors:
             raise FaultError(f"not all were served: {measured.errors[0]}")
@@ -71,8 +87,15 @@ class Devices:
             "rows_per_pass": told["predicted"] and told["predicted"]["rows_per_pass"],
             "ttft_ms": told["ttft_ms"],
             "inter_token_ms": told["inter_token_ms"],
+            "ms_per_token": told["ms_per_token"],
             "bubbles": told["bubbles"],
         }
+
+    def loop_lag(self, at_once: int) -> dict[str, dict[str, float]]:
+        """Milliseconds, of each peer: of the minute for which so many requests ran."""
+        self.measure(at_once, ROUNDS_SATURATED)
+        reports = {name: self.swarm.report(name) for name in self.names}
+        return {name: report["loop"]["lag_ms"] for name, report in reports.items() if report}
 
     def report(self) -> dict[str, Any]:
         report = self.swarm.report(self.names[0])
@@ -92,6 +115,51 @@ class Devices:
         scenario = self.swarm.scenario
         self.swarm.scenario = replace(scenario, swarm=replace(scenario.swarm, pin=str(pin)))
         self.swarm.pin()
+
+    def set_objective(self, objective: str) -> None:
+        """Of the whole swarm, once every peer serves by it."""
+        if not isinstance(self.swarm.ask(self.names[0], Set("objective", objective), ASK_S), Okay):
+            raise FaultError(f"{self.names[0]} does not take the objective {objective}")
+
+        def is_so() -> bool:
+            plans = [report["plan"] for report in map(self.swarm.report, self.names) if report]
+            found = {(plan.get("objective"), plan["state"]) for plan in plans}
+            return len(plans) == len(self.names) and found == {(objective, "active")}
+
+        self.swarm.wait(is_so, SET_S, f"every peer serves for {objective}")
+
+    def stage_times_us(self, rows: int, cores: float) -> list[int]:
+        """Of a pass of so many rows, for each part of the plan: measured by a process of its own
+        that may use as much as a device, while the devices have nothing to do."""
+        model, times = fetch_demo_model(self.say).path, []
+        for part in self.report()["plan"]["stages"]:
+            units = f"{part['start']}-{part['end'] - 1}"
+            self.say(f"what {rows} rows take in units {units} alone")
+            times.append(stage_us(model, part["start"], part["end"], rows, cores))
+        return times
+
+
+def stage_us(model: Path, start: int, end: int, rows: int, cores: float) -> int:
+    numbers = (start, end, rows, PROMPT, GENERATE)
+    command = [sys.executable, str(Path(__file__).with_name("stage_time.py")), str(model)]
+    process = subprocess.Popen(
+        [*command, *map(str, numbers)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+        try:
+            if process.stdout.readline().strip() != "ready":
+                raise FaultError(f"units {start}-{end - 1} cannot be measured by themselves")
+            share = throttle(process.pid, 1 / cores)
+            try:
+                process.stdin.write("\n")
+                process.stdin.flush()
+                return int(process.stdout.readline())
+            finally:
+                share.end()
+        finally:
+            process.kill()
 
 
 def best_of_all(snapshot: Snapshot, names: Sequence[str], n_requests: int) -> Pin:
@@ -115,7 +183,7 @@ def best_of_all(snapshot: Snapshot, names: Sequence[str], n_requests: int) -> Pi
 
 
 @contextmanager
-def devices(n: int, cores: float, batch: int, say: Say) -> Iterator[Devices]:
+def devices(n: int, cores: float | None, batch: int, say: Say) -> Iterator[Devices]:
     names = tuple(f"dev-{index}" for index in range(1, n + 1))
     flags = ["--context", str(CONTEXT), "--batch", str(batch), "--objective", "throughput"]
     scenario = FaultScenario(
@@ -137,24 +205,84 @@ def throughput(say: Say) -> tuple[dict[str, Any], bool]:
     """The figures, and whether they are what they should be."""
     told, is_met = {}, True
     for n, cores, wanted in SETTINGS:
-        with devices(1, cores, n * PER_DEVICE, say) as one:
-            alone = one.measure(PER_DEVICE)
-            alone_all = one.measure(n * PER_DEVICE)
-        with devices(n, cores, n * PER_DEVICE, say) as many:
-            advised = many.report()["plan"]
-            n_advised = len({stage["peer"] for stage in advised["stages"]})
-            unpinned = many.measure(n * PER_DEVICE)
-            many.pin_all(n * PER_DEVICE)
-            together = many.measure(n * PER_DEVICE)
-        ratio = together["tokens_per_s"] / alone["tokens_per_s"]
-        is_met = is_met and ratio >= wanted
-        told[f"{n} of {cores:g} core"] = {
-            "ratio": round(ratio, 2),
-            "wanted": wanted,
-            "all": together,
-            "one": alone,
-            "one_same_load": alone_all,
-            "same_load_ratio": round(together["tokens_per_s"] / alone_all["tokens_per_s"], 2),
-            "advised": {"devices": n_advised, **unpinned},
-        }
+        found, is_so = against_one(n, cores, wanted, say)
+        told[f"{n} of {cores:g} core"] = found
+        is_met = is_met and is_so
+    told["lone"], is_so = lone(say)
+    return told, is_met and is_so
+
+
+def against_one(n: int, cores: float, wanted: float, say: Say) -> tuple[dict[str, Any], bool]:
+    with devices(1, cores, n * PER_DEVICE, say) as one:
+        alone = one.measure(PER_DEVICE)
+        alone_all = one.measure(n * PER_DEVICE)
+    with devices(n, cores, n * PER_DEVICE, say) as many:
+        advised = many.report()["plan"]
+        n_advised = len({stage["peer"] for stage in advised["stages"]})
+        unpinned = many.measure(n * PER_DEVICE)
+        many.pin_all(n * PER_DEVICE)
+        rows = many.report()["plan"]["micro_batch"]
+        times_us = many.stage_times_us(rows, cores) if n == N_STAGES else []
+        together = many.measure(n * PER_DEVICE)
+        lag = many.loop_lag(n * PER_DEVICE)
+    ratio = together["tokens_per_s"] / alone["tokens_per_s"]
+    is_met = ratio >= wanted
+    told = {
+        "ratio": round(ratio, 2),
+        "wanted": wanted,
+        "all": together,
+        "one": alone,
+        "one_same_load": alone_all,
+        "same_load_ratio": round(together["tokens_per_s"] / alone_all["tokens_per_s"], 2),
+        "advised": {"devices": n_advised, **unpinned},
+        "loop_lag_ms": lag,
+    }
+    if times_us:
+        told["pipeline"] = efficiency(rows, n * PER_DEVICE, times_us, together)
+        is_met = is_met and told["pipeline"]["efficiency"] >= EFFICIENCY
     return told, is_met
+
+
+def efficiency(
+    rows: int, n_requests: int, times_us: list[int], together: dict[str, Any]
+) -> dict[str, Any]:
+    """Tokens per second against what the slowest stage alone would give.  Of the time in which all
+    requests decode; what prompts, and the last answers by themselves, take is beside it."""
+    most = rows * 1e6 / max(times_us)
+    return {
+        "micro_batches": -(-n_requests // rows),
+        "rows": rows,
+        "stage_ms": [round(time / 1e3, 2) for time in times_us],
+        "slowest_stage_tokens_per_s": round(most, 1),
+        "efficiency": round(together["steady_tokens_per_s"] / most, 3),
+        "wanted": EFFICIENCY,
+        "with_prompts_and_ends": round(together["tokens_per_s"] / most, 3),
+    }
+
+
+def lone(say: Say) -> tuple[dict[str, Any], bool]:
+    """Two devices that have a core each, under one plan."""
+    paces: dict[str, list[float]] = {"latency": [], "throughput": []}
+    plans = set()
+    with devices(2, None, 2 * PER_DEVICE, say) as two:
+        two.pin_all(2 * PER_DEVICE)
+        for number in range(LONE_PAIRS):
+            for objective in sorted(paces, reverse=number % 2 == 1):
+                two.set_objective(objective)
+                plans.add(two.report()["plan"]["plan_id"])
+                found = two.measure(1, LONE_REQUESTS)
+                paces[objective].append(found["ms_per_token"]["p50"])
+        two.set_objective("throughput")
+        lag = two.loop_lag(2 * PER_DEVICE)
+    medians = {objective: statistics.median(of_it) for objective, of_it in paces.items()}
+    slower = medians["throughput"] / medians["latency"] - 1
+    worst_ms = max(one["p99"] for one in lag.values())
+    told = {
+        "ms_per_token": {objective: round(value, 2) for objective, value in medians.items()},
+        "throughput_slower_by": round(slower, 3),
+        "wanted": LONE_SHARE,
+        "plans": len(plans),
+        "loop_lag_ms": lag,
+        "loop_lag_p99_wanted": LAG_P99_MS,
+    }
+    return told, slower <= LONE_SHARE and len(plans) == 1 and worst_ms <= LAG_P99_MS

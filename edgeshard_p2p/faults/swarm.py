@@ -114,7 +114,8 @@ class FaultSwarm:
         """Who lives and can be reached by the source."""
         return [n for n in self.scenario.names if n in self._alive - self._frozen - self._cut_off]
 
-    def _wait(self, is_so: Callable[[], bool], wait_s: float, what: str) -> None:
+    def wait(self, is_so: Callable[[], bool], wait_s: float, what: str) -> None:
+        """Raises FaultError when it does not come to be, or a peer ends meanwhile."""
         ends_at, pause = time.monotonic() + wait_s, threading.Event()
         while not is_so():
             ended = self._devices.why_ended()
@@ -159,7 +160,7 @@ class FaultSwarm:
     def _wait_until_serving(self, is_pinned: bool) -> None:
         what = "every peer serves the pinned plan" if is_pinned else "every peer serves a plan"
         try:
-            self._wait(lambda: self._is_serving(is_pinned), READY_TIMEOUT_S, what)
+            self.wait(lambda: self._is_serving(is_pinned), READY_TIMEOUT_S, what)
         except FaultError as error:
             report = self.report(self.scenario.source)
             plan = report.get("plan", {})
@@ -374,7 +375,7 @@ class FaultSwarm:
     def _left_over(self) -> int:
         """After a while."""
         with suppress(FaultError):
-            self._wait(lambda: not self._held(), CLEAN_TIMEOUT_S, "nothing is left over")
+            self.wait(lambda: not self._held(), CLEAN_TIMEOUT_S, "nothing is left over")
         return self._held()
 
     def _held(self) -> int:
