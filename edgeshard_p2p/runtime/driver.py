@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeshard_p2p.core import effects as fx
 from edgeshard_p2p.core import events as ev
-from edgeshard_p2p.core.ids import PlanId
-from edgeshard_p2p.core.messages import Address, FrameAck, FrameHeader, Refused
+from edgeshard_p2p.core.messages import FrameAck, FrameHeader, Refused
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.work import TensorRef
 from edgeshard_p2p.model.cpu_quota import cpu_share
@@ -26,6 +25,7 @@ from edgeshard_p2p.model.errors import COMPUTE_ERRORS
 from edgeshard_p2p.model.library import LocalModel
 from edgeshard_p2p.net.offences import OFFENCES_MAX
 from edgeshard_p2p.net.transport import Transport
+from edgeshard_p2p.runtime.acks import PATIENCE_S, Acks
 from edgeshard_p2p.runtime.arrivals import Arrivals
 from edgeshard_p2p.runtime.clients import Clients
 from edgeshard_p2p.runtime.compute import Compute
@@ -106,7 +106,10 @@ class Driver:
         opening = Opening(core, self.clients, self._compute, host, given, self.post, self._progress)
         self._tensors: dict[int, Computed | Received] = {}
         self._n_tensors = 0
-        self._acks: dict[tuple[Address, PlanId, int], fx.Send] = {}
+        self._acks = Acks()
+        self._are_acks_due = False
+        self._patience: asyncio.TimerHandle | None = None
+        """Until acknowledgements go that nobody waits for."""
         self._performers: dict[type, Callable[[Any], None]] = {
             fx.Send: self._send,
             fx.SendFrame: self._send_frame,
@@ -142,7 +145,7 @@ class Driver:
         self.spawn(self._lag.run(), name="loop lag")
 
     async def close(self) -> None:
-        for timer in (self._pause, self._timer):
+        for timer in (self._pause, self._timer, self._patience):
             if timer is not None:
                 timer.cancel()
         for task in self._tasks:
@@ -209,10 +212,16 @@ class Driver:
 
     def _after_pause(self) -> None:
         self._pause = None
-        acks, self._acks = self._acks, {}
-        for effect in acks.values():
-            self._send_now(effect)
+        if self._are_acks_due:
+            self._send_acks()
         self._arm()
+
+    def _send_acks(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+        self._patience, self._are_acks_due = None, False
+        for effect in self._acks.take():
+            self._send_now(effect)
 
     def _arm(self) -> None:
         deadline = self.core.next_deadline()
@@ -277,7 +286,10 @@ class Driver:
     def _send(self, effect: fx.Send) -> None:
         message = effect.message
         if isinstance(message, FrameAck):
-            self._acks[effect.to, message.plan, message.edge] = effect
+            if self._acks.put(effect, message):
+                self._are_acks_due = True
+            elif self._patience is None:
+                self._patience = self._loop.call_later(PATIENCE_S, self._send_acks)
         else:
             self._send_now(effect)
 
