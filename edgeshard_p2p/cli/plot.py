@@ -3,7 +3,7 @@ with the extra ``plot``, and is imported when a picture is wanted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
@@ -111,3 +111,31 @@ def plot_load(token_at: Sequence[Sequence[float]], asked_at: Sequence[float], fi
     between.hist(gaps, bins=60)
     between.set(title="between two tokens", xlabel="ms", ylabel="tokens")
     _save(figure, file)
+
+
+Curves = Mapping[str, Sequence[tuple[float, float | None, float | None]]]
+"""By name: points of x, what was predicted and what was measured there."""
+
+
+def plot_comparison(panels: Mapping[str, Curves], file: Path, title: str) -> None:
+    """A panel for each unit; measured in solid lines, predicted in dashed ones."""
+    check_plot(file)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6 * max(1, len(panels)), 4.5), layout="constrained")
+    figure.suptitle(title)
+    for place, (unit, curves) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), place)
+        for number, (name, points) in enumerate(curves.items()):
+            rates = [x for x, _, _ in points]
+            for of, style, label in ((1, "--", None), (2, "-", name)):
+                values = [_or_gap(point[of]) for point in points]
+                axes.plot(rates, values, style, marker=".", color=f"C{number}", label=label)
+        axes.set(xlabel="Mbps between source and cloud", ylabel=unit, xscale="log")
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize="small")
+    _save(figure, file)
+
+
+def _or_gap(value: float | None) -> float:
+    return float("nan") if value is None else value

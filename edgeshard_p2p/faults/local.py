@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.core.plan import Link
@@ -235,6 +235,11 @@ class LocalDevices:
             return work()
         with ThreadPoolExecutor(1, initializer=self.enter, initargs=(name,)) as thread:
             return thread.submit(work).result()
+
+    @property
+    def switched(self) -> dict[str, Any]:
+        """What the links' switch did, once all has ended; empty where there is none."""
+        return self._namespaces.said if isinstance(self._namespaces, Switched) else {}
 
     def command(self, name: str) -> list[str]:
         """What to put before a command for it to run where that peer is."""

@@ -1,0 +1,276 @@
+"""What ``scripts/reproduce`` runs: the plan of each algorithm, pinned in a swarm of emulated
+devices and measured, one cell after another.
+
+One swarm serves for all cells of a source; the links' rates are changed while it runs.  The plan
+that an algorithm finds is found from what the swarm has measured at that time, and so is what it
+promises.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from edgeshard_p2p.core.model_spec import ModelSpec
+from edgeshard_p2p.core.peer import LOG_SHARE
+from edgeshard_p2p.core.plan import Link, Snapshot, Workload
+from edgeshard_p2p.faults.devices import FaultError
+from edgeshard_p2p.faults.local import LocalDevices
+from edgeshard_p2p.faults.lone_messages import Trial, check_links
+from edgeshard_p2p.faults.namespaces import Switched
+from edgeshard_p2p.faults.scenario import (
+    ExpectEntry,
+    FaultScenario,
+    PeerEntry,
+    RequestEntry,
+    SwarmEntry,
+)
+from edgeshard_p2p.faults.swarm import FaultSwarm
+from edgeshard_p2p.load.figures import steady_tokens_per_s
+from edgeshard_p2p.load.traffic import Load, Served, Traffic
+from edgeshard_p2p.reproduction import pool
+from edgeshard_p2p.reproduction.cells import (
+    LATENCY,
+    Cell,
+    Found,
+    Part,
+    Place,
+    found_by,
+    in_words,
+    uses,
+)
+from edgeshard_p2p.wire.client import Okay, Set, SwarmView, View
+
+ASK_S = 10.0
+SETTLE_S = 400.0
+SETTLED_WITHIN = 0.25
+"""A peer publishes a link's rate again when it moved by more than that."""
+POLL_S = 2.0
+CHECKED_BYTES = (100, 2**11, 2**14)
+"""Larger ones would take minutes at the lowest rate."""
+_MIB = 2**20
+
+Say = Callable[[str], None]
+
+
+class Wanted(Struct, frozen=True):
+    """How it is measured."""
+
+    model: str
+    """Its path."""
+    prompt: str
+    cores: float
+    """Of the fastest device."""
+    context: int
+    repeats: int
+    generate: int
+    requests: int
+    """At once, for throughput."""
+    seed: int
+
+
+@dataclass
+class Swarm:
+    """Emulated devices that serve, with prompts coming in at one of them."""
+
+    source: str
+    scale: float
+    wanted: Wanted
+    swarm: FaultSwarm
+    devices: LocalDevices
+    say: Say
+    links: dict[tuple[str, str], Link]
+    known: dict[tuple[Any, ...], Cell] = field(default_factory=dict)
+    """What was measured, by all that could make a difference."""
+
+    def snapshot(self) -> Snapshot:
+        seen = self.swarm.ask(self.source, View(), ASK_S)
+        if not isinstance(seen, SwarmView) or seen.snapshot is None:
+            raise FaultError(f"{self.source} does not say what it plans with")
+        return seen.snapshot
+
+    def relink(self, mbps: float) -> None:
+        """Other rates, and wait until the swarm knows of them."""
+        row_bytes = self.snapshot().model.hidden_bytes("fp32")
+        wanted = pool.links(self.source, mbps, row_bytes, self.scale)
+        if wanted != self.links:
+            self.devices.relink(wanted)
+            self.links = wanted
+        ends_at, pause, told = time.monotonic() + SETTLE_S, threading.Event(), [""]
+        while left := pool.unsettled(self.snapshot(), wanted, SETTLED_WITHIN):
+            if left != told:
+                self.say(f"until peers have measured {', '.join(left)} anew")
+                told = left
+            if time.monotonic() > ends_at:
+                raise FaultError(f"{left[0]} is not what it should be after {SETTLE_S:.0f} s")
+            pause.wait(POLL_S)
+
+    def set(self, key: str, value: str) -> None:
+        answer = self.swarm.ask(self.source, Set(key, value), ASK_S)
+        if not isinstance(answer, Okay):
+            raise FaultError(f"{self.source} does not take {key}={value}: {answer}")
+
+    def measure(self, place: Place) -> Cell:
+        """Its figures, or why there are none."""
+        begun = time.monotonic()
+        snapshot = self.snapshot()
+        found = found_by(place, snapshot, self.wanted.requests)
+        cell = Cell(place, found.pin, found.predicted, why=found.why, rows=found.rows)
+        if found.why:
+            return cell
+        mbps = place.mbps if uses(found.pin, self.source) else None
+        key = (found.pin, place.objective, place.schedule, mbps)
+        known = self.known.get(key)
+        if known is not None:
+            like = known.place.algorithm
+            if known.place.mbps != place.mbps:
+                like += f" at {known.place.mbps:g} Mbps"
+            return replace(cell, measured=known.measured, why=known.why, like=like)
+        self.say(f"  {in_words(found.pin)}, {found.predicted:.4g} expected")
+        try:
+            measured, why = self._measured(place, found)
+        except FaultError as error:
+            measured, why = (), str(error)
+        took_s = round(time.monotonic() - begun, 1)
+        cell = replace(cell, measured=measured, why=why, seconds=took_s)
+        self.known[key] = cell
+        return cell
+
+    def _measured(self, place: Place, found: Found) -> tuple[tuple[float, ...], str]:
+        scenario = self.swarm.scenario
+        self.swarm.scenario = replace(scenario, swarm=replace(scenario.swarm, pin=found.pin))
+        self.swarm.pin()
+        plan_id = self.swarm.report(self.source)["plan"]["plan_id"]
+        if place.objective == LATENCY:
+            served = self._serve(self.wanted.repeats, 1)
+            figures = tuple(_ms_per_token(one) for one in served if one.is_whole)
+        else:
+            rounds = [
+                self._serve(self.wanted.requests, self.wanted.requests)
+                for _ in range(max(1, self.wanted.repeats - 1))
+            ]
+            served = [one for of_round in rounds for one in of_round]
+            figures = tuple(steady_tokens_per_s(of_round) for of_round in rounds)
+        return figures, _why_not(served, plan_id)
+
+    def _serve(self, requests: int, at_once: int) -> list[Served]:
+        wanted = self.wanted
+        load = Load(wanted.prompt, requests, at_once, wanted.generate, seed=wanted.seed)
+        address, security = self.devices.address(self.source), self.devices.security
+        traffic = Traffic(load, [address], security, lambda: None)
+        enter = self.devices.enter
+        with ThreadPoolExecutor(1, initializer=enter, initargs=(self.source,)) as thread:
+            try:
+                return thread.submit(traffic.run).result()
+            finally:
+                traffic.end()
+
+
+def _ms_per_token(one: Served) -> float:
+    """After the first one."""
+    times = one.token_at
+    return round(1e3 * (times[-1] - times[0]) / (len(times) - 1), 3)
+
+
+def _why_not(served: Sequence[Served], plan_id: str) -> str:
+    errors = sorted({one.error for one in served if one.error})
+    if errors:
+        n_failed = sum(not one.is_whole for one in served)
+        return f"{n_failed} of {len(served)} requests failed: {errors[0]}"
+    if {one.plan_id for one in served} != {plan_id} or any(one.failovers for one in served):
+        return "the swarm changed its plan meanwhile"
+    return ""
+
+
+def peers_of(wanted: Wanted, source: str, spec: ModelSpec) -> tuple[PeerEntry, ...]:
+    workload = Workload(
+        "fp32", "exact", 0, wanted.context, wanted.requests, first_layer="embedding"
+    )
+    peers = []
+    for name, kind in pool.DEVICES.items():
+        planned = pool.memory_bytes(kind, spec, workload)
+        # The peer keeps a part of it for logs.
+        layers_mib = -(-planned * LOG_SHARE // (LOG_SHARE - 1) // _MIB)
+        cores = round(pool.cores_of(kind, wanted.cores), 4)
+        peers.append(PeerEntry(name, name == source, layers_mib, cores=cores))
+    return tuple(peers)
+
+
+def scenario_of(wanted: Wanted, peers: tuple[PeerEntry, ...]) -> FaultScenario:
+    flags = ["--first-layer", "embedding", "--dtype", "fp32", "--numerics", "exact"]
+    flags += ["--context", str(wanted.context), "--batch", str(wanted.requests)]
+    swarm = SwarmEntry(flags=flags)
+    return FaultScenario("reproduce", "", swarm, peers, RequestEntry(generate=1), (), ExpectEntry())
+
+
+def agx_us(wanted: Wanted, peers: tuple[PeerEntry, ...], profiles: Path, say: Say) -> int:
+    """Whole-model time of the emulated AGX Orin, as it measures itself."""
+    name = next(iter(pool.DEVICES))
+    alone = tuple(replace(peer, source=True) for peer in peers if peer.name == name)
+    scenario = scenario_of(wanted, alone)
+    say(f"{name} measures itself, with {alone[0].cores:g} of a core")
+    with LocalDevices(scenario, wanted.model, profiles=profiles) as devices:
+        swarm = FaultSwarm(scenario, devices, lambda _: None)
+        swarm.wait_until_serving()
+        seen = swarm.ask(name, View(), ASK_S)
+    if not isinstance(seen, SwarmView) or seen.snapshot is None:
+        raise FaultError(f"{name} does not say how fast it is")
+    (device,) = seen.snapshot.devices
+    return sum(device.unit_us)
+
+
+def checked(links: dict[tuple[str, str], Link], say: Say) -> list[Trial]:
+    """Lone messages over every link, before any figure counts."""
+    namespaces = Switched(list(pool.DEVICES), links)
+    try:
+        return check_links(namespaces, links, say, CHECKED_BYTES)
+    except OSError as error:
+        raise FaultError(f"a link does not work: {error}") from None
+    finally:
+        namespaces.close()
+
+
+@contextmanager
+def serving(
+    wanted: Wanted,
+    source: str,
+    mbps: float,
+    scale: float,
+    spec: ModelSpec,
+    profiles: Path,
+    logs: Path | None,
+    say: Say,
+) -> Iterator[Swarm]:
+    links = pool.links(source, mbps, spec.hidden_bytes("fp32"), scale)
+    scenario = scenario_of(wanted, peers_of(wanted, source, spec))
+    with LocalDevices(scenario, wanted.model, logs, links, profiles) as devices:
+        swarm = FaultSwarm(scenario, devices, say)
+        swarm.wait_until_serving()
+        yield Swarm(source, scale, wanted, swarm, devices, say, links)
+
+
+def cells_of(swarm: Swarm, part: Part, is_done: Callable[[Place], bool]) -> Iterator[Cell]:
+    left = [place for place in part.places() if not is_done(place)]
+    if not left:
+        return
+    swarm.relink(part.mbps)
+    swarm.set("schedule", part.schedule)
+    for place in left:
+        swarm.say(str(place))
+        yield swarm.measure(place)
+
+
+def typical(cells: Sequence[Cell]) -> float:
+    """Seconds of a cell that was measured; 0.0: none was."""
+    took = [cell.seconds for cell in cells if cell.seconds]
+    return statistics.mean(took) if took else 0.0

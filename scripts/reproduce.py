@@ -1,0 +1,422 @@
+"""What ``scripts/reproduce`` runs: the paper's comparison on emulated devices, and its report."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn, TextIO
+
+import click
+import comparing
+import psutil
+
+from edgeshard_p2p import __version__
+from edgeshard_p2p.cli.plot import PlotError, check_plot, plot_comparison
+from edgeshard_p2p.core.model_spec import ModelSpec
+from edgeshard_p2p.faults.devices import FaultError
+from edgeshard_p2p.faults.emulation import check_fits
+from edgeshard_p2p.faults.ending import end_on_term
+from edgeshard_p2p.faults.lone_messages import Trial
+from edgeshard_p2p.faults.namespaces import NamespaceError, why_not
+from edgeshard_p2p.faults.scenario import PeerEntry
+from edgeshard_p2p.model.checkpoint import spec_of_config
+from edgeshard_p2p.model.errors import ModelError
+from edgeshard_p2p.model.library import DEMO_NAME, cache_dir, fetch_demo_model, resolve
+from edgeshard_p2p.model.text import Tokenizer
+from edgeshard_p2p.prompts import prompt_of
+from edgeshard_p2p.reproduction import lines as written
+from edgeshard_p2p.reproduction import pool
+from edgeshard_p2p.reproduction.cells import LATENCY, THROUGHPUT, Cell, Part, Place, parts_of
+from edgeshard_p2p.reproduction.figures import accuracy, gain, series
+from edgeshard_p2p.reproduction.lines import Line, Lines, LinesError
+from edgeshard_p2p.reproduction.report import UNITS, report
+
+FAILED, USAGE = 1, 2
+OUT = Path("docs/results")
+NAME = "reproduce"
+PROMPT = 32
+"""Tokens, as in the paper; it has 96 come back."""
+FASTEST_CORES = 0.9
+
+
+def say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def fail(text: str, exit_code: int) -> NoReturn:
+    say(f"reproduce: {text}")
+    sys.exit(exit_code)
+
+
+@click.command("reproduce", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--quick", is_flag=True, help="The first bandwidth alone, few tokens, once each.")
+@click.option("--full", is_flag=True, help="Everything at every bandwidth, from both sources.")
+@click.option(
+    "--mbps",
+    multiple=True,
+    type=click.FloatRange(0.1, 1000),
+    metavar="RATE",
+    help="Of the paper's, between source and cloud; may be repeated, the lowest comes "
+    f"first.  [default: {', '.join(f'{rate:g}' for rate in pool.RATES_MBPS)}]",
+)
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    type=click.Choice(list(pool.SOURCES)),
+    help="Which edge device prompts come in at.  May be repeated.  [default: both]",
+)
+@click.option("--repeats", type=click.IntRange(1, 100), default=3, show_default=True)
+@click.option(
+    "--generate",
+    type=click.IntRange(4, 96),
+    default=24,
+    show_default=True,
+    help="Tokens of an answer.",
+)
+@click.option(
+    "--requests",
+    type=click.IntRange(2, 64),
+    default=8,
+    show_default=True,
+    help="At once, for throughput.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(1, 1440),
+    metavar="N",
+    help="No cell begins later than so long after the start.",
+)
+@click.option("--model", default=DEMO_NAME, show_default=True, metavar="NAME|PATH")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=OUT,
+    show_default=True,
+    metavar="DIR",
+    help=f"Where {NAME}.jsonl, {NAME}.md and the pictures go.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the lines that are there.")
+@click.option(
+    "--report",
+    "only_report",
+    is_flag=True,
+    help="Measure nothing: the report from the lines that are there.",
+)
+@click.option("--logs", type=click.Path(path_type=Path), metavar="DIR", help="Keep peers' logs.")
+@click.option("--json", "as_json", is_flag=True, help="What was found, as one object.")
+def main(
+    quick: bool,
+    full: bool,
+    mbps: tuple[float, ...],
+    sources: tuple[str, ...],
+    repeats: int,
+    generate: int,
+    requests: int,
+    seed: int,
+    minutes: float | None,
+    model: str,
+    out: Path,
+    resume: bool,
+    only_report: bool,
+    logs: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Measure the plans of each of the paper's algorithms, and ours, on four emulated devices, and
+    write the report.  Every cell is written as soon as it is there.
+
+    Needs Linux, root and two cores that nothing else uses.  Exit code: 0 where all cells were
+    measured or say why they cannot be.
+    """
+    end_on_term()
+    if quick and full:
+        fail("--quick and --full are not both possible", USAGE)
+    file = out / f"{NAME}.jsonl"
+    try:
+        check_plot(out / f"{NAME}.svg")
+        is_whole = True
+        if not only_report:
+            rates = sorted(set(mbps)) or list(pool.RATES_MBPS)
+            if quick:
+                rates, repeats, generate = rates[:1], 1, min(generate, 8)
+            names = list(dict.fromkeys(sources)) or list(pool.SOURCES)[: 1 if quick else None]
+            parts = parts_of(rates, names, full)
+            wish = _Wish(model, repeats, generate, requests, seed, minutes, logs, resume)
+            is_whole = _measure(wish, parts, file)
+        _report(file, as_json)
+        sys.exit(0 if is_whole else FAILED)
+    except (FaultError, NamespaceError, ModelError, PlotError, LinesError) as error:
+        fail(str(error), getattr(error, "exit_code", FAILED))
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}", FAILED)
+    except KeyboardInterrupt:
+        fail(f"cancelled; what was measured is in {file}", FAILED)
+
+
+class _Wish:
+    def __init__(
+        self,
+        model: str,
+        repeats: int,
+        generate: int,
+        requests: int,
+        seed: int,
+        minutes: float | None,
+        logs: Path | None,
+        resume: bool,
+    ) -> None:
+        path = fetch_demo_model(say).path if model == DEMO_NAME else resolve(model).path
+        tokenizer = Tokenizer(path)
+        prompt, self.n_prompt = prompt_of(PROMPT, lambda text: len(tokenizer.encode(text, True)))
+        context = -(-(self.n_prompt + generate) // 64) * 64
+        self.spec: ModelSpec = spec_of_config(path)
+        self.wanted = comparing.Wanted(
+            str(path), prompt, FASTEST_CORES, context, repeats, generate, requests, seed
+        )
+        self.model, self.minutes, self.logs, self.resume = model, minutes, logs, resume
+
+
+class _Log:
+    """The lines of a run, written as they come."""
+
+    def __init__(self, file: Path, is_resumed: bool) -> None:
+        self._out: TextIO = file.open("a" if is_resumed else "w")
+
+    def put(self, line: Line) -> None:
+        self._out.write(written.write(line) + "\n")
+        self._out.flush()
+
+    def close(self) -> None:
+        self._out.close()
+
+
+def _measure(wish: _Wish, parts: Sequence[Part], file: Path) -> bool:
+    """Whether all of it was come to."""
+    missing = why_not()
+    if missing:
+        raise FaultError(f"emulated devices need {missing}")
+    wanted, ends_at = wish.wanted, None
+    if wish.minutes is not None:
+        ends_at = time.monotonic() + 60 * wish.minutes
+    known = _known(file) if wish.resume else None
+    profiles = cache_dir() / "reproduce" / f"{FASTEST_CORES:g}-{wanted.context}"
+    if known is None:
+        _forget(profiles)
+    peers = comparing.peers_of(wanted, parts[0].source, wish.spec)
+    check_fits(comparing.scenario_of(wanted, peers), wanted.model)
+    scale = known.run.scale if known is not None else None
+    if scale is None:
+        scale = pool.scale_of(comparing.agx_us(wanted, peers, profiles, say))
+    say(f"scale {scale:.3f}: the emulated AGX Orin takes {scale * pool.AGX_MS:.0f} ms for a token")
+    links = pool.links(parts[0].source, parts[0].mbps, wish.spec.hidden_bytes("fp32"), scale)
+    trials = comparing.checked(links, say)
+    for trial in (trial for trial in trials if not trial.is_right):
+        say(f"not as it should be: {trial}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    log = _Log(file, wish.resume)
+    try:
+        log.put(_run_of(wish, scale, peers, trials))
+        done = {cell.place: cell for cell in known.cells if not cell.why} if known else {}
+        progress = _Progress(parts, done)
+        is_whole = True
+        for source in dict.fromkeys(part.source for part in parts):
+            here = [part for part in parts if part.source == source]
+            here = [part for part in here if not set(part.places()) <= done.keys()]
+            if here and not _measure_from(
+                wish, source, here, scale, profiles, log, progress, ends_at
+            ):
+                is_whole = False
+        return is_whole
+    finally:
+        log.close()
+
+
+def _measure_from(
+    wish: _Wish,
+    source: str,
+    parts: Sequence[Part],
+    scale: float,
+    profiles: Path,
+    log: _Log,
+    progress: _Progress,
+    ends_at: float | None,
+) -> bool:
+    begun, devices = time.monotonic(), None
+    try:
+        with comparing.serving(
+            wish.wanted, source, parts[0].mbps, scale, wish.spec, profiles, wish.logs, say
+        ) as swarm:
+            devices = swarm.devices
+            for cell in _cells(swarm, parts, log, progress, ends_at):
+                log.put(cell)
+                progress.tell(cell)
+        return progress.is_in_time
+    except FaultError as error:
+        say(f"given up: {error}")
+        log.put(written.Ended(f"source {source}", str(error)))
+        return False
+    finally:
+        if devices is not None and devices.switched:
+            took = devices.switched
+            log.put(
+                written.Switch(
+                    source,
+                    round(time.monotonic() - begun, 1),
+                    round(took["cpu_s"], 2),
+                    took["frames"],
+                    round(took["late_us"] / max(1, took["frames"]), 1),
+                )
+            )
+
+
+def _cells(
+    swarm: comparing.Swarm,
+    parts: Sequence[Part],
+    log: _Log,
+    progress: _Progress,
+    ends_at: float | None,
+) -> Iterator[Cell]:
+    devices = {d.peer.name: sum(d.unit_us) / 1e3 for d in swarm.snapshot().devices}
+    log.put(written.Swarm(swarm.source, devices))
+    for part in parts:
+        for cell in comparing.cells_of(swarm, part, progress.is_done):
+            yield cell
+            if ends_at is not None and time.monotonic() > ends_at:
+                progress.is_in_time = False
+                log.put(written.Ended(f"source {swarm.source}", "there was no more time"))
+                return
+
+
+class _Progress:
+    def __init__(self, parts: Sequence[Part], done: dict[Place, Cell]) -> None:
+        self._left = [p for part in parts for p in part.places() if p not in done]
+        self._all, self._done = len(self._left), done
+        self._begun = time.monotonic()
+        self.is_in_time = True
+
+    def is_done(self, place: Place) -> bool:
+        return place in self._done
+
+    def tell(self, cell: Cell) -> None:
+        self._done[cell.place] = cell
+        self._left.remove(cell.place)
+        n, took_s = self._all - len(self._left), time.monotonic() - self._begun
+        figure = f"{cell.median:.4g} {UNITS[cell.place.objective]}" if cell.median else "no figure"
+        if cell.measured and not cell.like:
+            figure += f" ±{100 * cell.noise:.1f} %"
+        said = [figure, cell.why, f"as {cell.like}" if cell.like else ""]
+        left_min = took_s / n * len(self._left) / 60
+        say(
+            f"  {'; '.join(part for part in said if part)}  [{n} of {self._all} cells, "
+            f"{took_s / 60:.0f} min, about {left_min:.0f} left]"
+        )
+
+
+def _known(file: Path) -> Lines:
+    try:
+        return written.read(file.read_text().splitlines())
+    except LinesError as error:
+        raise LinesError(f"{file}: {error}") from None
+
+
+def _forget(profiles: Path) -> None:
+    """What devices measured in an earlier run: this machine may be another, or busier."""
+    shutil.rmtree(profiles, ignore_errors=True)
+
+
+def _run_of(
+    wish: _Wish, scale: float, peers: Sequence[PeerEntry], trials: Sequence[Trial]
+) -> written.Run:
+    wanted = wish.wanted
+    return written.Run(
+        command=shlex.join(["scripts/reproduce", *sys.argv[1:]]),
+        version=_version(),
+        machine=_machine(),
+        model=f"{wish.spec.name} ({wish.spec.n_blocks} blocks, fp32, exact)",
+        row_bytes=wish.spec.hidden_bytes("fp32"),
+        prompt_tokens=wish.n_prompt,
+        generate=wanted.generate,
+        repeats=wanted.repeats,
+        requests=wanted.requests,
+        seed=wanted.seed,
+        context=wanted.context,
+        scale=scale,
+        devices=tuple(
+            written.Emulated(p.name, kind.name, p.cores or 0.0, p.layers_mib or 0, kind.whole_ms)
+            for p, kind in ((p, pool.DEVICES[p.name]) for p in peers)
+        ),
+        links_checked=len(trials),
+        links_wrong=tuple(str(trial) for trial in trials if not trial.is_right),
+    )
+
+
+def _version() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return f"{__version__} {done.stdout.strip()}".strip()
+
+
+def _machine() -> dict[str, str]:
+    """As the system describes it, without a name."""
+    named = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "processor": named[0] if named else platform.machine(),
+        "cores": str(os.cpu_count()),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
+        "Python": platform.python_version(),
+    }
+
+
+def _report(file: Path, as_json: bool) -> None:
+    lines = _known(file)
+    plots = []
+    for source in dict.fromkeys(cell.place.source for cell in lines.cells):
+        found = {unit: series(lines.cells, source, objective) for objective, unit in UNITS.items()}
+        picture = file.parent / f"{NAME}-{source}.svg"
+        plot_comparison({unit: of for unit, of in found.items() if of}, picture, f"source {source}")
+        plots.append(picture.name)
+    target = file.with_suffix(".md")
+    target.write_text(report(lines, plots))
+    say(f"written: {target}")
+    if as_json:
+        print(json.dumps(_told(lines)), flush=True)
+
+
+def _told(lines: Lines) -> dict[str, object]:
+    gains = {}
+    for place in dict.fromkeys((c.place.source, c.place.mbps) for c in lines.cells):
+        for objective in (LATENCY, THROUGHPUT):
+            found = gain(lines.cells, *place, objective)
+            if found is not None:
+                gains[f"{place[0]} {place[1]:g} Mbps {objective}"] = round(found.ratio, 3)
+    off = {objective: accuracy(lines.cells, objective) for objective in (LATENCY, THROUGHPUT)}
+    return {
+        "reproduce": len(lines.cells),
+        "without_figure": sum(not cell.measured or bool(cell.why) for cell in lines.cells),
+        "scale": lines.run.scale,
+        "gains": gains,
+        "predicted_off_by": {
+            objective: {"median": round(a.median, 4), "worst": round(a.worst.off_by or 0.0, 4)}
+            for objective, a in off.items()
+            if a is not None
+        },
+    }
+
+
+if __name__ == "__main__":
+    main(prog_name="scripts/reproduce")
