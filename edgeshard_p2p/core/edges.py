@@ -35,6 +35,8 @@ WAITING_MAX = 4096
 does is given up, with a reason for each request on it."""
 
 
+AHEAD_BYTES = 2**17
+"""What may be on its way before anything else on a link that serves: a chunk of a prompt."""
 CARRY_FACTOR = 2.0
 """Others use the link too: so many times what frames occupy it for they may be on their way."""
 
@@ -96,6 +98,8 @@ class OutEdge(Generic[Item]):
     epoch: int
     timing: Timing
     opened_at: float
+    ahead_s: float = 0.0
+    """For how long the opening may wait for what is on the link already."""
     is_open: bool = False
     is_lost: bool = False
     _next_open_at: float = 0.0
@@ -179,7 +183,7 @@ class OutEdge(Generic[Item]):
             return self._wants_credit(now)
         if now < self._next_open_at:
             return False
-        if now >= self.opened_at + self.timing.edge_deadline_s:
+        if now >= self.opened_at + self.timing.edge_deadline_s + self.ahead_s:
             self.is_lost = True
             return False
         self._next_open_at = now + self.timing.edge_retry_s

@@ -10,7 +10,16 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from edgeshard_p2p.core.edges import WINDOW, Due, EdgeKind, EdgeSpec, InEdge, OutEdge, edges_of
+from edgeshard_p2p.core.edges import (
+    AHEAD_BYTES,
+    WINDOW,
+    Due,
+    EdgeKind,
+    EdgeSpec,
+    InEdge,
+    OutEdge,
+    edges_of,
+)
 from edgeshard_p2p.core.effects import CloseEdge, DropTensor, Effect, Send, SendFrame
 from edgeshard_p2p.core.events import FrameReceived
 from edgeshard_p2p.core.ids import PeerId
@@ -144,8 +153,9 @@ class Flow:
             if spec.index not in self.out and now >= self._reopen_at.get(spec.index, now):
                 self._reopen_at.pop(spec.index, None)
                 self.epochs["last"] += 1
+                ahead_s = self.carry_s(spec.receiver, AHEAD_BYTES)
                 self.out[spec.index] = OutEdge(
-                    self.plan.id, spec, self.epochs["last"], self.timing, now
+                    self.plan.id, spec, self.epochs["last"], self.timing, now, ahead_s
                 )
                 for frame in self._owed.pop(spec.index, ()):
                     self.out[spec.index].offer(frame)

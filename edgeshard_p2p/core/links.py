@@ -2,7 +2,7 @@
 
 The probes travel the data path, as frames will; the answers come back as control messages.
     delay     = half of the fastest small round trip
-    bandwidth = payload / (fastest large round trip - fastest small one)
+    bandwidth = what is more in it / (fastest large round trip - fastest small one)
 On a link so quick that the payload hardly shows, a larger one is tried.
 A link is as good as the best of its last few measurements says: while its ends compute, it looks
 worse than it is, and plans that followed that would move running requests for nothing.
@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from edgeshard_p2p.core.edges import AHEAD_BYTES
 from edgeshard_p2p.core.effects import Effect, Log, SendProbe
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.member import Member
@@ -22,15 +23,13 @@ from edgeshard_p2p.core.records import LinkFigures
 from edgeshard_p2p.core.timing import Timing
 
 SMALL_BYTES = 64
-BIG_BYTES = (2**14, 2**17, 2**20, 2**22)
-"""The first is for lines on which the second, well beyond TCP's first window and about 32 rows of
-hidden states of a 1024-wide model in fp32, would take longer than a probe may, and hold up what
-else is on its way."""
-SHOWS_US = (200_000, 1_000, 1_000)
+BIG_BYTES = (2**12, 2**14, 2**17, 2**20, 2**22)
+"""The third is about 32 rows of hidden states of a 1024-wide model in fp32: well beyond TCP's first
+window, and a second on a 1 Mbit/s line.  The smaller ones are for lines on which it would take
+longer than a probe may, and hold up whatever else is on its way."""
+SHOWS_US = (200_000, 200_000, 1_000, 1_000)
 """A payload that takes less than this on top of a small probe says little: try the next size, if
 there is one."""
-AHEAD_BYTES = 2**17
-"""What may be on its way before a probe on a link that serves: a chunk of a prompt."""
 ROUNDS = 4
 """Probes of each size; the first of each warms the connection up and does not count."""
 ATTEMPTS = 3
@@ -190,7 +189,7 @@ class LinkProber:
         target.small_us, target.size_index = [], 0
         target.failures, target.settled = 0, True
         transfer_us = max(1, big_us - small_us)
-        bytes_per_s = min(n_bytes * 1_000_000 // transfer_us, BYTES_PER_S_MAX)
+        bytes_per_s = min((n_bytes - SMALL_BYTES) * 1_000_000 // transfer_us, BYTES_PER_S_MAX)
         new = LinkFigures(target.peer.name, max(1, small_us // 2), 0, max(1, bytes_per_s))
         target.found.append(new)
         best = _best(target.found)

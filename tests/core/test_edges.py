@@ -72,6 +72,13 @@ def test_opening_is_asked_again_until_its_deadline() -> None:
     assert asked[-1] == TIMING.edge_deadline_s - TIMING.edge_retry_s
 
 
+def test_opening_waits_for_what_is_on_a_slow_link_already() -> None:
+    edge: OutEdge[str] = OutEdge("0" * 16, SPEC, 5, TIMING, 0.0, ahead_s=30.0)
+    assert edge.wants_opening(TIMING.edge_deadline_s + 29.0)
+    assert not edge.wants_opening(TIMING.edge_deadline_s + 30.0)
+    assert edge.is_lost
+
+
 def test_what_a_slow_link_still_carries_is_not_sent_again() -> None:
     edge = opened()
     edge.offer("a", carry_s=10.0)
