@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from edgeshard_p2p.faults.scenario import (
 from edgeshard_p2p.faults.swarm import FaultSwarm
 from edgeshard_p2p.load.figures import steady_tokens_per_s
 from edgeshard_p2p.load.traffic import Load, Served, Traffic
+from edgeshard_p2p.prompts import words
 from edgeshard_p2p.reproduction import pool
 from edgeshard_p2p.reproduction.cells import (
     LATENCY,
@@ -55,6 +57,7 @@ ASK_S = 10.0
 SETTLE_S = 400.0
 SETTLED_WITHIN = 0.25
 """A peer publishes a link's rate again when it moved by more than that."""
+TRUST_S = 150.0
 POLL_S = 2.0
 CHECKED_BYTES = (100, 2**11, 2**14)
 """Larger ones would take minutes at the lowest rate."""
@@ -68,7 +71,7 @@ class Wanted(Struct, frozen=True):
 
     model: str
     """Its path."""
-    prompt: str
+    prompt_words: int
     cores: float
     """Of the fastest device."""
     context: int
@@ -92,6 +95,10 @@ class Swarm:
     links: dict[tuple[str, str], Link]
     known: dict[tuple[Any, ...], Cell] = field(default_factory=dict)
     """What was measured, by all that could make a difference."""
+    variants: Iterator[int] = field(default_factory=count)
+    """Of prompts: none begins as an earlier one, of which peers may still have something."""
+    measured: dict[str, int] = field(default_factory=dict)
+    """Whole-model time of each device as it measured itself, in us."""
 
     def snapshot(self) -> Snapshot:
         seen = self.swarm.ask(self.source, View(), ASK_S)
@@ -115,6 +122,20 @@ class Swarm:
                 raise FaultError(f"{left[0]} is not what it should be after {SETTLE_S:.0f} s")
             pause.wait(POLL_S)
 
+    def trusted(self) -> tuple[Snapshot, str]:
+        """What the swarm plans with, once every device goes by what it measured; and who does not
+        after a while.  Who was found slow publishes slower figures for a time."""
+        ends_at, pause, told = time.monotonic() + TRUST_S, threading.Event(), ""
+        while True:
+            seen = self.snapshot()
+            slow = pool.slower(seen, self.measured)
+            if not slow or time.monotonic() > ends_at:
+                return seen, slow
+            if slow != told:
+                self.say(f"  until devices are trusted again: {slow}")
+                told = slow
+            pause.wait(POLL_S)
+
     def set(self, key: str, value: str) -> None:
         answer = self.swarm.ask(self.source, Set(key, value), ASK_S)
         if not isinstance(answer, Okay):
@@ -123,9 +144,9 @@ class Swarm:
     def measure(self, place: Place) -> Cell:
         """Its figures, or why there are none."""
         begun = time.monotonic()
-        snapshot = self.snapshot()
+        snapshot, slow = self.trusted()
         found = found_by(place, snapshot, self.wanted.requests)
-        cell = Cell(place, found.pin, found.predicted, why=found.why, rows=found.rows)
+        cell = Cell(place, found.pin, found.predicted, why=found.why, rows=found.rows, slow=slow)
         if found.why:
             return cell
         mbps = place.mbps if uses(found.pin, self.source) else None
@@ -165,7 +186,10 @@ class Swarm:
 
     def _serve(self, requests: int, at_once: int) -> list[Served]:
         wanted = self.wanted
-        load = Load(wanted.prompt, requests, at_once, wanted.generate, seed=wanted.seed)
+        prompts = [
+            words(wanted.prompt_words, variant) for variant in islice(self.variants, requests)
+        ]
+        load = Load(tuple(prompts), at_once, wanted.generate, seed=wanted.seed)
         address, security = self.devices.address(self.source), self.devices.security
         traffic = Traffic(load, [address], security, lambda: None)
         enter = self.devices.enter
@@ -256,7 +280,9 @@ def serving(
     with LocalDevices(scenario, wanted.model, logs, links, profiles) as devices:
         swarm = FaultSwarm(scenario, devices, say)
         swarm.wait_until_serving()
-        yield Swarm(source, scale, wanted, swarm, devices, say, links)
+        serving = Swarm(source, scale, wanted, swarm, devices, say, links)
+        serving.measured = pool.whole_us(serving.snapshot())
+        yield serving
 
 
 def cells_of(swarm: Swarm, part: Part, is_done: Callable[[Place], bool]) -> Iterator[Cell]:

@@ -16,6 +16,8 @@ import psutil
 
 PERIOD_S = 0.02
 """Short: with 100 ms, one token would wait for most of a period and the next for none."""
+SHARES = 2**16
+"""Of 1,024 that others have: it gets what its quota is, whoever else is busy on this machine."""
 _CPU = Path("/sys/fs/cgroup/cpu")
 
 
@@ -44,6 +46,7 @@ class _Quota:
             period_us = int(PERIOD_S * 1e6)
             (self._own / "cpu.cfs_period_us").write_text(str(period_us))
             (self._own / "cpu.cfs_quota_us").write_text(str(max(1_000, int(period_us / by))))
+            (self._own / "cpu.shares").write_text(str(SHARES))
             self._move(self._own)
         except OSError:
             self.end()

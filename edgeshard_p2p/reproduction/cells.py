@@ -57,6 +57,8 @@ class Cell(Struct, frozen=True, tag="cell", tag_field="kind"):
     """Whose figures these are, where the same plan was measured before."""
     rows: int = 1
     """Of a pass, for throughput."""
+    slow: str = ""
+    """Who was held to be slower than it had measured, and planned with so."""
     seconds: float = 0.0
 
     @property

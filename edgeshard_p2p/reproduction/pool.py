@@ -96,6 +96,18 @@ def links(source: str, mbps: float, row_bytes: int, scale: float) -> dict[tuple[
     return found
 
 
+def whole_us(snapshot: Snapshot) -> dict[str, int]:
+    """By device, of one token through all units."""
+    return {device.peer.name: sum(device.unit_us) for device in snapshot.devices}
+
+
+def slower(snapshot: Snapshot, measured: dict[str, int]) -> str:
+    """Who publishes other times than it measured, in words; empty: nobody."""
+    known = whole_us(snapshot)
+    off = {name: known[name] / us for name, us in measured.items() if known.get(name, us) != us}
+    return ", ".join(f"{name} counts as {by:.1f} times as slow" for name, by in off.items())
+
+
 def unsettled(
     snapshot: Snapshot, wanted: dict[tuple[str, str], Link], tolerance: float
 ) -> list[str]:

@@ -163,12 +163,21 @@ def _remarks(cells: Sequence[Cell]) -> Iterator[str]:
             cell.place.algorithm,
             in_words(cell.plan) or "none",
             "" if cell.place.objective == LATENCY else str(cell.rows),
-            cell.why or (f"measured once, as {cell.like}" if cell.like else ""),
+            "; ".join(_remarks_on(cell)),
         ]
         for cell in cells
         if _has_no_bubbles(cell)
     ]
     yield _table(["Mbps", "algorithm", "plan, in units", "rows to a pass", ""], rows)
+
+
+def _remarks_on(cell: Cell) -> Iterator[str]:
+    if cell.why:
+        yield cell.why
+    elif cell.like:
+        yield f"measured once, as {cell.like}"
+    if cell.slow:
+        yield f"predicted while {cell.slow}"
 
 
 def _bubbles(rounds: Sequence[Cell], cells: Iterable[Cell]) -> str:

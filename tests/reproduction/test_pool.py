@@ -74,6 +74,15 @@ def test_what_holds_every_block_holds_the_whole_of_any_model() -> None:
     assert missing_bytes(alone, layout, 3) == {}
 
 
+def test_who_is_held_to_be_slow_is_named() -> None:
+    seen = swarm()
+    measured = pool.whole_us(seen)
+    assert measured["rtx3090"] == pytest.approx(26.07e3 * 2.5, rel=0.001)
+    assert pool.slower(seen, measured) == ""
+    measured["nx"] //= 3
+    assert pool.slower(seen, measured) == "nx counts as 3.0 times as slow"
+
+
 def test_swarm_has_settled_when_it_knows_every_link() -> None:
     wanted = pool.links("agx-1", 1.0, 2304, 2.5)
     seen = swarm()
