@@ -57,7 +57,7 @@ ASK_S = 10.0
 SETTLE_S = 400.0
 SETTLED_WITHIN = 0.25
 """A peer publishes a link's rate again when it moved by more than that."""
-TRUST_S = 150.0
+TRUST_S = 90.0
 POLL_S = 2.0
 CHECKED_BYTES = (100, 2**11, 2**14)
 """Larger ones would take minutes at the lowest rate."""

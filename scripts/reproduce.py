@@ -28,10 +28,8 @@ from edgeshard_p2p.faults.ending import end_on_term
 from edgeshard_p2p.faults.lone_messages import Trial
 from edgeshard_p2p.faults.namespaces import NamespaceError, why_not
 from edgeshard_p2p.faults.scenario import PeerEntry
-from edgeshard_p2p.model.checkpoint import spec_of_config
 from edgeshard_p2p.model.errors import ModelError
 from edgeshard_p2p.model.library import DEMO_NAME, cache_dir, fetch_demo_model, resolve
-from edgeshard_p2p.model.text import Tokenizer
 from edgeshard_p2p.prompts import prompt_of
 from edgeshard_p2p.reproduction import lines as written
 from edgeshard_p2p.reproduction import pool
@@ -177,6 +175,10 @@ class _Wish:
         logs: Path | None,
         resume: bool,
     ) -> None:
+        # Light until here: a report, and what cannot be, need no torch.
+        from edgeshard_p2p.model.checkpoint import spec_of_config
+        from edgeshard_p2p.model.text import Tokenizer
+
         path = fetch_demo_model(say).path if model == DEMO_NAME else resolve(model).path
         tokenizer = Tokenizer(path)
         prompt, self.n_prompt = prompt_of(PROMPT, lambda text: len(tokenizer.encode(text, True)))

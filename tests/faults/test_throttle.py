@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from edgeshard_p2p.faults.throttle import Throttle, _StopAndGo, throttle
+from edgeshard_p2p.faults.throttle import SHARES, Throttle, _Quota, _StopAndGo, throttle
 
 
 @pytest.fixture
@@ -28,6 +28,18 @@ def test_process_goes_on_when_its_throttle_ends(
     assert slowed.how
     slowed.end()
     assert psutil.Process(busy.pid).status() != psutil.STATUS_STOPPED
+
+
+@pytest.mark.needs_root
+def test_quota_is_had_whoever_else_is_busy(busy: subprocess.Popen[bytes]) -> None:
+    try:
+        slowed = _Quota(busy.pid, 4)
+    except OSError as error:
+        pytest.skip(f"a quota needs root and version 1 of control groups: {error}")
+    told = {name: (slowed._own / name).read_text().strip() for name in ("cpu.shares", "tasks")}
+    slowed.end()
+    assert told == {"cpu.shares": str(SHARES), "tasks": str(busy.pid)}
+    assert not slowed._own.exists()
 
 
 def test_process_that_is_gone_can_be_let_go(busy: subprocess.Popen[bytes]) -> None:
