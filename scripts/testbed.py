@@ -12,15 +12,12 @@ from typing import NoReturn
 
 import click
 
+from edgeshard_p2p.cli.emulating import as_flags, emulation_options
 from edgeshard_p2p.faults.devices import FaultError
-from edgeshard_p2p.faults.emulation import check_fits, check_number, links_of, scenario_of
+from edgeshard_p2p.faults.emulation import check_number, emulated, links_of
 from edgeshard_p2p.faults.ending import end_on_term
-from edgeshard_p2p.faults.local import LocalDevices
 from edgeshard_p2p.faults.lone_messages import SIZES, Trial, check_links
-from edgeshard_p2p.faults.namespaces import NamespaceError, Switched
-from edgeshard_p2p.faults.swarm import FaultSwarm
-from edgeshard_p2p.model.errors import ModelError
-from edgeshard_p2p.model.library import DEMO_NAME, fetch_demo_model, resolve
+from edgeshard_p2p.faults.namespaces import Switched
 from edgeshard_p2p.topology import Topology, TopologyError, read_topology
 
 FAILED, USAGE = 1, 2
@@ -43,15 +40,7 @@ def fail(text: str, exit_code: int) -> NoReturn:
     f"{', '.join(map(str, SIZES))} bytes, both ways, before anything else; where one is "
     "more than a tenth and 0.5 ms off, end with exit code 1.",
 )
-@click.option("--model", default=DEMO_NAME, show_default=True, metavar="NAME|PATH")
-@click.option(
-    "--flag",
-    "flags",
-    multiple=True,
-    metavar="FLAG=VALUE",
-    help="For every peer, as batch=8 for --batch 8.  May be repeated.",
-)
-@click.option("--logs", type=click.Path(path_type=Path), metavar="DIR", help="Keep peers' logs.")
+@emulation_options
 @click.option("--json", "as_json", is_flag=True, help="What --check found, as one object.")
 @click.argument("topology", type=click.Path(path_type=Path))
 @click.argument("command", nargs=-1)
@@ -80,25 +69,13 @@ def main(
         if check:
             _check(wanted, as_json)
         if command:
-            sys.exit(_run(wanted, model, _as_flags(flags), logs, command))
+            sys.exit(_run(wanted, model, as_flags(flags), logs, command))
     except TopologyError as error:
         fail(str(error), USAGE)
     except FaultError as error:
         fail(str(error), error.exit_code)
-    except (NamespaceError, ModelError) as error:
-        fail(str(error), FAILED)
     except KeyboardInterrupt:
         fail("cancelled", FAILED)
-
-
-def _as_flags(pairs: Sequence[str]) -> list[str]:
-    flags = []
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise FaultError(f"--flag {pair!r} is not FLAG=VALUE", USAGE)
-        flags += [f"--{key}", value]
-    return flags
 
 
 def _check(topology: Topology, as_json: bool) -> None:
@@ -138,19 +115,12 @@ def _worst(trials: Sequence[Trial], size: int) -> Trial:
 def _run(
     topology: Topology, model: str, flags: list[str], logs: Path | None, command: Sequence[str]
 ) -> int:
-    scenario = scenario_of(topology, flags)
-    path = fetch_demo_model(say).path if model == DEMO_NAME else resolve(model).path
-    check_fits(scenario, str(path))
-    say(
-        f"starting {len(scenario.peers)} devices; one of each kind measures itself first, which "
-        "takes the longer the smaller its share of this machine: up to a minute each"
-    )
-    with LocalDevices(scenario, str(path), logs, links_of(topology)) as devices:
-        swarm = FaultSwarm(scenario, devices, say)
-        swarm.wait_until_serving()
-        environment = os.environ | devices.environment(scenario.source)
+    with emulated(topology, model, flags, logs, say) as found:
+        devices, source = found.devices, found.scenario.source
         return subprocess.run(
-            [*devices.command(scenario.source), *command], env=environment, check=False
+            [*devices.command(source), *command],
+            env=os.environ | devices.environment(source),
+            check=False,
         ).returncode
 
 

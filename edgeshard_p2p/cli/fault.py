@@ -92,10 +92,8 @@ def _devices(
     logs: Path | None,
 ) -> Any:
     from edgeshard_p2p.faults.devices import FaultError
-    from edgeshard_p2p.faults.local import LocalDevices
+    from edgeshard_p2p.faults.local import LocalDevices, model_path
     from edgeshard_p2p.faults.via import RemoteDevices, parse_via
-    from edgeshard_p2p.model.errors import ModelError
-    from edgeshard_p2p.model.library import DEMO_NAME, fetch_demo_model, resolve
     from edgeshard_p2p.net.security import SecretError, open_security, read_secrets
 
     if read.is_remote:
@@ -112,13 +110,5 @@ def _devices(
         return RemoteDevices(read, parse_via(via), open_security(swarm, keys))
     if via is not None:
         raise FaultError(f'--via: the peers of {read.name} have no address = "HOST:PORT"', USAGE)
-    name = model or read.swarm.model
-    try:
-        found = (
-            fetch_demo_model(lambda line: click.echo(line, err=True))
-            if name == DEMO_NAME
-            else resolve(name)
-        )
-    except ModelError as error:
-        raise FaultError(str(error), USAGE) from None
-    return LocalDevices(read, str(found.path), logs)
+    path = model_path(model or read.swarm.model, lambda line: click.echo(line, err=True))
+    return LocalDevices(read, path, logs)

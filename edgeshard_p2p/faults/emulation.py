@@ -3,13 +3,17 @@ its own, with its share of the machine's time and with its links' rates and dela
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
+from edgeshard_p2p.control_groups import memory_left, usable_cores
 from edgeshard_p2p.core.plan import Link
 from edgeshard_p2p.faults.devices import FaultError
-from edgeshard_p2p.faults.local import bare_mib
+from edgeshard_p2p.faults.local import LocalDevices, bare_mib, model_path
 from edgeshard_p2p.faults.scenario import (
     ExpectEntry,
     FaultScenario,
@@ -17,6 +21,7 @@ from edgeshard_p2p.faults.scenario import (
     RequestEntry,
     SwarmEntry,
 )
+from edgeshard_p2p.faults.swarm import FaultSwarm, Say
 from edgeshard_p2p.tables import At
 from edgeshard_p2p.topology import Topology
 
@@ -54,6 +59,46 @@ def links_of(topology: Topology) -> dict[tuple[str, str], Link]:
     return {(link.a, link.b): link for link in topology.all_links()}
 
 
+@dataclass(frozen=True, slots=True)
+class Emulated:
+    """Devices that serve."""
+
+    topology: Topology
+    scenario: FaultScenario
+    devices: LocalDevices
+
+    @property
+    def sources(self) -> list[str]:
+        return list(self.topology.sources)
+
+    def told(self) -> dict[str, str]:
+        """What stands in for what, for every report of figures that come from here."""
+        return {"topology": self.topology.name, **self.devices.limits()}
+
+
+@contextmanager
+def emulated(
+    topology: Topology, model: str, flags: list[str], logs: Path | None, say: Say
+) -> Iterator[Emulated]:
+    """A peer for each device of the file, once they serve; all are gone afterwards.  Raises
+    FaultError, and TopologyError where the file says too little for it."""
+    scenario = scenario_of(topology, flags)
+    check_fits(scenario)
+    path = model_path(model, say)
+    check_memory(scenario, path)
+    say(
+        f"starting {len(scenario.peers)} devices; one of each kind measures itself first, which "
+        "takes the longer the smaller its share of this machine: up to a minute each"
+    )
+    with LocalDevices(scenario, path, logs, links_of(topology)) as devices:
+        FaultSwarm(scenario, devices, say).wait_until_serving()
+        found = Emulated(topology, scenario, devices)
+        say("; ".join(f"{what}: {how}" for what, how in found.told().items()))
+        yield found
+        if devices.why_ended():
+            raise FaultError(devices.why_ended())
+
+
 def check_number(n_devices: int) -> None:
     """Raises FaultError."""
     if n_devices > DEVICES_MAX:
@@ -63,18 +108,23 @@ def check_number(n_devices: int) -> None:
         )
 
 
-def check_fits(scenario: FaultScenario, model: str) -> None:
-    """Whether this machine can stand in for all of them at once.  Raises FaultError."""
-    peers = scenario.peers
-    check_number(len(peers))
-    wanted, have = sum(peer.cores or 0.0 for peer in peers), os.cpu_count() or 1
-    if wanted > have - SPARE_CORES:
+def check_fits(scenario: FaultScenario) -> None:
+    """Whether this process may use as many processors as all of them have.  Raises FaultError."""
+    check_number(len(scenario.peers))
+    wanted, have = sum(peer.cores or 0.0 for peer in scenario.peers), usable_cores()
+    free = max(0.0, have - SPARE_CORES)
+    if wanted > free:
         raise FaultError(
-            f"the devices want {wanted:g} cores, this machine has {have - SPARE_CORES:g} of {have} "
-            f"to give: {wanted - have + SPARE_CORES:.2g} are missing"
+            f"the devices want {wanted:g} cores, this process may use {have:g} and has {free:g} of "
+            f"them to give: {wanted - free:.2g} are missing"
         )
+
+
+def check_memory(scenario: FaultScenario, model: str) -> None:
+    """Whether there is as much memory as all of them may use.  Raises FaultError."""
+    peers = scenario.peers
     need = (sum(peer.layers_mib or 0 for peer in peers) + len(peers) * bare_mib(model)) * _MIB
-    available = psutil.virtual_memory().available
+    available = min(psutil.virtual_memory().available, memory_left())
     if need > available:
         raise FaultError(
             f"the devices want {need / 2**30:.1f} GiB, this machine has {available / 2**30:.1f} "

@@ -5,12 +5,17 @@ from __future__ import annotations
 import signal
 from typing import NoReturn
 
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
 
 def end_on_term() -> None:
-    """SIGTERM as Ctrl-C, once, for the whole of this process."""
+    """SIGTERM as Ctrl-C, and either only once, for the whole of this process: a second one would
+    end what puts things right."""
 
     def end(*_: object) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in NUMBERS:
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, end)
+    for number in NUMBERS:
+        signal.signal(number, end)

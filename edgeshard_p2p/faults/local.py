@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,10 +28,11 @@ from typing import Any, TypeVar
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.core.plan import Link
 from edgeshard_p2p.faults.devices import FaultError
-from edgeshard_p2p.faults.namespaces import Bridged, NamespaceError, Namespaces, Switched
+from edgeshard_p2p.faults.namespaces import Bridged, Namespaces, Switched
 from edgeshard_p2p.faults.scenario import FaultScenario, PeerEntry
-from edgeshard_p2p.faults.throttle import Throttle, throttle
-from edgeshard_p2p.model.library import cache_dir
+from edgeshard_p2p.faults.throttle import LIMIT, Part
+from edgeshard_p2p.model.errors import ModelError
+from edgeshard_p2p.model.library import DEMO_NAME, cache_dir, fetch_demo_model, resolve
 from edgeshard_p2p.net.security import open_security, read_secrets
 
 T = TypeVar("T")
@@ -49,7 +50,9 @@ PROFILE_TIMEOUT_S = 180.0
 """Of one core's time, at least: who has a tenth of that may take ten times as long."""
 END_TIMEOUT_S = 4.0
 POLL_S = 0.1
+_MIB = 2**20
 NAMESPACE_PORT = 7911
+SWITCH = "a switch between network namespaces"
 FIRST_PORTS = (12_000, 30_000)
 """Below those that systems take for outgoing connections: one of these could be in the way by the
 time a peer binds."""
@@ -70,6 +73,14 @@ def _is_free(port: int) -> bool:
         probe.bind(("127.0.0.1", port))
         return True
     return False
+
+
+def model_path(name: str, say: Callable[[str], None]) -> str:
+    """Of a model that the operator names; the demo's is fetched where it is missing."""
+    try:
+        return str((fetch_demo_model(say) if name == DEMO_NAME else resolve(name)).path)
+    except ModelError as error:
+        raise FaultError(str(error), 1 if name == DEMO_NAME else 2) from None
 
 
 def bare_mib(model: str) -> int:
@@ -100,16 +111,11 @@ def bare_mib(model: str) -> int:
 class _Process:
     popen: subprocess.Popen[bytes]
     log: Path
-    throttle: Throttle | None = None
+    part: Part
 
     def signal(self, number: int) -> None:
         if self.popen.poll() is None:
             self.popen.send_signal(number)
-
-    def restore(self) -> None:
-        throttle, self.throttle = self.throttle, None
-        if throttle is not None:
-            throttle.end()
 
     def kill(self) -> None:
         """With what it started, in the session that it was given."""
@@ -139,6 +145,7 @@ class LocalDevices:
         self._entries = {peer.name: peer for peer in scenario.peers}
         self._processes: dict[str, _Process] = {}
         self._past: list[_Process] = []
+        self._parts: dict[str, Part] = {}
         self._ports: dict[str, int] = {}
         self._namespaces: Namespaces | None = None
         self._secret_file: Path | None = None
@@ -149,6 +156,8 @@ class LocalDevices:
         self._ends = ExitStack()
         self._has_namespaces = links is not None or scenario.wants_namespaces
         self.network = "namespaces" if self._has_namespaces else "loopback"
+        if links is not None:
+            self.network = SWITCH
         self.security = open_security(SWARM, ())
 
     def __enter__(self) -> LocalDevices:
@@ -170,6 +179,9 @@ class LocalDevices:
             self._open_namespaces()
         else:
             self._ports = dict(zip(self._entries, free_ports(), strict=False))
+        for name, entry in self._entries.items():
+            memory_bytes = self._memory_bytes(entry) if entry.cores is not None else None
+            self._parts[name] = self._ends.enter_context(Part(name, entry.cores, memory_bytes))
         self._ends.callback(self._end_all)
         for name in self._entries:
             self.start(name)
@@ -177,13 +189,10 @@ class LocalDevices:
                 self._wait_for_profile(name)
 
     def _open_namespaces(self) -> None:
-        try:
-            if self._links is not None:
-                self._namespaces = Switched(self._entries, self._links)
-            else:
-                self._namespaces = Bridged(self._entries)
-        except NamespaceError as error:
-            raise FaultError(str(error)) from None
+        if self._links is not None:
+            self._namespaces = Switched(self._entries, self._links)
+        else:
+            self._namespaces = Bridged(self._entries)
         self._ends.callback(self._namespaces.close)
         self._secret_file = self._directory / "swarm.secret"
         self._secret_file.touch(mode=0o600)
@@ -210,7 +219,7 @@ class LocalDevices:
     def _end_all(self) -> None:
         processes = [*self._past, *self._processes.values()]
         for process in processes:
-            process.restore()
+            process.part.let_go()
             process.signal(signal.SIGCONT)
             process.signal(signal.SIGTERM)
         ends_at = time.monotonic() + END_TIMEOUT_S
@@ -229,6 +238,10 @@ class LocalDevices:
     def enter(self, name: str) -> None:
         if self._namespaces is not None:
             self._namespaces.enter(name)
+
+    def inside(self, name: str) -> AbstractContextManager[None]:
+        """The calling thread is where that peer can be reached, and what it starts meanwhile."""
+        return self._namespaces.inside(name) if self._namespaces is not None else nullcontext()
 
     def reach(self, name: str, work: Callable[[], T]) -> T:
         if self._namespaces is None:
@@ -256,8 +269,19 @@ class LocalDevices:
     def why_ended(self) -> str:
         for name, process in self._processes.items():
             if process.popen.poll() is not None:
-                return f"{name} has ended: {process.last_word()}"
+                why = process.part.why_killed() or process.last_word()
+                return f"{name} has ended: {why}"
         return ""
+
+    def limits(self) -> dict[str, str]:
+        """How what the devices may have of this machine is kept to."""
+        parts = list(self._parts.values())
+        why_free = next((part.why_memory_free for part in parts if part.why_memory_free), "")
+        return {
+            "links": self.network,
+            "cores": parts[0].how_slowed,
+            "memory": f"only told, {why_free}" if why_free else LIMIT,
+        }
 
     # --- what is done to them -------------------------------------------------------------
 
@@ -268,7 +292,9 @@ class LocalDevices:
         if self._profiles_of(name).exists():
             shutil.copytree(self._profiles_of(name), state_dir / "profiles", dirs_exist_ok=True)
         log = (self._logs or self._directory) / f"{name}.log"
+        part = self._parts[name]
         command = [
+            *part.command(),
             *self.command(name),
             *EDGESHARD,
             "peer",
@@ -285,14 +311,13 @@ class LocalDevices:
                 stderr=out,
                 start_new_session=True,
             )
-        self._processes[name] = _Process(popen, log)
-        self._confine(name)
+        self._processes[name] = _Process(popen, log, part)
+        part.begin(popen.pid)
 
-    def _confine(self, name: str) -> None:
-        """To its share of the machine, where it has one."""
-        cores, process = self._entries[name].cores, self._processes[name]
-        if cores is not None:
-            process.throttle = throttle(process.popen.pid, 1 / cores)
+    def _memory_bytes(self, entry: PeerEntry) -> int | None:
+        """All that its process may use."""
+        layers_mib = entry.layers_mib or self._scenario.swarm.layers_mib
+        return None if layers_mib is None else (bare_mib(self._model) + layers_mib) * _MIB
 
     def _flags(self, entry: PeerEntry) -> list[str]:
         swarm = self._scenario.swarm
@@ -304,9 +329,8 @@ class LocalDevices:
             flags += ["--join", str(self.address(other))] if other != entry.name else []
         if self._secret_file is not None:
             flags += ["--secret-file", str(self._secret_file)]
-        layers_mib = entry.layers_mib or swarm.layers_mib
-        if layers_mib is not None:
-            flags += ["--memory", f"{bare_mib(self._model) + layers_mib}MiB"]
+        memory_bytes = self._memory_bytes(entry)
+        flags += ["--memory", str(memory_bytes)] if memory_bytes is not None else []
         return [*flags, *swarm.flags, *entry.flags]
 
     def kill(self, name: str) -> None:
@@ -323,23 +347,25 @@ class LocalDevices:
         process.signal(number)
         del self._processes[name]
         self._past.append(process)
-        process.restore()
+        process.part.end()
 
     def freeze(self, name: str) -> None:
-        self._living(name).signal(signal.SIGSTOP)
+        process = self._living(name)
+        process.part.let_go()
+        process.signal(signal.SIGSTOP)
 
     def thaw(self, name: str) -> None:
-        self._living(name).signal(signal.SIGCONT)
+        process = self._living(name)
+        process.signal(signal.SIGCONT)
+        process.part.begin(process.popen.pid)
 
     def slow(self, name: str, by: float) -> str:
         process = self._living(name)
-        process.restore()
-        process.throttle = throttle(process.popen.pid, by / (self._entries[name].cores or 1))
-        return process.throttle.how
+        return process.part.slow(process.popen.pid, by)
 
     def restore(self, name: str) -> None:
-        self._living(name).restore()
-        self._confine(name)
+        process = self._living(name)
+        process.part.restore(process.popen.pid)
 
     def _living(self, name: str) -> _Process:
         process = self._processes.get(name)

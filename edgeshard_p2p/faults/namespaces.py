@@ -16,12 +16,13 @@ import shutil
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from edgeshard_p2p.core.plan import Link
+from edgeshard_p2p.faults.devices import FaultError
 from edgeshard_p2p.faults.switch import CLONE_NEWNET, INTERFACE, TUN, address_of
 
 _TIMEOUT_S = 20
@@ -31,7 +32,7 @@ MTU, JUMBO_MTU = 1500, 9000
 _BITS_PER_MBIT = 1e6
 
 
-class NamespaceError(Exception):
+class NamespaceError(FaultError):
     """The machine's: why no namespaces can be made here, in one line."""
 
 
@@ -95,11 +96,18 @@ class Namespaces(ABC):
 
     def enter(self, name: str) -> None:
         """Move the calling thread there, and whatever threads it starts from now on."""
-        libc = ctypes.CDLL(None, use_errno=True)
         with open(_file_of(self._names[name])) as namespace:
-            if libc.setns(namespace.fileno(), CLONE_NEWNET):
-                error = os.strerror(ctypes.get_errno())
-                raise NamespaceError(f"cannot enter the namespace of {name}: {error}")
+            _enter(namespace.fileno(), f"the namespace of {name}")
+
+    @contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        """The calling thread is there, and whatever threads it starts meanwhile."""
+        with open("/proc/thread-self/ns/net") as outside:
+            self.enter(name)
+            try:
+                yield
+            finally:
+                _enter(outside.fileno(), "the network it came from")
 
     def close(self) -> None:
         failures = []
@@ -230,6 +238,13 @@ class Switched(Namespaces):
             self._switch.wait()
             self._switch = None
         super().close()
+
+
+def _enter(namespace: int, what: str) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(namespace, CLONE_NEWNET):
+        error = os.strerror(ctypes.get_errno())
+        raise NamespaceError(f"a thread cannot enter {what}: {error}")
 
 
 def _file_of(namespace: str) -> str:

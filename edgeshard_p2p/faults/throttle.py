@@ -1,4 +1,5 @@
-"""Making a process slower: a CPU quota where root may set one, else stopping it in turns.
+"""Keeping a process to a part of this machine: by control groups where they may be had, else by
+stopping it in turns.
 
 Knows nothing of what the process is.
 """
@@ -8,79 +9,108 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from contextlib import suppress
-from pathlib import Path
-from typing import Protocol
+from contextlib import ExitStack, suppress
 
-import psutil
+from edgeshard_p2p.control_groups import CPU, PERIOD_US, GroupError, Groups
+from edgeshard_p2p.faults.devices import FaultError
 
-PERIOD_S = 0.02
-"""Short: with 100 ms, one token would wait for most of a period and the next for none."""
-SHARES = 2**16
-"""Of 1,024 that others have: it gets what its quota is, whoever else is busy on this machine."""
-_CPU = Path("/sys/fs/cgroup/cpu")
+PERIOD_S = PERIOD_US / 1e6
+QUOTA, TURNS = "a control group's quota", "stopping and continuing it"
+LIMIT = "a control group's limit"
+_MIB = 2**20
 
 
-class Throttle(Protocol):
-    how: str
+class Part:
+    """Of this machine, for one device whose processes may come and go: ``cores`` of its
+    processors' time and ``memory_bytes``, where they are given.  A context manager,
+    at whose end what still runs in it is ended."""
 
-    def end(self) -> None: ...
+    def __init__(self, name: str, cores: float | None, memory_bytes: int | None) -> None:
+        self._cores, self._memory_bytes = cores, memory_bytes
+        self._cores_now = cores
+        self._turns: _StopAndGo | None = None
+        with ExitStack() as undo:
+            self._groups = undo.enter_context(Groups(f"edgeshard-{os.getpid()}-{name}"))
+            self.why_memory_free = self._limit_memory()
+            """Why its memory is not limited; empty: it is, or need not be."""
+            self._by_quota = self._groups.has(CPU) and self._has_quota(cores)
+            undo.pop_all()
 
+    def _limit_memory(self) -> str:
+        if self._memory_bytes is not None:
+            try:
+                self._groups.limit_memory(self._memory_bytes)
+            except GroupError as error:
+                return str(error)
+        return ""
 
-def throttle(pid: int, by: float) -> Throttle:
-    """Let ``pid`` have one core's time / ``by``, until ``end``."""
-    if (_CPU / "cpu.cfs_quota_us").exists() or (_CPU / "cgroup.procs").exists():
-        with suppress(OSError):
-            return _Quota(pid, by)
-    return _StopAndGo(pid, by)
-
-
-class _Quota:
-    how = "a cgroup's CPU quota"
-
-    def __init__(self, pid: int, by: float) -> None:
-        self._pid, self._home = pid, _CPU / _cgroup_of(pid).lstrip("/")
-        self._own = self._home / f"edgeshard-{os.getpid()}-{pid}"
-        self._own.mkdir()
+    def _has_quota(self, cores: float | None) -> bool:
         try:
-            period_us = int(PERIOD_S * 1e6)
-            (self._own / "cpu.cfs_period_us").write_text(str(period_us))
-            (self._own / "cpu.cfs_quota_us").write_text(str(max(1_000, int(period_us / by))))
-            (self._own / "cpu.shares").write_text(str(SHARES))
-            self._move(self._own)
-        except OSError:
-            self.end()
-            raise
+            self._groups.limit_cores(cores)
+        except GroupError:
+            return False
+        return True
 
-    def _move(self, to: Path) -> None:
-        for pid in _family(self._pid):
-            with suppress(ProcessLookupError):
-                (to / "cgroup.procs").write_text(str(pid))
+    def __enter__(self) -> Part:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.let_go()
+        try:
+            self._groups.remove()
+        except GroupError as error:
+            raise FaultError(str(error)) from None
+
+    @property
+    def how_slowed(self) -> str:
+        return QUOTA if self._by_quota else TURNS
+
+    def command(self) -> list[str]:
+        """What to put before a command that is to have no more than this."""
+        return self._groups.command()
+
+    def begin(self, pid: int) -> None:
+        """A process has been started by that command, or goes on after ``let_go``."""
+        self._give(pid, self._cores_now)
+
+    def slow(self, pid: int, by: float) -> str:
+        """How it was done."""
+        self._give(pid, (self._cores or 1) / by)
+        return self.how_slowed
+
+    def restore(self, pid: int) -> None:
+        self._give(pid, self._cores)
+
+    def _give(self, pid: int, cores: float | None) -> None:
+        self.let_go()
+        self._cores_now = cores
+        self._by_quota = self._by_quota and self._has_quota(cores)
+        if not self._by_quota and cores is not None and cores < 1:
+            self._turns = _StopAndGo(pid, 1 / cores)
+
+    def let_go(self) -> None:
+        """No more signals to the process: it is to stand still, or its number may be somebody
+        else's soon."""
+        turns, self._turns = self._turns, None
+        if turns is not None:
+            turns.end()
 
     def end(self) -> None:
-        for line in (self._own / "cgroup.procs").read_text().split():
-            with suppress(OSError):
-                (self._home / "cgroup.procs").write_text(line)
-        self._own.rmdir()
+        """Of the process that was begun; the next one begins as the first did."""
+        self.let_go()
+        self._cores_now = self._cores
+        if self._by_quota:
+            self._has_quota(self._cores)
 
-
-def _cgroup_of(pid: int) -> str:
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if "cpu" in controllers.split(","):
-            return path
-    return "/"
-
-
-def _family(pid: int) -> list[int]:
-    with suppress(psutil.Error):
-        return [pid, *(child.pid for child in psutil.Process(pid).children())]
-    return []
+    def why_killed(self) -> str:
+        """Empty where the system has not ended anything in here."""
+        if not self._groups.n_killed():
+            return ""
+        mib = (self._memory_bytes or 0) // _MIB
+        return f"it went beyond its {mib} MiB, and the system ended it"
 
 
 class _StopAndGo:
-    how = "stopping and continuing it"
-
     def __init__(self, pid: int, by: float) -> None:
         self._pid, self._by = pid, by
         self._is_over = threading.Event()

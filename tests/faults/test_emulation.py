@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import psutil
@@ -9,7 +10,7 @@ import pytest
 
 from edgeshard_p2p.faults import emulation
 from edgeshard_p2p.faults.devices import FaultError
-from edgeshard_p2p.faults.emulation import check_fits, links_of, scenario_of
+from edgeshard_p2p.faults.emulation import check_fits, check_memory, links_of, scenario_of
 from edgeshard_p2p.topology import Topology, TopologyError, read_topology
 
 FILE = """
@@ -42,7 +43,8 @@ def topology(tmp_path: Path, count: int = 2, cores: str = "cores = 0.5") -> Topo
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two cores and 4 GiB, on which a bare peer takes 300 MiB."""
-    monkeypatch.setattr(emulation.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(emulation, "usable_cores", lambda: 2.0)
+    monkeypatch.setattr(emulation, "memory_left", lambda: math.inf)
     memory = psutil.virtual_memory()._replace(available=4 * 2**30)
     monkeypatch.setattr(emulation.psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(emulation, "bare_mib", lambda model: 300)
@@ -57,7 +59,8 @@ def test_devices_have_what_the_file_says(tmp_path: Path) -> None:
     links = links_of(found)
     assert len(links) == 6
     assert (links["a", "b-2"].bytes_per_s, links["a", "b-2"].delay_us) == (1_000_000, 3000)
-    check_fits(scenario, "model")
+    check_fits(scenario)
+    check_memory(scenario, "model")
 
 
 def test_class_without_its_share_of_the_machine_is_named(tmp_path: Path) -> None:
@@ -69,10 +72,28 @@ def test_class_without_its_share_of_the_machine_is_named(tmp_path: Path) -> None
     ("count", "cores", "why"),
     [
         (8, "cores = 0.1", "9 devices are too many to emulate, 8 at most"),
-        (3, "cores = 0.5", r"want 1.75 cores, this machine has 1.6 of 2 to give: 0.15 are missing"),
+        (
+            3,
+            "cores = 0.5",
+            r"want 1.75 cores, this process may use 2 and has 1.6 of them .*: 0.15 are missing",
+        ),
         (4, "cores = 0.1", r"want 6.0 GiB, this machine has 4.0 to give: 2.0 GiB are missing"),
     ],
 )
 def test_what_is_missing_is_said(tmp_path: Path, count: int, cores: str, why: str) -> None:
+    scenario = scenario_of(topology(tmp_path, count, cores), [])
+
+    def check() -> None:
+        check_fits(scenario)
+        check_memory(scenario, "model")
+
     with pytest.raises(FaultError, match=why):
-        check_fits(scenario_of(topology(tmp_path, count, cores), []), "model")
+        check()
+
+
+def test_what_the_group_of_this_process_leaves_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emulation, "memory_left", lambda: 2.0**30)
+    with pytest.raises(FaultError, match=r"this machine has 1.0 to give"):
+        check_memory(scenario_of(topology(tmp_path), []), "model")
