@@ -8,13 +8,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
-from edgeshard_p2p.cli.emulating import as_flags, emulation_options
+from edgeshard_p2p.cli.emulating import Emulation, devices_of, emulation_options
 from edgeshard_p2p.faults.devices import FaultError
-from edgeshard_p2p.faults.emulation import check_number, emulated, links_of
+from edgeshard_p2p.faults.emulation import check_number, links_of
 from edgeshard_p2p.faults.ending import end_on_term
 from edgeshard_p2p.faults.lone_messages import SIZES, Trial, check_links
 from edgeshard_p2p.faults.namespaces import Switched
@@ -46,12 +46,10 @@ def fail(text: str, exit_code: int) -> NoReturn:
 @click.argument("command", nargs=-1)
 def main(
     check: bool,
-    model: str,
-    flags: tuple[str, ...],
-    logs: Path | None,
     as_json: bool,
     topology: Path,
     command: tuple[str, ...],
+    **wanted: Any,
 ) -> None:  # fmt: skip
     """Start a peer for each device of TOPOLOGY on this machine, wait until the swarm serves, and
     run COMMAND where the first source is, with that peer as the one that edgeshard's commands ask.
@@ -65,11 +63,10 @@ def main(
     if not check and not command:
         fail("give a command after the topology, or --check", USAGE)
     try:
-        wanted = read_topology(topology)
         if check:
-            _check(wanted, as_json)
+            _check(read_topology(topology), as_json)
         if command:
-            sys.exit(_run(wanted, model, as_flags(flags), logs, command))
+            sys.exit(_run(topology, Emulation(**wanted), command))
     except TopologyError as error:
         fail(str(error), USAGE)
     except FaultError as error:
@@ -112,10 +109,8 @@ def _worst(trials: Sequence[Trial], size: int) -> Trial:
     return max((t for t in trials if t.n_bytes == size), key=lambda t: t.took_ms / t.ideal_ms)
 
 
-def _run(
-    topology: Topology, model: str, flags: list[str], logs: Path | None, command: Sequence[str]
-) -> int:
-    with emulated(topology, model, flags, logs, say) as found:
+def _run(topology: Path, wanted: Emulation, command: Sequence[str]) -> int:
+    with devices_of(topology, wanted, say) as found:
         devices, source = found.devices, found.scenario.source
         return subprocess.run(
             [*devices.command(source), *command],

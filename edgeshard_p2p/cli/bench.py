@@ -11,14 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from edgeshard_p2p.cli.common import FAILED, USAGE, fail, one_line, peer_options
+from edgeshard_p2p.cli.common import FAILED, USAGE, Finite, fail, one_line, peer_options
+from edgeshard_p2p.cli.emulating import Emulation, devices_of, emulation_options
 from edgeshard_p2p.config import parse_address
 
 if TYPE_CHECKING:
+    from edgeshard_p2p.core.messages import Address
+    from edgeshard_p2p.load.bench import Wish
     from edgeshard_p2p.load.traffic import Served
+    from edgeshard_p2p.net.security import Security
 
 CONCURRENCY_MAX = 512
+OF_RUNNING = {
+    "peer_address": "--peer",
+    "also": "--also",
+    "swarm": "--swarm",
+    "secret_file": "--secret-file",
+}
+OF_EMULATED = {"model": "--model", "flags": "--flag", "logs": "--logs"}
 
 
 @click.command("bench")
@@ -58,7 +70,7 @@ CONCURRENCY_MAX = 512
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(0, 100),
+    type=Finite(0, 100),
     default=0.0,
     show_default=True,
     help="0 is greedy; else each request draws with a seed of its own.",
@@ -77,6 +89,14 @@ CONCURRENCY_MAX = 512
     metavar="HOST:PORT",
     help="Another source; requests go to each in turn.  May be repeated.",
 )
+@click.option(
+    "--topology",
+    type=click.Path(path_type=Path),
+    metavar="FILE.toml",
+    help="Not a running swarm: this machine stands in for the file's devices, as with "
+    "scripts/testbed, and all of them are gone afterwards.",
+)
+@emulation_options
 @peer_options
 def bench_command(
     n_requests: int,
@@ -87,10 +107,12 @@ def bench_command(
     seed: int,
     plot_file: Path | None,
     also: tuple[str, ...],
+    topology: Path | None,
     peer_address: str,
     swarm: str,
     secret_file: Path | None,
     as_json: bool,
+    **wanted: Any,
 ) -> None:  # fmt: skip
     """Put many requests to the running swarm, always so many at once, and say what their users
     would have seen: how long until the first token, between two tokens, tokens per second; for
@@ -99,31 +121,76 @@ def bench_command(
     Requests beyond the swarm's batch wait for a slot, which counts as waiting for the first token.
     Exit code 1: a request failed.
     """
-    from edgeshard_p2p.load.bench import Bench, LoadError, Wish
+    from edgeshard_p2p.faults.devices import FaultError
+    from edgeshard_p2p.load.bench import LoadError, Wish
     from edgeshard_p2p.net.security import open_security, read_secrets
+    from edgeshard_p2p.topology import TopologyError
 
     concurrency = min(concurrency, n_requests)
     wish = Wish(n_requests, concurrency, prompt_tokens, generate, temperature, seed)
+    _check_options(topology is not None, as_json)
     _check_plot(plot_file, as_json)
+    emulated = None
     try:
         with one_line(peer_address, as_json):
-            peers = [parse_address(text) for text in (peer_address, *also)]
-            secrets = read_secrets(secret_file) if secret_file is not None else ()
-            bench = Bench(peers, open_security(swarm, secrets))
-            with _progress(n_requests * generate) as on_token:
-                measured, served = bench.run(
-                    wish, lambda text: click.echo(text, err=True), on_token
-                )
+            if topology is not None:
+                told, served, emulated = _on_emulated(topology, Emulation(**wanted), wish)
+            else:
+                peers = [parse_address(text) for text in (peer_address, *also)]
+                secrets = read_secrets(secret_file) if secret_file is not None else ()
+                told, served = _on(peers, open_security(swarm, secrets), wish)
+    except TopologyError as error:
+        fail(str(error), USAGE, as_json)
+    except FaultError as error:
+        fail(str(error), error.exit_code, as_json)
     except LoadError as error:
         fail(str(error), FAILED, as_json)
     except KeyboardInterrupt:
         fail("cancelled", FAILED, as_json)
-    told = measured.told()
+    told["emulated"] = emulated
     if plot_file is not None:
         _plot(served, plot_file, as_json)
-        click.echo(f"drawn: {plot_file}", err=True)
+        _say(f"drawn: {plot_file}")
     print(json.dumps(told) if as_json else _in_words(told), flush=True)
     sys.exit(FAILED if told["failed"] else 0)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _check_options(is_emulated: bool, as_json: bool) -> None:
+    """Those of a running swarm, or those of one that is emulated."""
+    given = click.get_current_context()
+    stray = OF_RUNNING if is_emulated else OF_EMULATED
+    for name, option in stray.items():
+        if given.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            why = "is of a running swarm, not" if is_emulated else "goes only with"
+            fail(f"{option} {why} --topology", USAGE, as_json)
+
+
+def _on(
+    peers: list[Address], security: Security, wish: Wish
+) -> tuple[dict[str, Any], list[Served]]:
+    from edgeshard_p2p.load.bench import Bench
+
+    with _progress(wish.requests * wish.generate) as on_token:
+        measured, served = Bench(peers, security).run(wish, _say, on_token)
+    return measured.told(), served
+
+
+def _on_emulated(
+    topology: Path, wanted: Emulation, wish: Wish
+) -> tuple[dict[str, Any], list[Served], dict[str, str]]:
+    from edgeshard_p2p.faults.ending import end_on_term
+
+    end_on_term()
+    with devices_of(topology, wanted, _say) as found:
+        devices = found.devices
+        with devices.inside(found.sources[0]):
+            peers = [devices.address(name) for name in found.sources]
+            told, served = _on(peers, devices.security, wish)
+    return told, served, found.told()
 
 
 @contextmanager
@@ -181,6 +248,8 @@ def _in_words(told: dict[str, Any]) -> str:
         lines.append(f"room           for {told['batch']} at once in this plan; others had to wait")
     if told["plans"] > 1:
         lines.append(f"plans          {told['plans']}: the swarm changed its plan in the middle")
+    if (emulated := told["emulated"]) is not None:
+        lines.append(f"emulated       {'; '.join(f'{k}: {v}' for k, v in emulated.items())}")
     idle = [f"{name} {100 * share:.0f} %" for name, share in told["bubbles"].items()]
     lines += [f"idle           {', '.join(idle)} of the time"] if idle else []
     names = {

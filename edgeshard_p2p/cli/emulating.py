@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec import Struct
 
-from edgeshard_p2p.model.library import DEMO_NAME
+from edgeshard_p2p.cli.common import USAGE
 
-USAGE = 2
+if TYPE_CHECKING:
+    from edgeshard_p2p.faults.emulation import Emulated
+
+
+class Emulation(Struct, frozen=True):
+    """What ``emulation_options`` say."""
+
+    model: str | None
+    """None: the demo's."""
+    flags: tuple[str, ...]
+    logs: Path | None
 
 
 def emulation_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--model, --flag, --logs: of the devices' peers."""
+    """--model, --flag, --logs: of the emulated devices' peers."""
     options = [
-        click.option("--model", default=DEMO_NAME, show_default=True, metavar="NAME|PATH"),
+        click.option("--model", metavar="NAME|PATH",
+                     help="Of the emulated devices.  [default: the demo's]"),
         click.option("--flag", "flags", multiple=True, metavar="FLAG=VALUE",
                      help="For every emulated peer, as batch=8 for --batch 8.  May be repeated."),
         click.option("--logs", type=click.Path(path_type=Path), metavar="DIR",
@@ -27,8 +40,21 @@ def emulation_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def as_flags(pairs: Sequence[str]) -> list[str]:
-    """As `edgeshard peer` takes them.  Raises FaultError."""
+@contextmanager
+def devices_of(topology: Path, wanted: Emulation, say: Callable[[str], None]) -> Iterator[Emulated]:
+    """As emulated for as long as this lasts.  Raises FaultError and TopologyError."""
+    from edgeshard_p2p.faults.emulation import emulated
+    from edgeshard_p2p.model.library import DEMO_NAME
+    from edgeshard_p2p.topology import read_topology
+
+    flags = _as_flags(wanted.flags)
+    model = wanted.model or DEMO_NAME
+    with emulated(read_topology(topology), model, flags, wanted.logs, say) as found:
+        yield found
+
+
+def _as_flags(pairs: Sequence[str]) -> list[str]:
+    """As `edgeshard peer` takes them."""
     from edgeshard_p2p.faults.devices import FaultError
 
     flags = []

@@ -34,6 +34,13 @@ def check_plot(file: Path) -> None:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError:
         raise PlotError("--plot needs matplotlib: pip install 'edgeshard_p2p[plot]'") from None
+    is_new = not file.exists()
+    try:
+        file.open("ab").close()
+        if is_new:
+            file.unlink()
+    except OSError as error:
+        raise PlotError(f"cannot write {file}: {error.strerror}") from None
 
 
 def plot(

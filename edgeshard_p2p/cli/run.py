@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from edgeshard_p2p.cli.common import FAILED, USAGE, fail, peer_options, talking
+from edgeshard_p2p.cli.common import FAILED, USAGE, Finite, fail, peer_options, talking
 
 ANSWER_TIMEOUT_S = 120.0
 SEED_BITS = 62
@@ -23,12 +23,12 @@ SEED_BITS = 62
 @click.option("--max-tokens", type=click.IntRange(1, 2**24), default=256, show_default=True)
 @click.option(
     "--temperature",
-    type=click.FloatRange(0, 100),
+    type=Finite(0, 100),
     default=0.0,
     show_default=True,
     help="0 is greedy.",
 )
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--top-p", type=Finite(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="[default: drawn]")
 @click.option("--raw", is_flag=True, help="No chat template: continue the prompt as it is.")
 def run(

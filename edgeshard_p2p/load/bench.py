@@ -87,7 +87,9 @@ class Bench:
     def run(
         self, wish: Wish, say: Callable[[str], None], on_token: Callable[[], None]
     ) -> tuple[Measured, list[Served]]:
-        report = self._asked(Status(), StatusReport).report
+        for peer in self._peers[1:]:
+            self._check_source(peer)
+        report = self._asked(self._peers[0], Status(), StatusReport).report
         plan: Any = report["plan"]
         if plan["state"] != "active":
             why = plan["waiting_for"] or "its plan is being loaded"
@@ -127,8 +129,12 @@ class Bench:
         )
         return measured, served
 
-    def _asked(self, request: ClientRequest, expected: type[Answer]) -> Answer:
-        peer = self._peers[0]
+    def _check_source(self, peer: Address) -> None:
+        me: Any = self._asked(peer, Status(), StatusReport).report["self"]
+        if not me["is_source"]:
+            raise LoadError(f"{peer} takes no prompts: {me['name']} is no source")
+
+    def _asked(self, peer: Address, request: ClientRequest, expected: type[Answer]) -> Answer:
         with Client(peer, self._security) as client:
             client.send(request)
             answer = next(client.answers(ASK_S))
@@ -150,7 +156,7 @@ class Bench:
         return answer.prompt_tokens
 
     def _promise(self, report: dict[str, Any], n_requests: int) -> Expected | None:
-        snapshot = self._asked(View(), SwarmView).snapshot
+        snapshot = self._asked(self._peers[0], View(), SwarmView).snapshot
         plan = served_plan(report, snapshot) if snapshot is not None else None
         if snapshot is None or plan is None:
             return None

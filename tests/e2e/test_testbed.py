@@ -6,17 +6,24 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from edgeshard_p2p.faults.namespaces import why_not
 from tests.e2e.conftest import BLOCK_MIB, N_BLOCKS
-from tests.e2e.swarm import DEADLINE_S, EDGESHARD, Ended, Machine, eventually
+from tests.e2e.swarm import (
+    DEADLINE_S,
+    EDGESHARD,
+    Ended,
+    Machine,
+    eventually,
+)
 
 pytestmark = pytest.mark.timeout(300)
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "testbed.py"
+TESTBED = (sys.executable, Path(__file__).parents[2] / "scripts" / "testbed.py")
 needs_namespaces = pytest.mark.skipif(bool(why_not()), reason=f"emulated devices need {why_not()}")
 
 TWO = f"""
@@ -42,9 +49,9 @@ def topology(directory: Path, text: str = TWO) -> Path:
     return path
 
 
-def popen(machine: Machine, *arguments: object) -> subprocess.Popen[str]:
+def popen(machine: Machine, command: Sequence[object]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        [*map(str, command)],
         env=machine.environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -54,14 +61,18 @@ def popen(machine: Machine, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def run_testbed(machine: Machine, *arguments: object) -> Ended:
-    with popen(machine, *arguments) as process:
+def run_to_its_end(machine: Machine, command: Sequence[object]) -> Ended:
+    with popen(machine, command) as process:
         try:
             stdout, stderr = process.communicate(timeout=2 * DEADLINE_S)
         finally:
             process.kill()
     check_nothing_is_left(process.pid)
     return Ended(process.returncode, stdout, stderr)
+
+
+def run_testbed(machine: Machine, *arguments: object) -> Ended:
+    return run_to_its_end(machine, [*TESTBED, *arguments])
 
 
 def namespaces_of(pid: int) -> list[str]:
@@ -71,10 +82,8 @@ def namespaces_of(pid: int) -> list[str]:
 
 
 def check_nothing_is_left(pid: int) -> None:
-    prefix = f"edgeshard-{pid}-"
     assert not namespaces_of(pid)
-    groups = Path("/sys/fs/cgroup/cpu")
-    assert not [group for group in groups.glob("edgeshard-*") if group.name.startswith(prefix)]
+    assert not list(Path("/sys/fs/cgroup").rglob(f"edgeshard-{pid}-*"))
 
 
 @pytest.mark.needs_root
@@ -90,6 +99,20 @@ def test_command_asks_the_emulated_swarm(machine: Machine, tmp_path: Path) -> No
 
 @pytest.mark.needs_root
 @needs_namespaces
+def test_bench_has_devices_of_its_own(machine: Machine, tmp_path: Path) -> None:
+    command = ("bench", "--requests", 2, "--prompt", 8, "--generate", 4, "--json")
+    emulation = ("--topology", topology(tmp_path), "--model", machine.model)
+    done = run_to_its_end(machine, [*EDGESHARD, *command, *emulation])
+    assert done.exit_code == 0, done.stderr
+    (told,) = done.objects
+    assert (told["tokens"], told["failed"], told["errors"]) == (8, 0, [])
+    assert told["emulated"]["topology"] == "two"
+    assert told["emulated"]["links"] == "a switch between network namespaces"
+    assert set(told["bubbles"]) == {"amy", "ben"}
+
+
+@pytest.mark.needs_root
+@needs_namespaces
 def test_exit_code_is_the_commands(machine: Machine, tmp_path: Path) -> None:
     command = [*EDGESHARD, "set", "no_such_setting=1"]
     done = run_testbed(machine, "--model", machine.model, topology(tmp_path), "--", *command)
@@ -99,7 +122,8 @@ def test_exit_code_is_the_commands(machine: Machine, tmp_path: Path) -> None:
 @pytest.mark.needs_root
 @needs_namespaces
 def test_ctrl_c_takes_everything_down(machine: Machine, tmp_path: Path) -> None:
-    process = popen(machine, "--model", machine.model, topology(tmp_path), "--", "sleep", "1000")
+    flags = ("--model", machine.model)
+    process = popen(machine, [*TESTBED, *flags, topology(tmp_path), "--", "sleep", "1000"])
     try:
         eventually(lambda: namespaces_of(process.pid), lambda: "no namespace was made")
         process.send_signal(signal.SIGINT)
