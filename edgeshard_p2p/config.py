@@ -48,6 +48,7 @@ _KEYS: dict[str, Any] = {
     "state_dir": str,
     "min_members": int,
     "standby": bool,
+    "shape": str,
     **dict.fromkeys(SETTING_FLAGS, str | int),
 }
 """What a flag or a key of the file may hold."""
@@ -77,6 +78,8 @@ class PeerConfig:
     state_dir: Path | None = None
     min_members: int = 1
     standby: bool = False
+    shape: Path | None = None
+    """Of emulated links, what they take."""
     settings: dict[str, str | int] = field(default_factory=dict)
     """Settings of the swarm that were given explicitly, by key."""
 
@@ -122,7 +125,7 @@ def peer_config(flags: dict[str, Any], file: Path | None) -> PeerConfig:
         )
     if not _HOST.fullmatch(values.get("advertise", "host")):
         raise ConfigError(f"--advertise {values['advertise']!r} is not a host")
-    for key in ("secret_file", "state_dir"):
+    for key in ("secret_file", "state_dir", "shape"):
         if values.get(key) is not None:
             values[key] = Path(values[key]).expanduser()
     return PeerConfig(settings=settings, **values)

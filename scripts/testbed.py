@@ -6,18 +6,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from edgeshard_p2p.cli.emulating import Emulation, devices_of, emulation_options
+from edgeshard_p2p.core.plan import Link
 from edgeshard_p2p.faults.devices import FaultError
-from edgeshard_p2p.faults.emulation import check_number, links_of
+from edgeshard_p2p.faults.emulation import check_number, links_of, must_shape
 from edgeshard_p2p.faults.ending import end_on_term
+from edgeshard_p2p.faults.local import SHAPER, SWITCH
 from edgeshard_p2p.faults.lone_messages import SIZES, Trial, check_links
 from edgeshard_p2p.faults.namespaces import Switched
+from edgeshard_p2p.faults.shaped_messages import check_shaped_links
 from edgeshard_p2p.topology import Topology, TopologyError, read_topology
 
 FAILED, USAGE = 1, 2
@@ -56,7 +59,8 @@ def main(
     Everything is taken down afterwards.  Exit code: COMMAND's.
 
     Each device has a network namespace, the share of the machine's time that its class says
-    (`cores`), its memory, and to each other device a link of the file's rate and delay.  What
+    (`cores`), its memory, and to each other device a link of the file's rate and delay.  Without
+    root, or with --shaper, the peers are on loopback and hold up what they send themselves.  What
     belongs to a message and not to its bytes (`per_message_ms`) is not emulated.
     """
     end_on_term()
@@ -64,7 +68,7 @@ def main(
         fail("give a command after the topology, or --check", USAGE)
     try:
         if check:
-            _check(read_topology(topology), as_json)
+            _check(read_topology(topology), wanted["shaper"], as_json)
         if command:
             sys.exit(_run(topology, Emulation(**wanted), command))
     except TopologyError as error:
@@ -75,34 +79,50 @@ def main(
         fail("cancelled", FAILED)
 
 
-def _check(topology: Topology, as_json: bool) -> None:
+def _check(topology: Topology, is_shaped: bool, as_json: bool) -> None:
     check_number(len(topology.members))
-    links = links_of(topology)
-    namespaces = Switched([member.name for member in topology.members], links)
+    links, is_shaped = links_of(topology), must_shape(is_shaped, say)
     try:
-        trials = check_links(namespaces, links, say)
+        trials, said = _shaped(links) if is_shaped else _switched(topology, links)
     except OSError as error:
         fail(f"a link does not work: {error}", FAILED)
-    finally:
-        namespaces.close()
     if not trials:
         fail("no two devices of this file are linked both ways", USAGE)
     wrong = [trial for trial in trials if not trial.is_right]
+    how = SHAPER if is_shaped else SWITCH
     if as_json:
         told = {
+            "links": how,
             "messages": len(trials),
             "wrong": [str(trial) for trial in wrong],
             "worst": {str(size): str(_worst(trials, size)) for size in SIZES},
-            "switch": namespaces.said,
+            "switch": said,
         }
         print(json.dumps(told), flush=True)
     else:
         for size in SIZES:
             click.echo(f"furthest off of {size} bytes: {_worst(trials, size)}")
-        click.echo(f"{len(trials) - len(wrong)} of {len(trials)} messages took what they should")
+        right = len(trials) - len(wrong)
+        click.echo(f"{right} of {len(trials)} messages through {how} took what they should")
     if wrong:
         busy = "; is the machine busy? Figures of such links do not count"
         fail(f"{len(wrong)} of {len(trials)} messages were off{busy}", FAILED)
+
+
+def _shaped(links: Mapping[tuple[str, str], Link]) -> tuple[list[Trial], None]:
+    return check_shaped_links(links, say), None
+
+
+def _switched(
+    topology: Topology, links: Mapping[tuple[str, str], Link]
+) -> tuple[list[Trial], dict[str, Any]]:
+    """And what the switch did."""
+    namespaces = Switched([member.name for member in topology.members], links)
+    try:
+        trials = check_links(namespaces, links, say)
+    finally:
+        namespaces.close()
+    return trials, namespaces.said
 
 
 def _worst(trials: Sequence[Trial], size: int) -> Trial:

@@ -30,7 +30,7 @@ OF_RUNNING = {
     "swarm": "--swarm",
     "secret_file": "--secret-file",
 }
-OF_EMULATED = {"model": "--model", "flags": "--flag", "logs": "--logs"}
+OF_EMULATED = {"model": "--model", "flags": "--flag", "logs": "--logs", "shaper": "--shaper"}
 
 
 @click.command("bench")

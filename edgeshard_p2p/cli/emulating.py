@@ -23,10 +23,11 @@ class Emulation(Struct, frozen=True):
     """None: the demo's."""
     flags: tuple[str, ...]
     logs: Path | None
+    shaper: bool
 
 
 def emulation_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--model, --flag, --logs: of the emulated devices' peers."""
+    """--model, --flag, --logs, --shaper: of the emulated devices' peers."""
     options = [
         click.option("--model", metavar="NAME|PATH",
                      help="Of the emulated devices.  [default: the demo's]"),
@@ -34,6 +35,9 @@ def emulation_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="For every emulated peer, as batch=8 for --batch 8.  May be repeated."),
         click.option("--logs", type=click.Path(path_type=Path), metavar="DIR",
                      help="Keep the emulated peers' logs."),
+        click.option("--shaper", is_flag=True,
+                     help="Each emulated peer holds up what it sends, in place of namespaces and a "
+                     "switch between them; needs no root, and is so anyway without."),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -48,8 +52,8 @@ def devices_of(topology: Path, wanted: Emulation, say: Callable[[str], None]) ->
     from edgeshard_p2p.topology import read_topology
 
     flags = _as_flags(wanted.flags)
-    model = wanted.model or DEMO_NAME
-    with emulated(read_topology(topology), model, flags, wanted.logs, say) as found:
+    read, model = read_topology(topology), wanted.model or DEMO_NAME
+    with emulated(read, model, flags, wanted.logs, wanted.shaper, say) as found:
         yield found
 
 

@@ -103,6 +103,12 @@ from edgeshard_p2p.config import DEFAULT_LISTEN, ConfigError, PeerConfig, peer_c
     help="In idle time load layers of the plan that would follow a loss, as far as memory allows.  "
     "[default: off]",
 )
+@click.option(
+    "--shape",
+    metavar="FILE",
+    help="Emulated links: hold what is sent up, as long as the file's links would take for it.  "
+    "Not for use; for trying what a slower network would do.",
+)
 @click.option("--verbose", is_flag=True, help="Log more.")
 @click.option("--json", "as_json", is_flag=True, help="Log lines as JSON objects on stdout.")
 def peer(config: Path | None, verbose: bool, as_json: bool, **flags: Any) -> None:  # fmt: skip

@@ -14,6 +14,7 @@ from edgeshard_p2p.control_groups import memory_left, usable_cores
 from edgeshard_p2p.core.plan import Link
 from edgeshard_p2p.faults.devices import FaultError
 from edgeshard_p2p.faults.local import LocalDevices, bare_mib, model_path
+from edgeshard_p2p.faults.namespaces import why_not
 from edgeshard_p2p.faults.scenario import (
     ExpectEntry,
     FaultScenario,
@@ -59,6 +60,14 @@ def links_of(topology: Topology) -> dict[tuple[str, str], Link]:
     return {(link.a, link.b): link for link in topology.all_links()}
 
 
+def must_shape(is_wanted: bool, say: Say) -> bool:
+    """Whether peers emulate their links themselves: wanted, or the only way here."""
+    missing = why_not()
+    if missing and not is_wanted:
+        say(f"network namespaces need {missing}; without them each peer emulates its links itself")
+    return is_wanted or bool(missing)
+
+
 @dataclass(frozen=True, slots=True)
 class Emulated:
     """Devices that serve."""
@@ -78,9 +87,15 @@ class Emulated:
 
 @contextmanager
 def emulated(
-    topology: Topology, model: str, flags: list[str], logs: Path | None, say: Say
+    topology: Topology,
+    model: str,
+    flags: list[str],
+    logs: Path | None,
+    is_shaped: bool,
+    say: Say,
 ) -> Iterator[Emulated]:
-    """A peer for each device of the file, once they serve; all are gone afterwards.  Raises
+    """A peer for each device of the file, once they serve; all are gone afterwards.  ``is_shaped``:
+    the peers emulate their links themselves, as they do where no namespaces can be made.  Raises
     FaultError, and TopologyError where the file says too little for it."""
     scenario = scenario_of(topology, flags)
     check_fits(scenario)
@@ -90,7 +105,8 @@ def emulated(
         f"starting {len(scenario.peers)} devices; one of each kind measures itself first, which "
         "takes the longer the smaller its share of this machine: up to a minute each"
     )
-    with LocalDevices(scenario, path, logs, links_of(topology)) as devices:
+    links, is_shaped = links_of(topology), must_shape(is_shaped, say)
+    with LocalDevices(scenario, path, logs, links, is_shaped) as devices:
         FaultSwarm(scenario, devices, say).wait_until_serving()
         found = Emulated(topology, scenario, devices)
         say("; ".join(f"{what}: {how}" for what, how in found.told().items()))

@@ -30,6 +30,7 @@ from edgeshard_p2p.core.plan import Link
 from edgeshard_p2p.faults.devices import FaultError
 from edgeshard_p2p.faults.namespaces import Bridged, Namespaces, Switched
 from edgeshard_p2p.faults.scenario import FaultScenario, PeerEntry
+from edgeshard_p2p.faults.shapes import Shapes
 from edgeshard_p2p.faults.throttle import LIMIT, Part
 from edgeshard_p2p.model.errors import ModelError
 from edgeshard_p2p.model.library import DEMO_NAME, cache_dir, fetch_demo_model, resolve
@@ -53,6 +54,7 @@ POLL_S = 0.1
 _MIB = 2**20
 NAMESPACE_PORT = 7911
 SWITCH = "a switch between network namespaces"
+SHAPER = "a shaper inside each peer"
 FIRST_PORTS = (12_000, 30_000)
 """Below those that systems take for outgoing connections: one of these could be in the way by the
 time a peer binds."""
@@ -131,7 +133,8 @@ class _Process:
 class LocalDevices:
     """``model``: a name or path that a peer takes; ``logs``: where the peers' logs are kept, else
     they go with everything else; ``links``: what each ordered pair of peers is joined by;
-    ``profiles``: where it is kept for others what was measured of devices, else likewise."""
+    ``profiles``: where it is kept for others what was measured of devices, else likewise;
+    ``is_shaped``: the peers emulate their links themselves."""
 
     def __init__(
         self,
@@ -140,6 +143,7 @@ class LocalDevices:
         logs: Path | None = None,
         links: Mapping[tuple[str, str], Link] | None = None,
         profiles: Path | None = None,
+        is_shaped: bool = False,
     ) -> None:
         self._scenario, self._model, self._logs, self._links = scenario, model, logs, links
         self._entries = {peer.name: peer for peer in scenario.peers}
@@ -148,16 +152,17 @@ class LocalDevices:
         self._parts: dict[str, Part] = {}
         self._ports: dict[str, int] = {}
         self._namespaces: Namespaces | None = None
+        self._shapes: Shapes | None = None
         self._secret_file: Path | None = None
         self._directory = Path()
         self._profiles = profiles
         """What the first peer to measure this machine has found, by the cores that it may use: the
         others need not do it."""
         self._ends = ExitStack()
-        self._has_namespaces = links is not None or scenario.wants_namespaces
-        self.network = "namespaces" if self._has_namespaces else "loopback"
         if links is not None:
-            self.network = SWITCH
+            self.network = SHAPER if is_shaped else SWITCH
+        else:
+            self.network = "namespaces" if scenario.wants_namespaces else "loopback"
         self.security = open_security(SWARM, ())
 
     def __enter__(self) -> LocalDevices:
@@ -175,10 +180,13 @@ class LocalDevices:
         self._profiles = self._profiles or self._directory / "profiles"
         if self._logs is not None:
             self._logs.mkdir(parents=True, exist_ok=True)
-        if self._has_namespaces:
+        if self.network in (SWITCH, "namespaces"):
             self._open_namespaces()
         else:
             self._ports = dict(zip(self._entries, free_ports(), strict=False))
+        if self.network == SHAPER:
+            addresses = {name: self.address(name) for name in self._entries}
+            self._shapes = Shapes(self._directory / "shapes", addresses, self._links or {})
         for name, entry in self._entries.items():
             memory_bytes = self._memory_bytes(entry) if entry.cores is not None else None
             self._parts[name] = self._ends.enter_context(Part(name, entry.cores, memory_bytes))
@@ -327,6 +335,8 @@ class LocalDevices:
         flags += ["--min-members", str(len(self._entries))]
         for other in self._entries:
             flags += ["--join", str(self.address(other))] if other != entry.name else []
+        if self._shapes is not None:
+            flags += ["--shape", str(self._shapes.file(entry.name))]
         if self._secret_file is not None:
             flags += ["--secret-file", str(self._secret_file)]
         memory_bytes = self._memory_bytes(entry)

@@ -26,6 +26,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgeshard_p2p.net.lane import Lane
+
 TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
 TUN = "/dev/net/tun"
@@ -37,19 +39,6 @@ FRAMES_AT_ONCE = 64
 STDIN = 0
 PRIORITY = -10
 CLONE_NEWNET = 0x40000000
-
-
-@dataclass(slots=True)
-class Lane:
-    """One direction of a pair."""
-
-    bytes_per_s: float
-    delay_s: float
-    free_at: float = 0.0
-
-    def deliver_at(self, n_bytes: int, now: float) -> float:
-        self.free_at = max(now, self.free_at) + n_bytes / self.bytes_per_s
-        return self.free_at + self.delay_s
 
 
 @dataclass(slots=True)

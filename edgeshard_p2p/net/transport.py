@@ -109,6 +109,7 @@ class Transport:
     def __init__(self, listen: Address, security: Security, callbacks: Callbacks) -> None:
         self.listen = listen
         self.dropped: Counter[str] = Counter()
+        self.shaping: Counter[str] = Counter()  # Of what is held up on purpose; nothing here.
         self._security = security
         self._callbacks = callbacks
         self._context = zmq.Context()
@@ -269,7 +270,7 @@ class Transport:
         """Over the edge's own socket; a new epoch starts with a new one."""
         known = self._edges.get((plan, edge))
         if known is None or known[0] != epoch:
-            self.close_edge(plan, edge)
+            Transport.close_edge(self, plan, edge)
             known = (epoch, self._connect(zmq.PUSH, to, DATA_QUEUE, data_port=True))
             self._edges[plan, edge] = known
         self._send(known[1], parts, "frame: queue full")

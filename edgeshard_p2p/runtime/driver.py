@@ -271,12 +271,14 @@ class Driver:
         del self._tensors[effect.tensor.id]
 
     def _counters(self) -> dict[str, dict[str, Any]]:
-        """What was not taken, by kind: of what arrived, and of what was to be sent; how long the
-        compute thread has worked so far; and how late the loop was."""
+        """What was not taken, by kind: of what arrived, and of what was to be sent; what was held
+        up on purpose (empty: nothing is); how long the compute thread has worked so far; and how
+        late the loop was."""
         refused = self.arrivals.refused + self.core.serving.refused
         return {
             "refused": dict(refused),
             "dropped": dict(self._transport.dropped),
+            "shaping": dict(self._transport.shaping),
             "compute": {"busy_us": int(self._compute.busy_s * 1e6)},
             "loop": {"lag_ms": self._lag.told()},
         }

@@ -30,9 +30,12 @@ from edgeshard_p2p.model.library import LocalModel
 from edgeshard_p2p.model.tiles import EXACT_TILE_ROWS
 from edgeshard_p2p.net.discovery import Discovery, is_loopback, lan_address
 from edgeshard_p2p.net.security import Security, open_security, read_secrets
+from edgeshard_p2p.net.shaper import ShapedTransport
 from edgeshard_p2p.net.transport import Callbacks, Transport
 from edgeshard_p2p.runtime.driver import Driver, Restart
+from edgeshard_p2p.runtime.shape import ShapeFile
 from edgeshard_p2p.runtime.state import State, default_directory, default_name
+from edgeshard_p2p.tables import TopologyError
 
 if TYPE_CHECKING:
     from edgeshard_p2p.runtime.model_host import ModelHost
@@ -47,6 +50,8 @@ HEADROOM_BYTES = 128 * 2**20
 """For activations, buffers and sockets, beside weights and KV."""
 DESCRIPTORS = 8_192
 ALONE_S = 5.0
+LOOK_S = 0.1
+"""Between two looks at whether the shape of links is another one."""
 LEAVE_S = 0.3
 """For the farewell to leave the sockets."""
 
@@ -217,7 +222,7 @@ class _Life:
             ),
             refusal=lambda: self.driver.refusal(),
         )
-        self.transport = Transport(self._config.listen, self._security, callbacks)
+        self.transport = self._open_transport(callbacks)
         model = self._given.model if self._given is not None else None
         self.driver = Driver(
             self.core,
@@ -245,6 +250,28 @@ class _Life:
                 await discovery.close()
             await self.driver.close()
             await self.transport.close()
+
+    def _open_transport(self, callbacks: Callbacks) -> Transport:
+        listen, path = self._config.listen, self._config.shape
+        if path is None:
+            return Transport(listen, self._security, callbacks)
+        file = ShapeFile(path)
+        try:
+            shaped = ShapedTransport(listen, self._security, callbacks, file.read())
+        except TopologyError as error:
+            raise PeerError(str(error), 2) from None
+        loop = asyncio.get_running_loop()
+
+        def look() -> None:
+            lanes = file.news()
+            if lanes is not None:
+                shaped.reshape(lanes)
+                log.info("links are shaped anew")
+            loop.call_later(LOOK_S, look)
+
+        loop.call_later(LOOK_S, look)
+        log.warning("links are emulated: what is sent is held up as %s says", path)
+        return shaped
 
     def _greet(self) -> None:
         me, config = self._me, self._config

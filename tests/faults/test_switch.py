@@ -17,7 +17,8 @@ from edgeshard_p2p.core.plan import Link
 from edgeshard_p2p.faults import lone_messages
 from edgeshard_p2p.faults.lone_messages import Trial, check_links, rounds
 from edgeshard_p2p.faults.namespaces import Switched, why_not
-from edgeshard_p2p.faults.switch import ETHERNET_BYTES, TUN, Fabric, Lane, address_of
+from edgeshard_p2p.faults.switch import ETHERNET_BYTES, TUN, Fabric, address_of
+from edgeshard_p2p.net.lane import Lane
 
 MBIT = 125_000
 BROADCAST = b"\xff" * 6

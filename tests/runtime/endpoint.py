@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.net.security import Security, open_security
+from edgeshard_p2p.net.shaper import Lanes, ShapedTransport
 from edgeshard_p2p.net.transport import Callbacks, Transport
 from tests.runtime.waiting import free_address
 
@@ -15,7 +16,7 @@ OPEN = open_security("tests", ())
 
 
 class Endpoint:
-    def __init__(self, address: Address, security: Security) -> None:
+    def __init__(self, address: Address, security: Security, lanes: Lanes | None = None) -> None:
         self.address = address
         self.messages: list[bytes] = []
         self.requests: list[tuple[bytes, bytes]] = []
@@ -30,7 +31,11 @@ class Endpoint:
             on_connection_lost=lambda address, is_refused: self.lost.append((address, is_refused)),
             refusal=lambda: b"refused",
         )
-        self.transport = Transport(address, security, callbacks)
+        self.transport = (
+            Transport(address, security, callbacks)
+            if lanes is None
+            else ShapedTransport(address, security, callbacks, lanes)
+        )
 
     def _on_peer(self, data: memoryview) -> bool:
         self.messages.append(bytes(data))
@@ -43,9 +48,9 @@ class Endpoint:
 
 @asynccontextmanager
 async def endpoint(
-    security: Security = OPEN, address: Address | None = None
+    security: Security = OPEN, address: Address | None = None, lanes: Lanes | None = None
 ) -> AsyncIterator[Endpoint]:
-    end = Endpoint(address or free_address(), security)
+    end = Endpoint(address or free_address(), security, lanes)
     try:
         await end.transport.open()
         yield end
