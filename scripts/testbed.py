@@ -15,11 +15,12 @@ import click
 from edgeshard_p2p.cli.emulating import Emulation, devices_of, emulation_options
 from edgeshard_p2p.core.plan import Link
 from edgeshard_p2p.faults.devices import FaultError
-from edgeshard_p2p.faults.emulation import check_number, links_of, must_shape
+from edgeshard_p2p.faults.emulation import check_number, must_shape
 from edgeshard_p2p.faults.ending import end_on_term
 from edgeshard_p2p.faults.local import SHAPER, SWITCH
 from edgeshard_p2p.faults.lone_messages import SIZES, Trial, check_links
 from edgeshard_p2p.faults.namespaces import Switched
+from edgeshard_p2p.faults.scenario import links_of
 from edgeshard_p2p.faults.shaped_messages import check_shaped_links
 from edgeshard_p2p.topology import Topology, TopologyError, read_topology
 

@@ -35,6 +35,12 @@ def fault() -> None:
 )
 @click.option("--model", metavar="NAME|PATH", help="In place of the scenario's.")
 @click.option(
+    "--shaper",
+    is_flag=True,
+    help="Of emulated devices (a topology in the file): each peer holds up what it sends, in place "
+    "of namespaces and a switch between them; needs no root, and is so anyway without.",
+)
+@click.option(
     "--logs", type=click.Path(path_type=Path), metavar="DIR", help="Keep the peers' logs there."
 )
 def run_scenario(
@@ -44,6 +50,7 @@ def run_scenario(
     swarm: str,
     secret_file: Path | None,
     model: str | None,
+    shaper: bool,
     logs: Path | None,
 ) -> None:
     """Start the peers that SCENARIO.toml names, ask one of them, do the faults, and report.
@@ -58,7 +65,10 @@ def run_scenario(
     end_on_term()
     try:
         read = read_scenario(scenario)
-        devices = _devices(read, via, swarm, secret_file, model, logs)
+        if read.links is not None:
+            devices = _emulated(read, model, shaper, logs)
+        else:
+            devices = _devices(read, via, swarm, secret_file, model, logs)
         outcome = _outcome(read, devices)
     except TopologyError as error:
         fail(str(error), USAGE, as_json)
@@ -67,20 +77,36 @@ def run_scenario(
     except KeyboardInterrupt:
         fail("cancelled", FAILED, as_json)
     told = as_object(outcome)
+    told["emulated"] = devices.limits() if read.links is not None else None
     print(json.dumps(told) if as_json else in_words(told), flush=True)
     sys.exit(0 if told["as_expected"] else FAILED)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def _outcome(read: Any, devices: Any) -> Any:
     from edgeshard_p2p.faults.swarm import FaultSwarm
 
     with devices:
-        swarm = FaultSwarm(read, devices, lambda text: click.echo(text, err=True))
+        swarm = FaultSwarm(read, devices, _say)
         swarm.open()
         try:
             return swarm.disturb()
         finally:
             swarm.unpin()
+
+
+def _emulated(read: Any, model: str | None, shaper: bool, logs: Path | None) -> Any:
+    from edgeshard_p2p.faults.emulation import check_cores, check_fits, must_shape
+    from edgeshard_p2p.faults.local import LocalDevices
+    from edgeshard_p2p.faults.machine import model_path
+
+    check_cores(read)
+    path = model_path(model or read.swarm.model, _say)
+    check_fits(read, path)
+    return LocalDevices(read, path, logs, read.links, is_shaped=must_shape(shaper, _say))
 
 
 def _devices(
@@ -92,7 +118,8 @@ def _devices(
     logs: Path | None,
 ) -> Any:
     from edgeshard_p2p.faults.devices import FaultError
-    from edgeshard_p2p.faults.local import LocalDevices, model_path
+    from edgeshard_p2p.faults.local import LocalDevices
+    from edgeshard_p2p.faults.machine import model_path
     from edgeshard_p2p.faults.via import RemoteDevices, parse_via
     from edgeshard_p2p.net.security import SecretError, open_security, read_secrets
 
@@ -110,5 +137,5 @@ def _devices(
         return RemoteDevices(read, parse_via(via), open_security(swarm, keys))
     if via is not None:
         raise FaultError(f'--via: the peers of {read.name} have no address = "HOST:PORT"', USAGE)
-    path = model_path(model or read.swarm.model, lambda line: click.echo(line, err=True))
+    path = model_path(model or read.swarm.model, _say)
     return LocalDevices(read, path, logs)

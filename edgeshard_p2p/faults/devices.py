@@ -59,10 +59,15 @@ class Devices(Protocol):
 
     def restore(self, name: str) -> None: ...
 
-    def partition(self, names: Iterable[str]) -> None:
-        """These reach each other and none of the rest."""
+    def partition(self, names: Iterable[str], way: str) -> None:
+        """These reach each other and none of the rest; one of ``scenario.WAYS`` says whether
+        anything passes the other way."""
 
-    def heal(self) -> None: ...
+    def link(self, a: str, b: str, mbps: float | None, delay_ms: float | None) -> None:
+        """Another rate and delay between two, both ways, from now on; None: as before."""
+
+    def heal(self) -> None:
+        """Everybody reaches everybody, over the links that there were at first."""
 
     def why_ended(self) -> str:
         """Which peer ended though nothing was done to it, and its last word; empty: none."""

@@ -11,19 +11,19 @@ from pathlib import Path
 import psutil
 
 from edgeshard_p2p.control_groups import memory_left, usable_cores
-from edgeshard_p2p.core.plan import Link
 from edgeshard_p2p.faults.devices import FaultError
-from edgeshard_p2p.faults.local import LocalDevices, bare_mib, model_path
+from edgeshard_p2p.faults.local import LocalDevices
+from edgeshard_p2p.faults.machine import bare_mib, model_path
 from edgeshard_p2p.faults.namespaces import why_not
 from edgeshard_p2p.faults.scenario import (
     ExpectEntry,
     FaultScenario,
-    PeerEntry,
     RequestEntry,
     SwarmEntry,
+    links_of,
+    peers_of,
 )
 from edgeshard_p2p.faults.swarm import FaultSwarm, Say
-from edgeshard_p2p.tables import At
 from edgeshard_p2p.topology import Topology
 
 DEVICES_MAX = 8
@@ -35,29 +35,16 @@ _MIB = 2**20
 
 def scenario_of(topology: Topology, flags: list[str]) -> FaultScenario:
     """Raises TopologyError where a class does not say its ``cores``."""
-    peers = []
-    for member in topology.members:
-        cores = topology.classes[member.class_name].cores
-        if cores is None:
-            at = At(topology.file) / "class" / member.class_name / "cores"
-            raise at.error("expected, to emulate it: its share of this machine's cores")
-        layers_mib = max(1, member.memory_bytes // _MIB)
-        is_source = member.name in topology.sources
-        peers.append(PeerEntry(member.name, is_source, layers_mib, cores=cores))
     return FaultScenario(
         topology.name,
         "",
         SwarmEntry(flags=flags),
-        tuple(peers),
+        peers_of(topology),
         RequestEntry(generate=1),
         (),
         ExpectEntry(),
+        links_of(topology),
     )
-
-
-def links_of(topology: Topology) -> dict[tuple[str, str], Link]:
-    """By ordered pair of names."""
-    return {(link.a, link.b): link for link in topology.all_links()}
 
 
 def must_shape(is_wanted: bool, say: Say) -> bool:
@@ -98,15 +85,15 @@ def emulated(
     the peers emulate their links themselves, as they do where no namespaces can be made.  Raises
     FaultError, and TopologyError where the file says too little for it."""
     scenario = scenario_of(topology, flags)
-    check_fits(scenario)
+    check_cores(scenario)
     path = model_path(model, say)
-    check_memory(scenario, path)
+    check_fits(scenario, path)
     say(
         f"starting {len(scenario.peers)} devices; one of each kind measures itself first, which "
         "takes the longer the smaller its share of this machine: up to a minute each"
     )
-    links, is_shaped = links_of(topology), must_shape(is_shaped, say)
-    with LocalDevices(scenario, path, logs, links, is_shaped) as devices:
+    is_shaped = must_shape(is_shaped, say)
+    with LocalDevices(scenario, path, logs, scenario.links, is_shaped=is_shaped) as devices:
         FaultSwarm(scenario, devices, say).wait_until_serving()
         found = Emulated(topology, scenario, devices)
         say("; ".join(f"{what}: {how}" for what, how in found.told().items()))
@@ -124,7 +111,13 @@ def check_number(n_devices: int) -> None:
         )
 
 
-def check_fits(scenario: FaultScenario) -> None:
+def check_fits(scenario: FaultScenario, model: str) -> None:
+    """Whether this machine can stand in for all of them at once.  Raises FaultError."""
+    check_cores(scenario)
+    check_memory(scenario, model)
+
+
+def check_cores(scenario: FaultScenario) -> None:
     """Whether this process may use as many processors as all of them have.  Raises FaultError."""
     check_number(len(scenario.peers))
     wanted, have = sum(peer.cores or 0.0 for peer in scenario.peers), usable_cores()

@@ -7,46 +7,35 @@ Everything that is started here ends with the context, whatever happens.
 from __future__ import annotations
 
 import os
-import random
-import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.core.plan import Link
 from edgeshard_p2p.faults.devices import FaultError
-from edgeshard_p2p.faults.namespaces import Bridged, Namespaces, Switched
-from edgeshard_p2p.faults.scenario import FaultScenario, PeerEntry
-from edgeshard_p2p.faults.shapes import Shapes
+from edgeshard_p2p.faults.machine import EDGESHARD, ONE_THREAD, bare_mib, free_ports
+from edgeshard_p2p.faults.namespaces import Bridged, Switched
+from edgeshard_p2p.faults.scenario import BOTH, FaultScenario, PeerEntry
+from edgeshard_p2p.faults.shapes import BYTES_PER_MBIT, Shapes
 from edgeshard_p2p.faults.throttle import LIMIT, Part
-from edgeshard_p2p.model.errors import ModelError
-from edgeshard_p2p.model.library import DEMO_NAME, cache_dir, fetch_demo_model, resolve
 from edgeshard_p2p.net.security import open_security, read_secrets
 
 T = TypeVar("T")
 
-EDGESHARD = (sys.executable, "-m", "edgeshard_p2p")
 SWARM = "faults"
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-}
 PROFILE_TIMEOUT_S = 180.0
 """Of one core's time, at least: who has a tenth of that may take ten times as long."""
 END_TIMEOUT_S = 4.0
@@ -55,58 +44,6 @@ _MIB = 2**20
 NAMESPACE_PORT = 7911
 SWITCH = "a switch between network namespaces"
 SHAPER = "a shaper inside each peer"
-FIRST_PORTS = (12_000, 30_000)
-"""Below those that systems take for outgoing connections: one of these could be in the way by the
-time a peer binds."""
-
-
-def free_ports() -> Iterator[int]:
-    """The first ones of pairs of neighbouring ports that nobody has."""
-    low, high = FIRST_PORTS
-    begin = random.SystemRandom().randrange(low, high, 2)
-    for port in (*range(begin, high, 2), *range(low, begin, 2)):
-        if _is_free(port) and _is_free(port + 1):
-            yield port
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe, suppress(OSError):
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", port))
-        return True
-    return False
-
-
-def model_path(name: str, say: Callable[[str], None]) -> str:
-    """Of a model that the operator names; the demo's is fetched where it is missing."""
-    try:
-        return str((fetch_demo_model(say) if name == DEMO_NAME else resolve(name)).path)
-    except ModelError as error:
-        raise FaultError(str(error), 1 if name == DEMO_NAME else 2) from None
-
-
-def bare_mib(model: str) -> int:
-    """What a peer takes here before any layer: it says so when it is given too little.  Found once
-    for an installation."""
-    known = cache_dir() / "bare_mib"
-    installed = Path(sys.prefix, "pyvenv.cfg")
-    since = installed.stat().st_mtime if installed.exists() else 0.0
-    if known.exists() and known.stat().st_mtime > since:
-        return int(known.read_text())
-    with tempfile.TemporaryDirectory() as state_dir:
-        command = [*EDGESHARD, "peer", "--memory", "1MiB", "--model", model]
-        command += ["--state-dir", state_dir, "--no-mdns"]
-        environment = os.environ | ONE_THREAD
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
-    match = re.search(r"needs (\d+) MiB before any layer", done.stderr)
-    if match is None:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise FaultError(f"a peer does not start here: {last.removeprefix('edgeshard: ')}")
-    known.parent.mkdir(parents=True, exist_ok=True)
-    known.write_text(match[1])
-    return int(match[1])
 
 
 @dataclass
@@ -146,12 +83,13 @@ class LocalDevices:
         is_shaped: bool = False,
     ) -> None:
         self._scenario, self._model, self._logs, self._links = scenario, model, logs, links
+        self._now = dict(links or {})
         self._entries = {peer.name: peer for peer in scenario.peers}
         self._processes: dict[str, _Process] = {}
         self._past: list[_Process] = []
         self._parts: dict[str, Part] = {}
         self._ports: dict[str, int] = {}
-        self._namespaces: Namespaces | None = None
+        self._namespaces: Bridged | Switched | None = None
         self._shapes: Shapes | None = None
         self._secret_file: Path | None = None
         self._directory = Path()
@@ -383,15 +321,34 @@ class LocalDevices:
             raise FaultError(f"{name} does not run")
         return process
 
-    def partition(self, names: Iterable[str]) -> None:
-        assert self._namespaces is not None, "a scenario with a partition wants namespaces"
-        self._namespaces.partition(names)
+    def _wires(self) -> Bridged | Switched | Shapes:
+        wires = self._shapes or self._namespaces
+        assert wires is not None, "a scenario with a partition wants namespaces"
+        return wires
+
+    def partition(self, names: Iterable[str], way: str = BOTH) -> None:
+        self._wires().partition(names, way)
+
+    def link(self, a: str, b: str, mbps: float | None, delay_ms: float | None) -> None:
+        assert self._links is not None, "a scenario with links wants a topology"
+        changed = {}
+        for pair in ((a, b), (b, a)):
+            if pair not in self._now:
+                raise FaultError(f"{a} and {b} are not linked in this topology")
+            old = self._now[pair]
+            rate = old.bytes_per_s if mbps is None else max(1, round(mbps * BYTES_PER_MBIT))
+            delay_us = old.delay_us if delay_ms is None else round(delay_ms * 1e3)
+            changed[pair] = replace(old, bytes_per_s=rate, delay_us=delay_us)
+        self.relink(changed)
 
     def relink(self, links: Mapping[tuple[str, str], Link]) -> None:
         """Other rates and delays from now on, of links that were given."""
-        assert isinstance(self._namespaces, Switched), "these peers were given no links"
-        self._namespaces.relink(links)
+        wires = self._wires()
+        assert not isinstance(wires, Bridged), "these peers were given no links"
+        wires.relink(links)
+        self._now |= links
 
     def heal(self) -> None:
-        assert self._namespaces is not None, "a scenario with a partition wants namespaces"
-        self._namespaces.heal()
+        self._wires().heal()
+        if self._links is not None:
+            self.relink(self._links)

@@ -23,6 +23,7 @@ from typing import Any
 
 from edgeshard_p2p.core.plan import Link
 from edgeshard_p2p.faults.devices import FaultError
+from edgeshard_p2p.faults.scenario import BOTH, OUT
 from edgeshard_p2p.faults.switch import CLONE_NEWNET, INTERFACE, TUN, address_of
 
 _TIMEOUT_S = 20
@@ -68,8 +69,9 @@ class Namespaces(ABC):
         """The namespaces, with an interface in each that reaches the others."""
 
     @abstractmethod
-    def partition(self, names: Iterable[str]) -> None:
-        """``names`` reach each other and nobody else."""
+    def partition(self, names: Iterable[str], way: str = BOTH) -> None:
+        """``names`` reach each other and nobody else; with a ``way`` nothing of theirs gets out, or
+        nothing in to them."""
 
     @abstractmethod
     def heal(self) -> None: ...
@@ -138,7 +140,8 @@ class Bridged(Namespaces):
             _ip("-n", self._hub, "link", "set", port, "master", "br0", "up")
             self._address(name)
 
-    def partition(self, names: Iterable[str]) -> None:
+    def partition(self, names: Iterable[str], way: str = BOTH) -> None:
+        assert way == BOTH, "a bridge cuts both ways"
         for name in names:
             _ip("-n", self._hub, "link", "set", f"v{self._index[name]}", "master", "br1")
 
@@ -156,6 +159,7 @@ class Switched(Namespaces):
             raise NamespaceError(f"devices with links of their own need {TUN}")
         self.links = dict(links)
         self._cut_off: set[str] = set()
+        self._one_way: set[tuple[str, str]] = set()
         self._switch: subprocess.Popen[str] | None = None
         self.said: dict[str, Any] = {}
         """What the switch did, once it has ended."""
@@ -212,16 +216,26 @@ class Switched(Namespaces):
         said: dict[str, Any] = json.loads(line) if line else {}
         return said
 
-    def partition(self, names: Iterable[str]) -> None:
-        self._cut_off |= set(names)
+    def partition(self, names: Iterable[str], way: str = BOTH) -> None:
+        inside = set(names)
+        outside = self._index.keys() - inside
+        if way == BOTH:
+            self._cut_off |= inside
+        elif way == OUT:
+            self._one_way |= {(a, b) for a in inside for b in outside}
+        else:
+            self._one_way |= {(b, a) for a in inside for b in outside}
         self._tell()
 
     def heal(self) -> None:
         self._cut_off.clear()
+        self._one_way.clear()
         self._tell()
 
     def _tell(self) -> None:
-        self._order({"cut_off": sorted(self._index[name] for name in self._cut_off)})
+        one_way = sorted((self._index[a], self._index[b]) for a, b in self._one_way)
+        ports = sorted(self._index[name] for name in self._cut_off)
+        self._order({"cut_off": ports, "one_way": one_way})
 
     def _order(self, order: dict[str, Any]) -> None:
         assert self._switch is not None

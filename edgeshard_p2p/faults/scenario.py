@@ -16,20 +16,27 @@ from edgeshard_p2p.config import ConfigError, parse_address
 from edgeshard_p2p.core.ids import Name
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.core.pin import parse_pin
+from edgeshard_p2p.core.plan import Link
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.tables import At, TopologyError, quoted, read_toml, to_table
+from edgeshard_p2p.topology import Topology, read_topology
 
 LOSSES = ("kill", "freeze", "leave", "stop", "partition")
 """After these the others have to do without."""
 PASSING = ("freeze", "partition")
 """Of these, who may come back as if nothing had been."""
 FAULTS = (*LOSSES, "slow")
-VERBS = (*FAULTS, "thaw", "heal", "restore", "start")
+UNDOING = ("thaw", "heal", "restore", "start")
+VERBS = (*FAULTS, "link", *UNDOING)
+BOTH, OUT, IN = "both", "out", "in"
+WAYS = (BOTH, OUT, IN)
+"""Of a partition: nothing passes; nothing of those that are cut off; nothing to them."""
 MOMENTS = ("loading", "recovering")
 ENDS = ("whole", "ended")
 PEERS_MAX = 16
 STEPS_MAX = 64
 SLOWER_BY = 4.0
+_MIB = 2**20
 
 _ROLE = re.compile(r"source|spare|stage [1-9][0-9]?")
 _Seconds = Annotated[float, Meta(ge=0, le=600)]
@@ -50,6 +57,8 @@ class SwarmEntry(Struct, frozen=True):
     """Memory of each peer beside what it takes by itself."""
     flags: list[str] = []
     pin: str = ""
+    topology: str = ""
+    """The file, from this one, whose devices are emulated; they are the peers."""
     namespaces: bool = False
     """Whether each peer has a network namespace of its own though no step asks for it."""
 
@@ -103,6 +112,9 @@ class _StepEntry(Struct, frozen=True):
     do: str
     who: str | list[str] = ""
     by: Annotated[float, Meta(gt=1, le=100)] | None = None
+    way: str = BOTH
+    mbps: Annotated[float, Meta(gt=0, le=10**7)] | None = None
+    delay_ms: Annotated[float, Meta(ge=0, le=10**5)] | None = None
 
 
 class Step(Struct, frozen=True):
@@ -117,9 +129,16 @@ class Step(Struct, frozen=True):
     when: str | None = None
     by: float = SLOWER_BY
     """How many times slower."""
+    way: str = BOTH
+    mbps: float | None = None
+    """Of the link between two, from now on; None: as before."""
+    delay_ms: float | None = None
 
     def __str__(self) -> str:
         times = f" by {self.by:g}" if self.do == "slow" else ""
+        times += f", {self.way} only" if self.way != BOTH else ""
+        times += f" to {self.mbps:g} Mbit/s" if self.mbps is not None else ""
+        times += f" with {self.delay_ms:g} ms" if self.delay_ms is not None else ""
         return " ".join([self.do, " and ".join(self.who) or "all"]) + times
 
     @property
@@ -143,6 +162,8 @@ class FaultScenario(Struct, frozen=True):
     request: RequestEntry
     steps: tuple[Step, ...]
     expect: ExpectEntry
+    links: dict[tuple[str, str], Link] | None = None
+    """Of emulated devices, by ordered pair of names."""
 
     @property
     def source(self) -> str:
@@ -159,7 +180,10 @@ class FaultScenario(Struct, frozen=True):
 
     @property
     def wants_namespaces(self) -> bool:
-        """A partition cannot be made between processes on one loopback device."""
+        """A partition cannot be made between processes on one loopback device; links that are
+        emulated can be cut."""
+        if self.links is not None:
+            return False
         return self.swarm.namespaces or any(step.do in ("partition", "heal") for step in self.steps)
 
 
@@ -167,7 +191,11 @@ def read_scenario(path: Path) -> FaultScenario:
     """Raises TopologyError with the file, the key and what was expected there."""
     at = At(path)
     file = to_table(read_toml(path), _File, at)
-    peers = _peers(file.peer, at / "peer")
+    swarm: SwarmEntry = to_table(file.swarm, SwarmEntry, at / "swarm")
+    topology = read_topology(path.parent / swarm.topology) if swarm.topology else None
+    if topology is not None and file.peer:
+        raise (at / "peer").error("expected none: the peers are the devices of swarm.topology")
+    peers = peers_of(topology) if topology is not None else _peers(file.peer, at / "peer")
     names = {peer.name for peer in peers}
     request: RequestEntry = to_table(file.request, RequestEntry, at / "request")
     if request.source and request.source not in {p.name for p in peers if p.source}:
@@ -183,19 +211,40 @@ def read_scenario(path: Path) -> FaultScenario:
     ]
     for index, step in enumerate(steps):
         _check_commands(step, peers, at / "step" / index)
+        if topology is None and (step.do == "link" or step.way != BOTH):
+            raise (at / "step" / index).error("only with swarm.topology: links that are emulated")
     return FaultScenario(
         name=path.stem,
         about=file.about,
-        swarm=_swarm(file.swarm, names, at / "swarm"),
+        swarm=_with_known_pin(swarm, names, at / "swarm"),
         peers=peers,
         request=request,
         steps=tuple(steps),
         expect=expect,
+        links=links_of(topology) if topology is not None else None,
     )
 
 
-def _swarm(value: object, names: set[str], at: At) -> SwarmEntry:
-    entry: SwarmEntry = to_table(value, SwarmEntry, at)
+def peers_of(topology: Topology) -> tuple[PeerEntry, ...]:
+    """Raises TopologyError where a class does not say its ``cores``."""
+    peers = []
+    for member in topology.members:
+        cores = topology.classes[member.class_name].cores
+        if cores is None:
+            at = At(topology.file) / "class" / member.class_name / "cores"
+            raise at.error("expected, to emulate it: its share of this machine's cores")
+        layers_mib = max(1, member.memory_bytes // _MIB)
+        is_source = member.name in topology.sources
+        peers.append(PeerEntry(member.name, is_source, layers_mib, cores=cores))
+    return tuple(peers)
+
+
+def links_of(topology: Topology) -> dict[tuple[str, str], Link]:
+    """By ordered pair of names."""
+    return {(link.a, link.b): link for link in topology.all_links()}
+
+
+def _with_known_pin(entry: SwarmEntry, names: set[str], at: At) -> SwarmEntry:
     if entry.pin:
         pin = parse_pin(entry.pin)
         if pin is None:
@@ -243,17 +292,28 @@ def _step(value: object, names: set[str], request: RequestEntry, is_first: bool,
         raise (at / "at" / "token").error(f"only {request.generate} tokens are generated")
     if entry.by is not None and entry.do != "slow":
         raise (at / "by").error("only slow is by so many times")
+    if entry.way not in WAYS:
+        raise (at / "way").error(_one_of(entry.way, WAYS))
+    if entry.way != BOTH and entry.do != "partition":
+        raise (at / "way").error("only a partition is one way or the other")
+    has_link = entry.mbps is not None or entry.delay_ms is not None
+    if has_link is not (entry.do == "link"):
+        raise at.error("expected mbps or delay_ms with link, and with nothing else")
     who = (entry.who,) if isinstance(entry.who, str) else tuple(entry.who)
     who = tuple(name for name in who if name)
     if not who and entry.do in (*FAULTS, "start"):
         raise (at / "who").error("expected a peer, source, spare or stage N")
+    if entry.do == "link" and len(set(who)) != 2:
+        raise (at / "who").error("expected two, whose link it is")
     for name in who:
         if name not in names and not _ROLE.fullmatch(name):
             raise (at / "who").error(
                 f"no peer {quoted(name)} in this file; expected one of {', '.join(sorted(names))}, "
                 "source, spare or stage N"
             )
-    return Step(entry.do, who, when.token, when.after_s, when.when, entry.by or SLOWER_BY)
+    by = entry.by or SLOWER_BY
+    times = (when.token, when.after_s, when.when)
+    return Step(entry.do, who, *times, by, entry.way, entry.mbps, entry.delay_ms)
 
 
 def _check_commands(step: Step, peers: tuple[PeerEntry, ...], at: At) -> None:

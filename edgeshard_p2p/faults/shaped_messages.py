@@ -11,7 +11,6 @@ import uvloop
 
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.core.plan import Link
-from edgeshard_p2p.faults.local import free_ports
 from edgeshard_p2p.faults.lone_messages import (
     IDLE_S,
     SIZES,
@@ -21,6 +20,7 @@ from edgeshard_p2p.faults.lone_messages import (
     Say,
     Trial,
 )
+from edgeshard_p2p.faults.machine import free_ports
 from edgeshard_p2p.net.lane import Lane
 from edgeshard_p2p.net.security import open_security
 from edgeshard_p2p.net.shaper import ShapedTransport

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.core.plan import Link
+from edgeshard_p2p.faults.scenario import IN, OUT
 
-_BYTES_PER_MBIT = 125_000
+BYTES_PER_MBIT = 125_000
 
 
 class Shapes:
@@ -23,7 +24,7 @@ class Shapes:
         links: Mapping[tuple[str, str], Link],
     ) -> None:
         self._directory, self._addresses = directory, dict(addresses)
-        self._first, self._links = dict(links), dict(links)
+        self._links = dict(links)
         self._cut: set[tuple[str, str]] = set()
         directory.mkdir(parents=True, exist_ok=True)
         self._write()
@@ -31,18 +32,20 @@ class Shapes:
     def file(self, name: str) -> Path:
         return self._directory / f"{name}.toml"
 
-    def cut(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Nothing gets from the first to the second of each from now on."""
-        self._cut |= set(pairs)
+    def partition(self, names: Iterable[str], way: str) -> None:
+        """Another one beside those that there are already."""
+        inside = set(names)
+        outside = self._addresses.keys() - inside
+        self._cut |= {(a, b) for a in inside for b in outside if way != IN}
+        self._cut |= {(b, a) for a in inside for b in outside if way != OUT}
         self._write()
 
-    def change(self, link: Link) -> None:
-        self._links[link.a, link.b] = link
+    def relink(self, links: Mapping[tuple[str, str], Link]) -> None:
+        """Other rates and delays from now on, for pairs that are linked."""
+        self._links |= links
         self._write()
 
     def heal(self) -> None:
-        """As it was at first."""
-        self._links = dict(self._first)
         self._cut.clear()
         self._write()
 
@@ -60,5 +63,5 @@ class Shapes:
         head = f'[[link]]\nto = "{self._addresses[to]}"\n'
         if link is None or (name, to) in self._cut:
             return f"{head}cut = true\n"
-        mbps = link.bytes_per_s / _BYTES_PER_MBIT
+        mbps = link.bytes_per_s / BYTES_PER_MBIT
         return f"{head}mbps = {mbps!r}\ndelay_ms = {link.delay_us / 1e3!r}\n"

@@ -12,7 +12,7 @@ from typing import Any
 from edgeshard_p2p.core.pin import parse_pin
 from edgeshard_p2p.faults import figures as fig
 from edgeshard_p2p.faults.devices import Devices, FaultError
-from edgeshard_p2p.faults.scenario import FAULTS, LOSSES, PASSING, FaultScenario, Step
+from edgeshard_p2p.faults.scenario import FAULTS, LOSSES, PASSING, UNDOING, FaultScenario, Step
 from edgeshard_p2p.faults.watch import Watch
 from edgeshard_p2p.net.asking import ask
 from edgeshard_p2p.prompts import prompt_of
@@ -90,6 +90,7 @@ class FaultSwarm:
         self._frozen: set[str] = set()
         self._slowed: set[str] = set()
         self._cut_off: set[str] = set()
+        self._is_relinked = False
         self._undone_at: float | None = None
         """When something that was done to this request was last undone."""
         self.prompt, self.prompt_tokens = "", 0
@@ -213,7 +214,7 @@ class FaultSwarm:
         same plan, which is the pinned one where there is a pin.  Milliseconds since the last thing
         that was undone, here or by a step: an upper bound, where the answer went on after that.
         None: nothing had to be."""
-        if self._cut_off:
+        if self._cut_off or self._is_relinked:
             self._do(Step("heal"), ())
         for name in sorted(self._slowed & self._alive):
             self._do(Step("restore"), (name,))
@@ -319,13 +320,19 @@ class FaultSwarm:
     def _do(self, step: Step, who: tuple[str, ...]) -> str:
         """Do it, remember it; how it was done, where there is more than one way."""
         devices, how = self._devices, ""
-        if step.do not in FAULTS:
+        if step.do in UNDOING:
             self._undone_at = time.monotonic()
         if step.do == "partition":
             self._cut_off |= set(who)
-            devices.partition(who)
+            devices.partition(who, step.way)
+        elif step.do == "link":
+            if len(who) != 2:
+                raise FaultError(f"{step}: both are {', '.join(who)}")
+            self._is_relinked = True
+            devices.link(*who, step.mbps, step.delay_ms)
         elif step.do == "heal":
             self._cut_off.clear()
+            self._is_relinked = False
             devices.heal()
         elif step.do == "slow":
             self._slowed |= set(who)

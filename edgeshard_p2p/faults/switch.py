@@ -48,6 +48,8 @@ class Fabric:
 
     lanes: dict[tuple[int, int], Lane]
     cut_off: frozenset[int] = frozenset()
+    one_way: frozenset[tuple[int, int]] = frozenset()
+    """From, to: nothing passes between these, in that direction."""
     counters: Counter[str] = field(default_factory=Counter)
     _due: list[tuple[float, int, int, bytes]] = field(default_factory=list)
     _n_frames: int = 0
@@ -55,7 +57,8 @@ class Fabric:
     def arrive(self, port: int, frame: bytes, now: float) -> None:
         for to in self._targets(port, frame):
             lane = self.lanes.get((port, to))
-            if lane is None or (port in self.cut_off) != (to in self.cut_off):
+            is_cut = (port in self.cut_off) != (to in self.cut_off) or (port, to) in self.one_way
+            if lane is None or is_cut:
                 self.counters["dropped"] += 1
                 continue
             self._n_frames += 1
@@ -70,10 +73,12 @@ class Fabric:
         return [to] if to in ports else []
 
     def obey(self, order: dict[str, Any]) -> None:
-        """``cut_off``: ports, in place of those before; ``lanes``: as ``main`` takes them, and only
-        those that change.  What is on its way arrives as it would have."""
+        """``cut_off`` and ``one_way``: in place of those before; ``lanes``: as ``main`` takes them,
+        and only those that change.  What is on its way arrives as it would have."""
         if "cut_off" in order:
             self.cut_off = frozenset(order["cut_off"])
+        if "one_way" in order:
+            self.one_way = frozenset((a, b) for a, b in order["one_way"])
         for a, b, bytes_per_s, delay_s in order.get("lanes", ()):
             lane = self.lanes[a, b]
             lane.bytes_per_s, lane.delay_s = bytes_per_s, delay_s

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.faults.devices import FaultError
-from edgeshard_p2p.faults.scenario import FaultScenario
+from edgeshard_p2p.faults.scenario import BOTH, FaultScenario
 from edgeshard_p2p.faults.throttle import PERIOD_S
 from edgeshard_p2p.net.security import Security
 
@@ -155,10 +155,14 @@ class RemoteDevices:
     def _pid_file(self, name: str) -> str:
         return f"$HOME/.edgeshard-slow-{self.address(name).port}"
 
-    def partition(self, names: Iterable[str]) -> None:
+    def partition(self, names: Iterable[str], way: str = BOTH) -> None:
+        assert way == BOTH, "only links that are emulated are cut one way"
         for name in names:
             self._cut_off.add(name)
             self._run(name, self._entries[name].partition)
+
+    def link(self, a: str, b: str, mbps: float | None, delay_ms: float | None) -> None:
+        raise FaultError(f"the link between {a} and {b} is not emulated")
 
     def heal(self) -> None:
         for name in sorted(self._cut_off):

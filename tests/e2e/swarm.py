@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgeshard_p2p.core.messages import Address
-from edgeshard_p2p.faults.local import free_ports
+from edgeshard_p2p.faults.machine import free_ports
 from edgeshard_p2p.net.client import Client, NoAnswer
 from edgeshard_p2p.net.security import Security, open_security, read_secrets
 from edgeshard_p2p.wire.client import Status, StatusReport

@@ -48,6 +48,90 @@ def test_what_a_file_says(tmp_path: Path) -> None:
     assert not read.is_remote
 
 
+TOPOLOGY = """
+sources = ["a"]
+[[device]]
+name = "a"
+class = "slow"
+[[device]]
+name = "b"
+class = "slow"
+count = 2
+[class.slow]
+cores = 0.25
+memory_gib = 0.5
+[link]
+default_mbps = 8
+"""
+EMULATED = '[swarm]\ntopology = "devices/two.toml"\n'
+
+
+def emulated(tmp_path: Path, steps: str, topology: str = TOPOLOGY) -> Path:
+    (tmp_path / "devices").mkdir()
+    (tmp_path / "devices" / "two.toml").write_text(topology)
+    return written(tmp_path, EMULATED + steps)
+
+
+def test_devices_of_a_topology_are_the_peers(tmp_path: Path) -> None:
+    steps = (
+        '[[step]]\nat = {token = 3}\ndo = "partition"\nwho = "b-1"\nway = "out"\n'
+        '[[step]]\nat = {after_s = 1}\ndo = "link"\nwho = ["source", "b-2"]\nmbps = 1\n'
+    )
+    read = read_scenario(emulated(tmp_path, steps))
+    assert read.names == ("a", "b-1", "b-2")
+    assert (read.peers[1].cores, read.peers[1].layers_mib, read.source) == (0.25, 512, "a")
+    assert read.links is not None
+    assert read.links["b-2", "a"].bytes_per_s == 1_000_000
+    assert not read.wants_namespaces
+    assert [str(step) for step in read.steps] == [
+        "partition b-1, out only",
+        "link source and b-2 to 1 Mbit/s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "complaint"),
+    [
+        (PEERS, "peer: expected none: the peers are the devices of swarm.topology"),
+        (
+            "[[step]]\nat = {token = 1}\ndo = 'kill'\nwho = 'b'",
+            'step[0].who: no peer "b" in this file; expected one of a, b-1, b-2, source',
+        ),
+        (
+            "[[step]]\nat = {token = 1}\ndo = 'kill'\nwho = 'a'\nway = 'out'",
+            "step[0].way: only a partition is one way or the other",
+        ),
+        (
+            "[[step]]\nat = {token = 1}\ndo = 'partition'\nwho = 'a'\nway = 'up'",
+            'step[0].way: expected one of both, out, in, got "up"',
+        ),
+        (
+            "[[step]]\nat = {token = 1}\ndo = 'link'\nwho = ['a', 'b-1']",
+            "step[0]: expected mbps or delay_ms with link, and with nothing else",
+        ),
+        (
+            "[[step]]\nat = {token = 1}\ndo = 'link'\nwho = 'a'\nmbps = 1",
+            "step[0].who: expected two, whose link it is",
+        ),
+        (
+            "[[step]]\nat = {token = 1}\ndo = 'link'\nwho = ['a', 'b-1']\nmbps = nan",
+            "step[0].mbps: expected a number",
+        ),
+    ],
+)
+def test_what_cannot_be_on_emulated_devices(tmp_path: Path, steps: str, complaint: str) -> None:
+    path = emulated(tmp_path, steps)
+    with pytest.raises(TopologyError) as caught:
+        read_scenario(path)
+    assert str(caught.value).startswith(f"{path}: {complaint}"), str(caught.value)
+
+
+def test_topology_that_cannot_be_emulated_is_named(tmp_path: Path) -> None:
+    path = emulated(tmp_path, "", TOPOLOGY.replace("cores = 0.25\n", ""))
+    with pytest.raises(TopologyError, match=r"two\.toml: class\.slow\.cores: expected"):
+        read_scenario(path)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -72,6 +156,14 @@ def test_what_a_file_says(tmp_path: Path) -> None:
             'step[0].who: no peer "z" in this file; expected one of a, b, source, spare or stage N',
         ),
         (PEERS + "[[step]]\nat = {token = 1}\nby = 2\n" + KILL, "step[0].by: only slow"),
+        (
+            PEERS + "[[step]]\nat = {token = 1}\ndo = 'partition'\nwho = 'b'\nway = 'in'",
+            "step[0]: only with swarm.topology: links that are emulated",
+        ),
+        (
+            PEERS + "[[step]]\nat = {token = 1}\ndo = 'link'\nwho = ['a', 'b']\nmbps = 1",
+            "step[0]: only with swarm.topology: links that are emulated",
+        ),
         (
             "[[peer]]\nname = 'a'\nsource = true\naddress = 'h'\n"
             "[[step]]\nat = {token = 1}\ndo = 'partition'\nwho = 'a'",

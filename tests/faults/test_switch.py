@@ -93,6 +93,17 @@ def test_order_changes_what_it_names_and_what_comes_later() -> None:
     assert (switch.lanes[0, 2].bytes_per_s, switch.cut_off) == (500.0, frozenset())
 
 
+def test_one_way_is_cut_and_the_other_is_not() -> None:
+    switch = fabric(3)
+    switch.obey({"one_way": [[0, 1]]})
+    for port, to in ((0, 1), (1, 0), (0, 2)):
+        switch.arrive(port, frame(to), 0.0)
+    assert sorted(delivered(switch, 9.0)) == [0, 2]
+    switch.obey({"cut_off": [], "one_way": []})
+    switch.arrive(0, frame(1), 10.0)
+    assert delivered(switch, 99.0) == [1]
+
+
 @pytest.mark.parametrize("n", range(2, 9))
 def test_everybody_meets_everybody_once(n: int) -> None:
     names = [f"d{index}" for index in range(n)]
