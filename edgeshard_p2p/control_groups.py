@@ -234,13 +234,23 @@ class Groups:
     def remove(self) -> None:
         """With whatever still runs in them.  Raises GroupError."""
         for path in self._paths:
-            for _ in range(REMOVE_TRIES):
-                if _is_removed(path):
-                    break
-                threading.Event().wait(REMOVE_PAUSE_S)
-            else:
-                raise GroupError(f"control group {path} cannot be removed: it is still in use")
+            _remove(path)
         self._of.clear()
+
+
+def remove_named(prefix: str, groups: Path = GROUPS) -> None:
+    """Groups of that name that nobody is left to remove.  Raises GroupError."""
+    for path in sorted(groups.rglob(f"{prefix}*")):
+        if path.is_dir():
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    for _ in range(REMOVE_TRIES):
+        if _is_removed(path):
+            return
+        threading.Event().wait(REMOVE_PAUSE_S)
+    raise GroupError(f"control group {path} cannot be removed: it is still in use")
 
 
 def _hands_on(parent: Path, controller: str) -> bool:

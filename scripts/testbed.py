@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ from edgeshard_p2p.core.plan import Link
 from edgeshard_p2p.faults.devices import FaultError
 from edgeshard_p2p.faults.emulation import check_number, must_shape
 from edgeshard_p2p.faults.ending import end_on_term
+from edgeshard_p2p.faults.janitor import janitor
 from edgeshard_p2p.faults.local import SHAPER, SWITCH
 from edgeshard_p2p.faults.lone_messages import SIZES, Trial, check_links
 from edgeshard_p2p.faults.namespaces import Switched
@@ -118,11 +120,12 @@ def _switched(
     topology: Topology, links: Mapping[tuple[str, str], Link]
 ) -> tuple[list[Trial], dict[str, Any]]:
     """And what the switch did."""
-    namespaces = Switched([member.name for member in topology.members], links)
-    try:
-        trials = check_links(namespaces, links, say)
-    finally:
-        namespaces.close()
+    with tempfile.TemporaryDirectory() as scratch, janitor(Path(scratch)):
+        namespaces = Switched([member.name for member in topology.members], links)
+        try:
+            trials = check_links(namespaces, links, say)
+        finally:
+            namespaces.close()
     return trials, namespaces.said
 
 

@@ -26,6 +26,7 @@ from msgspec.structs import replace
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.core.plan import Link
 from edgeshard_p2p.faults.devices import FaultError
+from edgeshard_p2p.faults.janitor import RUN, janitor, run_name
 from edgeshard_p2p.faults.machine import EDGESHARD, ONE_THREAD, bare_mib, free_ports
 from edgeshard_p2p.faults.namespaces import Bridged, Switched
 from edgeshard_p2p.faults.scenario import BOTH, FaultScenario, PeerEntry
@@ -115,6 +116,7 @@ class LocalDevices:
     def _open(self) -> None:
         scratch = tempfile.TemporaryDirectory(prefix="edgeshard-faults-")
         self._directory = Path(self._ends.enter_context(scratch))
+        self._ends.enter_context(janitor(self._directory))
         self._profiles = self._profiles or self._directory / "profiles"
         if self._logs is not None:
             self._logs.mkdir(parents=True, exist_ok=True)
@@ -207,7 +209,8 @@ class LocalDevices:
     def environment(self, name: str) -> dict[str, str]:
         """For commands of edgeshard's to ask that peer."""
         secret = {"EDGESHARD_SECRET_FILE": str(self._secret_file)} if self._secret_file else {}
-        return {"EDGESHARD_PEER": str(self.address(name)), "EDGESHARD_SWARM": SWARM, **secret}
+        where = {"EDGESHARD_PEER": str(self.address(name)), "EDGESHARD_SWARM": SWARM}
+        return {**where, **secret, RUN: run_name()}
 
     def pid(self, name: str) -> int:
         return self._living(name).popen.pid
@@ -251,7 +254,7 @@ class LocalDevices:
         with log.open("ab") as out:
             popen = subprocess.Popen(
                 command,
-                env=os.environ | ONE_THREAD,
+                env=os.environ | ONE_THREAD | {RUN: run_name()},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

@@ -23,6 +23,7 @@ from typing import Any
 
 from edgeshard_p2p.core.plan import Link
 from edgeshard_p2p.faults.devices import FaultError
+from edgeshard_p2p.faults.janitor import run_name
 from edgeshard_p2p.faults.scenario import BOTH, OUT
 from edgeshard_p2p.faults.switch import CLONE_NEWNET, INTERFACE, TUN, address_of
 
@@ -55,7 +56,7 @@ class Namespaces(ABC):
         missing = why_not()
         if missing:
             raise NamespaceError(f"devices with a network of their own need {missing}")
-        self.prefix = f"edgeshard-{os.getpid()}"
+        self.prefix = run_name()
         self._index = {name: index for index, name in enumerate(names)}
         self._names = {name: f"{self.prefix}-{index}" for name, index in self._index.items()}
         self._made: list[str] = []

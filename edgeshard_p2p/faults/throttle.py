@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 
 from edgeshard_p2p.control_groups import CPU, PERIOD_US, GroupError, Groups
 from edgeshard_p2p.faults.devices import FaultError
+from edgeshard_p2p.faults.janitor import run_name
 
 PERIOD_S = PERIOD_US / 1e6
 QUOTA, TURNS = "a control group's quota", "stopping and continuing it"
@@ -30,7 +31,7 @@ class Part:
         self._cores_now = cores
         self._turns: _StopAndGo | None = None
         with ExitStack() as undo:
-            self._groups = undo.enter_context(Groups(f"edgeshard-{os.getpid()}-{name}"))
+            self._groups = undo.enter_context(Groups(f"{run_name()}-{name}"))
             self.why_memory_free = self._limit_memory()
             """Why its memory is not limited; empty: it is, or need not be."""
             self._by_quota = self._groups.has(CPU) and self._has_quota(cores)

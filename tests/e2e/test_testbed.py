@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
+from edgeshard_p2p.faults.janitor import RUN
 from edgeshard_p2p.faults.namespaces import why_not
 from tests.e2e.conftest import BLOCK_MIB, N_BLOCKS
 from tests.e2e.swarm import (
@@ -81,9 +84,14 @@ def namespaces_of(pid: int) -> list[str]:
     return [name for name in names if name.startswith(f"edgeshard-{pid}-")]
 
 
+def groups_of(pid: int) -> list[Path]:
+    return list(Path("/sys/fs/cgroup").rglob(f"edgeshard-{pid}-*"))
+
+
 def check_nothing_is_left(pid: int) -> None:
     assert not namespaces_of(pid)
-    assert not list(Path("/sys/fs/cgroup").rglob(f"edgeshard-{pid}-*"))
+    assert not groups_of(pid)
+    assert not living_of(pid)
 
 
 @pytest.mark.needs_root
@@ -134,6 +142,31 @@ def test_ctrl_c_takes_everything_down(machine: Machine, tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "testbed: cancelled" in stderr
     check_nothing_is_left(process.pid)
+
+
+def living_of(pid: int) -> list[str]:
+    """What runs in the name of that process's run."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(RUN) == f"edgeshard-{pid}":
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+@pytest.mark.needs_root
+@needs_namespaces
+def test_everything_goes_even_where_the_testbed_is_killed(machine: Machine, tmp_path: Path) -> None:
+    flags = ("--model", machine.model)
+    process = popen(machine, [*TESTBED, *flags, topology(tmp_path), "--", "sleep", "1000"])
+    try:
+        eventually(lambda: living_of(process.pid), lambda: "no peer was started")
+    finally:
+        process.kill()
+        process.communicate()
+    eventually(lambda: not living_of(process.pid), lambda: f"{living_of(process.pid)} still run")
+    eventually(lambda: not namespaces_of(process.pid), lambda: f"{namespaces_of(process.pid)}")
+    eventually(lambda: not groups_of(process.pid), lambda: f"{groups_of(process.pid)} are left")
 
 
 @pytest.mark.parametrize(
