@@ -181,7 +181,7 @@ def _on(
 
 def _on_emulated(
     topology: Path, wanted: Emulation, wish: Wish
-) -> tuple[dict[str, Any], list[Served], dict[str, str]]:
+) -> tuple[dict[str, Any], list[Served], dict[str, Any]]:
     from edgeshard_p2p.faults.ending import end_on_term
 
     end_on_term()
@@ -190,7 +190,7 @@ def _on_emulated(
         with devices.inside(found.sources[0]):
             peers = [devices.address(name) for name in found.sources]
             told, served = _on(peers, devices.security, wish)
-    return told, served, found.told()
+    return told, served, {**found.told(), "switch": devices.switched or None}
 
 
 @contextmanager
@@ -249,7 +249,9 @@ def _in_words(told: dict[str, Any]) -> str:
     if told["plans"] > 1:
         lines.append(f"plans          {told['plans']}: the swarm changed its plan in the middle")
     if (emulated := told["emulated"]) is not None:
-        lines.append(f"emulated       {'; '.join(f'{k}: {v}' for k, v in emulated.items())}")
+        lines.append(f"emulated       {'; '.join(_emulated_in_words(emulated))}")
+    elif told["shaped"]:
+        lines.append(f"emulated       links, inside {', '.join(told['shaped'])} (--shape)")
     idle = [f"{name} {100 * share:.0f} %" for name, share in told["bubbles"].items()]
     lines += [f"idle           {', '.join(idle)} of the time"] if idle else []
     names = {
@@ -260,6 +262,13 @@ def _in_words(told: dict[str, Any]) -> str:
     trouble = [f"{told[kind]} {words}" for kind, words in names.items() if told[kind]]
     lines += [f"trouble        {', '.join(trouble)}"] if trouble else []
     return "\n".join([*lines, *(f"  {error}" for error in told["errors"])])
+
+
+def _emulated_in_words(emulated: dict[str, Any]) -> Iterator[str]:
+    switch = emulated["switch"]
+    yield from (f"{what}: {how}" for what, how in emulated.items() if what != "switch")
+    if switch is not None:
+        yield f"the switch took {switch['cpu_s']:.1f} s of a core"
 
 
 def _spread(spread: dict[str, float]) -> str:

@@ -70,6 +70,8 @@ class Measured(Struct, frozen=True):
     plans: int
     """How many plans the answers ended on: with more than one the swarm changed it meanwhile."""
     errors: tuple[str, ...]
+    shaped: tuple[str, ...]
+    """Peers of the plan that emulate links inside themselves."""
 
     def told(self) -> dict[str, Any]:
         """As one flat object."""
@@ -126,6 +128,7 @@ class Bench:
             promise,
             len({one.plan_id for one in served if one.plan_id}),
             tuple(sorted({one.error for one in served if one.error})),
+            tuple(sorted(name for name, said in before.items() if said["shaping"])),
         )
         return measured, served
 

@@ -123,6 +123,94 @@ def test_namespaces_are_gone_afterwards(machine: Machine, tmp_path: Path) -> Non
     assert f"edgeshard-{process.pid}-" not in names.stdout
 
 
+EMULATED = """
+[swarm]
+topology = "three.toml"
+flags = ["--batch", "2"]
+pin = "amy:0-3,ben:3-5,cat:5-8"
+
+[[step]]
+at = { token = 8 }
+do = "link"
+who = ["source", "stage 1"]
+mbps = 5
+delay_ms = 10
+
+[[step]]
+at = { token = 24 }
+do = "partition"
+who = "stage 2"
+way = "out"
+
+[expect]
+failovers_min = 1
+"""
+
+THREE = f"""
+sources = ["amy"]
+[[device]]
+name = "amy"
+class = "small"
+[[device]]
+name = "ben"
+class = "small"
+[[device]]
+name = "cat"
+class = "small"
+[class.small]
+cores = 0.5
+memory_gib = {BLOCK_MIB * 5 / 1024}
+[link]
+default_mbps = 50
+delay_ms = 1
+"""
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("flags", [(), ("--shaper",)])
+def test_emulated_device_is_cut_off_one_way(
+    machine: Machine, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    (tmp_path / "three.toml").write_text(THREE)
+    path = scenario(tmp_path, EMULATED)
+    pipe = subprocess.PIPE
+    command = ("fault", "run", path, "--json", "--model", machine.model, *flags)
+    process = machine.popen(*command, stdout=pipe, stderr=pipe)
+    with killed_at_the_end(process):
+        stdout, stderr = process.communicate(timeout=350)
+    assert process.returncode == 0, stderr
+    told = json.loads(stdout)
+    assert told["tokens"] == {"lost": 0, "doubled": 0, "changed": 0}
+    assert [step["do"] for step in told["steps"]] == ["link", "partition"]
+    assert told["failovers"] >= 1
+    assert told["emulated"]["links"] == told["network"]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (EMULATED.replace('"three.toml"', '"none.toml"'), "none.toml: cannot be read: No such"),
+        (EMULATED.replace('who = "stage 2"', 'who = "zoe"'), 'no peer "zoe" in this file'),
+        (EMULATED + '[[peer]]\nname = "dan"\n', "peer: expected none"),
+    ],
+)
+def test_what_cannot_be_done_to_emulated_devices(
+    machine: Machine, tmp_path: Path, text: str, complaint: str
+) -> None:
+    (tmp_path / "three.toml").write_text(THREE)
+    done = machine.edgeshard("fault", "run", scenario(tmp_path, text))
+    assert done.exit_code == 2
+    assert complaint in done.complaint
+
+
+def test_more_devices_than_the_machine_has_room_for(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "three.toml").write_text(THREE.replace("cores = 0.5", "cores = 500"))
+    done = machine.edgeshard("fault", "run", scenario(tmp_path, EMULATED))
+    assert done.exit_code == 1
+    assert "are missing" in done.complaint
+
+
 @pytest.mark.skipif(not why_not(), reason="nothing is missing for network namespaces here")
 def test_partition_names_what_is_missing(machine: Machine, tmp_path: Path) -> None:
     path = scenario(tmp_path, KILL.replace('"kill"', '"partition"'))

@@ -116,7 +116,28 @@ def test_bench_has_devices_of_its_own(machine: Machine, tmp_path: Path) -> None:
     assert (told["tokens"], told["failed"], told["errors"]) == (8, 0, [])
     assert told["emulated"]["topology"] == "two"
     assert told["emulated"]["links"] == "a switch between network namespaces"
+    assert told["emulated"]["switch"]["frames"] > 0
+    assert told["shaped"] == []
     assert set(told["bubbles"]) == {"amy", "ben"}
+
+
+def test_without_namespaces_peers_shape_their_links(machine: Machine, tmp_path: Path) -> None:
+    command = ("bench", "--requests", 2, "--prompt", 8, "--generate", 4, "--json")
+    emulation = ("--topology", topology(tmp_path), "--model", machine.model, "--shaper")
+    done = run_to_its_end(machine, [*EDGESHARD, *command, *emulation])
+    assert done.exit_code == 0, done.stderr
+    (told,) = done.objects
+    assert (told["tokens"], told["failed"]) == (8, 0)
+    assert told["emulated"]["links"] == "a shaper inside each peer"
+    assert told["emulated"]["switch"] is None
+    assert told["shaped"] == ["amy", "ben"]
+
+
+def test_shaped_links_are_proved_as_well(machine: Machine, tmp_path: Path) -> None:
+    done = run_testbed(machine, "--check", "--shaper", "--json", topology(tmp_path))
+    (told,) = done.objects
+    assert told["links"] == "a shaper inside each peer"
+    assert told["messages"] == 8
 
 
 @pytest.mark.needs_root
