@@ -189,7 +189,7 @@ class Swarm:
         prompts = [
             words(wanted.prompt_words, variant) for variant in islice(self.variants, requests)
         ]
-        load = Load(tuple(prompts), at_once, wanted.generate, seed=wanted.seed)
+        load = Load(tuple(prompts), len(prompts), at_once, wanted.generate, seed=wanted.seed)
         address, security = self.devices.address(self.source), self.devices.security
         traffic = Traffic(load, [address], security, lambda: None)
         enter = self.devices.enter

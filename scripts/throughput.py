@@ -35,7 +35,7 @@ from edgeshard_p2p.faults.scenario import (
     SwarmEntry,
 )
 from edgeshard_p2p.faults.swarm import FaultSwarm
-from edgeshard_p2p.faults.throttle import throttle
+from edgeshard_p2p.faults.throttle import Part
 from edgeshard_p2p.load.bench import Bench, Wish
 from edgeshard_p2p.model.library import fetch_demo_model
 from edgeshard_p2p.reports import as_pin
@@ -142,24 +142,25 @@ class Devices:
 def stage_us(model: Path, start: int, end: int, rows: int, cores: float) -> int:
     numbers = (start, end, rows, PROMPT, GENERATE)
     command = [sys.executable, str(Path(__file__).with_name("stage_time.py")), str(model)]
-    process = subprocess.Popen(
-        [*command, *map(str, numbers)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with process:
-        try:
-            if process.stdout.readline().strip() != "ready":
-                raise FaultError(f"units {start}-{end - 1} cannot be measured by themselves")
-            share = throttle(process.pid, 1 / cores)
+    with Part("stage", None, None) as part:
+        process = subprocess.Popen(
+            [*part.command(), *command, *map(str, numbers)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with process:
             try:
+                if process.stdout.readline().strip() != "ready":
+                    raise FaultError(f"units {start}-{end - 1} cannot be measured by themselves")
+                part.slow(process.pid, 1 / cores)
                 process.stdin.write("\n")
                 process.stdin.flush()
                 return int(process.stdout.readline())
             finally:
-                share.end()
-        finally:
-            process.kill()
+                process.kill()
 
 
 def best_of_all(snapshot: Snapshot, names: Sequence[str], n_requests: int) -> Pin:
