@@ -135,7 +135,8 @@ def _checked(key: str, value: Any, file: Path | None) -> Any:
     """Flags have been checked for their type already; what else can be wrong is said as of the
     file."""
     if key not in _KEYS:
-        raise ConfigError(f"{file}: unknown key {key!r}; known: {', '.join(_KEYS)}")
+        where = f"{file}: " if file is not None else ""
+        raise ConfigError(f"{where}unknown key {key!r}; known: {', '.join(_KEYS)}")
     try:
         return msgspec.convert(value, _KEYS[key])
     except msgspec.ValidationError as error:

@@ -11,6 +11,7 @@ import click
 from msgspec import Struct
 
 from edgeshard_p2p.cli.common import USAGE
+from edgeshard_p2p.config import ConfigError, peer_config
 
 if TYPE_CHECKING:
     from edgeshard_p2p.faults.emulation import Emulated
@@ -58,7 +59,7 @@ def devices_of(topology: Path, wanted: Emulation, say: Callable[[str], None]) ->
 
 
 def _as_flags(pairs: Sequence[str]) -> list[str]:
-    """As `edgeshard peer` takes them."""
+    """As `edgeshard peer` takes them, which itself would refuse others only when it is started."""
     from edgeshard_p2p.faults.devices import FaultError
 
     flags = []
@@ -66,5 +67,10 @@ def _as_flags(pairs: Sequence[str]) -> list[str]:
         key, equals, value = pair.partition("=")
         if not key or not equals:
             raise FaultError(f"--flag {pair!r} is not FLAG=VALUE", USAGE)
+        number = value.removeprefix("-").isdecimal()
+        try:
+            peer_config({key.replace("-", "_"): int(value) if number else value}, None)
+        except ConfigError as error:
+            raise FaultError(f"--flag {pair!r}: {error}", USAGE) from None
         flags += [f"--{key}", value]
     return flags

@@ -204,6 +204,14 @@ def test_everything_goes_even_where_the_testbed_is_killed(machine: Machine, tmp_
         (TWO.replace("cores = 0.7", "cores = 400"), ["--", "true"], 1, "are missing"),
         (TWO, ["--flag", "batch", "--", "true"], 2, "--flag 'batch' is not FLAG=VALUE"),
         (
+            TWO,
+            ["--flag", "micro-batch=-1", "--", "true"],
+            2,
+            "--flag 'micro-batch=-1': --micro-batch -1 is not possible",
+        ),
+        (TWO, ["--flag", "nosuch=1", "--", "true"], 2, "'nosuch=1': unknown key 'nosuch'"),
+        (TWO.replace("delay_ms = 1", "delay_ms = nan"), ["--", "true"], 2, "link.delay_ms"),
+        (
             TWO.replace('"ben"', '"ben"\ncount = 9'),
             ["--check"],
             1,
