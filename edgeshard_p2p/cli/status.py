@@ -93,7 +93,7 @@ def _in_words(report: dict[str, Any]) -> str:
     if me["standby_units"]:
         ranges = ", ".join(f"{start}-{end - 1}" for start, end in me["standby_units"])
         head += f", on standby units {ranges}"
-    if report["shaping"]:
+    if report.get("shaping"):
         head += f", {report['shaping']['links']} of its links are emulated (--shape)"
     return "\n".join([head, *[section for section in sections if section]])
 

@@ -135,11 +135,16 @@ class Step(Struct, frozen=True):
     delay_ms: float | None = None
 
     def __str__(self) -> str:
-        times = f" by {self.by:g}" if self.do == "slow" else ""
-        times += f", {self.way} only" if self.way != BOTH else ""
-        times += f" to {self.mbps:g} Mbit/s" if self.mbps is not None else ""
-        times += f" with {self.delay_ms:g} ms" if self.delay_ms is not None else ""
-        return " ".join([self.do, " and ".join(self.who) or "all"]) + times
+        times = f"by {self.by:g}" if self.do == "slow" else self.detail
+        return " ".join([self.do, " and ".join(self.who) or "all", *([times] if times else [])])
+
+    @property
+    def detail(self) -> str:
+        """What becomes of links."""
+        words = [f"{self.way} only"] if self.way != BOTH else []
+        words += [f"to {self.mbps:g} Mbit/s"] if self.mbps is not None else []
+        words += [f"with {self.delay_ms:g} ms"] if self.delay_ms is not None else []
+        return " ".join(words)
 
     @property
     def moment(self) -> str:

@@ -319,7 +319,7 @@ class FaultSwarm:
 
     def _do(self, step: Step, who: tuple[str, ...]) -> str:
         """Do it, remember it; how it was done, where there is more than one way."""
-        devices, how = self._devices, ""
+        devices, how = self._devices, step.detail
         if step.do in UNDOING:
             self._undone_at = time.monotonic()
         if step.do == "partition":

@@ -128,7 +128,7 @@ class Bench:
             promise,
             len({one.plan_id for one in served if one.plan_id}),
             tuple(sorted({one.error for one in served if one.error})),
-            tuple(sorted(name for name, said in before.items() if said["shaping"])),
+            tuple(sorted(name for name, said in before.items() if said.get("shaping"))),
         )
         return measured, served
 

@@ -84,7 +84,7 @@ def test_devices_of_a_topology_are_the_peers(tmp_path: Path) -> None:
     assert read.links["b-2", "a"].bytes_per_s == 1_000_000
     assert not read.wants_namespaces
     assert [str(step) for step in read.steps] == [
-        "partition b-1, out only",
+        "partition b-1 out only",
         "link source and b-2 to 1 Mbit/s",
     ]
 
