@@ -46,9 +46,11 @@ log = logging.getLogger("edgeshard")
 WAITS_TO_MEASURE = "another peer on this machine is measuring itself: waiting for it"
 LEVELS = logging.getLevelNamesMapping()
 PAUSE_S = 0.001
-"""What nobody computes with (acknowledgements, which are cumulative, and the next deadline) is
-dealt with this much later: once for several events, and without keeping the interpreter from the
-compute thread, which has just been given work."""
+"""What nobody computes with (text for users, acknowledgements, the next deadline) is dealt with
+this much later: once for several events, and without keeping the interpreter from the compute
+thread, which has just been given work."""
+WORDS = (fx.EmitToken, fx.RequestNotice, fx.FinishRequest)
+"""For a user, each after those before it."""
 
 LATE_S = 0.05
 READS_S = 0.02
@@ -106,6 +108,7 @@ class Driver:
         opening = Opening(core, self.clients, self._compute, host, given, self.post, self._progress)
         self._tensors: dict[int, Computed | Received] = {}
         self._n_tensors = 0
+        self._words: list[fx.Effect] = []
         self._acks = Acks()
         self._are_acks_due = False
         self._patience: asyncio.TimerHandle | None = None
@@ -192,7 +195,10 @@ class Driver:
         try:
             while self._events:
                 for effect in self.core.handle(self._events.popleft(), time.monotonic()):
-                    self._performers[type(effect)](effect)
+                    if isinstance(effect, WORDS):
+                        self._words.append(effect)
+                    else:
+                        self._performers[type(effect)](effect)
         finally:
             self._is_handling = False
         if self._pause is None:
@@ -212,6 +218,9 @@ class Driver:
 
     def _after_pause(self) -> None:
         self._pause = None
+        words, self._words = self._words, []
+        for effect in words:
+            self._performers[type(effect)](effect)
         if self._are_acks_due:
             self._send_acks()
         self._arm()
