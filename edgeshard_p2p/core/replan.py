@@ -6,7 +6,7 @@ asked and what was answered.  Knows nothing of what a plan is for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgeshard_p2p.core.effects import ComputePlan, Effect
 from edgeshard_p2p.core.plan import Choice, Snapshot
@@ -58,9 +58,12 @@ class Replan:
 
     def on_view(self, view: View, now: float) -> None:
         before = self.view.snapshot if self.view is not None else None
-        self.view = view
-        if view.snapshot != before:
+        if view.snapshot == before:
+            # What was asked stays the very same: comparing equal ones takes long, each time.
+            view = replace(view, snapshot=before)
+        else:
             self._changed_at = now
+        self.view = view
 
     def on_choice(self, choice: Choice) -> bool:
         """True when the answer is to the question asked last."""
@@ -81,7 +84,9 @@ class Replan:
 
     def _pending(self) -> Snapshot | None:
         snapshot = self.view.snapshot if self.view is not None else None
-        if snapshot is None or snapshot == self._asked or self._is_held_back(snapshot):
+        if snapshot is None or snapshot is self._asked or snapshot == self._asked:
+            return None
+        if self._is_held_back(snapshot):
             return None
         return snapshot
 

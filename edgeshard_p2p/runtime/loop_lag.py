@@ -11,7 +11,7 @@ import time
 from collections import deque
 from math import ceil
 
-PERIOD_S = 0.05
+PERIOD_S = 0.1
 WINDOW_S = 60.0
 N_MAX = round(WINDOW_S / PERIOD_S)
 SHARES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
