@@ -208,7 +208,9 @@ def telling(memory: Memory, for_s: float, say: Say) -> Iterator[None]:
         while not is_over.wait(TELL_S):
             at_s, held = memory.samples[-1] if memory.samples else (0.0, {})
             mib = ", ".join(f"{name} {n / 2**20:.0f} MiB" for name, n in held.items())
-            say(f"{at_s:.0f} of {for_s:.0f} s: {mib}")
+            is_done = at_s > for_s
+            what = "what was begun is seen through" if is_done else f"{at_s:.0f} of {for_s:.0f} s"
+            say(f"{what}: {mib}")
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()
