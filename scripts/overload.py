@@ -40,6 +40,8 @@ REQUESTS_MAX = 1_000_000
 AT_CAPACITY_SHARE = 0.1
 """Of the time of the overload, for the same without one; at least AT_CAPACITY_S."""
 AT_CAPACITY_S = 20.0
+SEEN_THROUGH_S = 300.0
+"""For what was begun when the time is over; what is not answered by then has failed."""
 WATCH_S, TELL_S, IDLE_S = 1.0, 30.0, 90.0
 WARM_SHARE, GROWTH_MAX = 0.2, 0.02
 """Memory is flat: after a first part of the time, the most of what follows in its second half is
@@ -108,20 +110,21 @@ class Swarm:
     devices: LocalDevices
     say: Say
 
-    def put(self, concurrency: int, requests: int, for_s: float | None = None) -> list[Served]:
-        """So many at once, until all are answered or for so long."""
+    def put(self, concurrency: int, requests: int, for_s: float = 0.0) -> list[Served]:
+        """So many at once, until all are answered or, unless that is 0, for so long."""
         load = Load((self.swarm.prompt,), requests, concurrency, GENERATE, TEMPERATURE, seeds=SEEDS)
         traffic = Traffic(
             load, [self.devices.address(NAMES[0])], self.devices.security, lambda: None
         )
-        closing = threading.Timer(for_s, traffic.close) if for_s is not None else None
-        if closing is not None:
-            closing.start()
+        ends = {for_s: traffic.close, for_s + SEEN_THROUGH_S: traffic.end} if for_s else {}
+        timers = [threading.Timer(after_s, act) for after_s, act in ends.items()]
+        for timer in timers:
+            timer.start()
         try:
             return traffic.run()
         finally:
-            if closing is not None:
-                closing.cancel()
+            for timer in timers:
+                timer.cancel()
 
     def lone_answers(self) -> Answers:
         served = self.put(1, SEEDS)
