@@ -39,6 +39,7 @@ from edgeshard_p2p.faults.scenario import (
 from edgeshard_p2p.faults.swarm import FaultSwarm
 from edgeshard_p2p.load.figures import steady_tokens_per_s
 from edgeshard_p2p.load.traffic import Load, Served, Traffic
+from edgeshard_p2p.model import memo
 from edgeshard_p2p.prompts import words
 from edgeshard_p2p.reproduction import pool
 from edgeshard_p2p.reproduction.cells import (
@@ -51,6 +52,7 @@ from edgeshard_p2p.reproduction.cells import (
     in_words,
     uses,
 )
+from edgeshard_p2p.runtime.state import Profile
 from edgeshard_p2p.wire.client import Okay, Set, SwarmView, View
 
 ASK_S = 10.0
@@ -59,8 +61,9 @@ SETTLED_WITHIN = 0.25
 """A peer publishes a link's rate again when it moved by more than that."""
 TRUST_S = 90.0
 POLL_S = 2.0
-CHECKED_BYTES = (100, 2**11, 2**14)
-"""Larger ones would take minutes at the lowest rate."""
+CHECKED_BYTES = (2**11, 2**14)
+"""Larger ones would take minutes at the lowest rate; of smaller ones the headers beside them would
+take as long."""
 _MIB = 2**20
 
 Say = Callable[[str], None]
@@ -225,7 +228,7 @@ def peers_of(wanted: Wanted, source: str, spec: ModelSpec) -> tuple[PeerEntry, .
         planned = pool.memory_bytes(kind, spec, workload)
         # The peer keeps a part of it for logs.
         layers_mib = -(-planned * LOG_SHARE // (LOG_SHARE - 1) // _MIB)
-        cores = round(pool.cores_of(kind, wanted.cores), 4)
+        cores = round(pool.cores_of(kind, wanted.cores), 3)
         peers.append(PeerEntry(name, name == source, layers_mib, cores=cores))
     return tuple(peers)
 
@@ -237,20 +240,44 @@ def scenario_of(wanted: Wanted, peers: tuple[PeerEntry, ...]) -> FaultScenario:
     return FaultScenario("reproduce", "", swarm, peers, RequestEntry(generate=1), (), ExpectEntry())
 
 
-def agx_us(wanted: Wanted, peers: tuple[PeerEntry, ...], profiles: Path, say: Say) -> int:
-    """Whole-model time of the emulated AGX Orin, as it measures itself."""
-    name = next(iter(pool.DEVICES))
-    alone = tuple(replace(peer, source=True) for peer in peers if peer.name == name)
-    scenario = scenario_of(wanted, alone)
-    say(f"{name} measures itself, with {alone[0].cores:g} of a core")
+def profiled(wanted: Wanted, peers: tuple[PeerEntry, ...], profiles: Path, say: Say) -> int:
+    """The fastest device measures itself, in CPU time; by that and their shares go the others too.
+    So their times stand to each other as they are meant to, which on a machine that is not quite
+    idle they would not if each measured itself in its own minute.  Whole-model time of the
+    emulated AGX Orin, in us."""
+    roomy = max(peer.layers_mib or 0 for peer in peers)
+    alone = replace(
+        next(peer for peer in peers if peer.name == pool.CLOUD), source=True, layers_mib=roomy
+    )
+    scenario = scenario_of(wanted, (alone,))
+    say(f"{alone.name} measures itself, with {alone.cores:g} of a core")
     with LocalDevices(scenario, wanted.model, profiles=profiles) as devices:
         swarm = FaultSwarm(scenario, devices, lambda _: None)
         swarm.wait_until_serving()
-        seen = swarm.ask(name, View(), ASK_S)
+        seen = swarm.ask(alone.name, View(), ASK_S)
     if not isinstance(seen, SwarmView) or seen.snapshot is None:
-        raise FaultError(f"{name} does not say how fast it is")
+        raise FaultError(f"{alone.name} does not say how fast it is")
+    for peer in peers:
+        _derive(profiles, alone, peer)
     (device,) = seen.snapshot.devices
-    return sum(device.unit_us)
+    slowest = next(iter(pool.DEVICES.values()))
+    return round(sum(device.unit_us) * slowest.whole_ms / pool.DEVICES[pool.CLOUD].whole_ms)
+
+
+def _derive(profiles: Path, known: PeerEntry, peer: PeerEntry) -> None:
+    """Where a peer of so many cores looks for what it has measured."""
+    assert known.cores is not None
+    assert peer.cores is not None
+    (file,) = (profiles / str(known.cores)).glob("*.json")
+    measured = memo.read(file, Profile)
+    if measured is None:
+        raise FaultError(f"{known.name} has not written down how fast it is")
+    by = known.cores / peer.cores
+    here = file.stem.removesuffix(f"{known.cores:.3g}")
+    memo.write(
+        profiles / str(peer.cores) / f"{here}{peer.cores:.3g}.json",
+        Profile(pool.slowed(measured.decode, by), pool.slowed(measured.prefill, by)),
+    )
 
 
 def checked(links: dict[tuple[str, str], Link], say: Say) -> list[Trial]:

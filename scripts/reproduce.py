@@ -227,7 +227,7 @@ def _measure(wish: _Wish, parts: Sequence[Part], file: Path) -> bool:
     check_fits(comparing.scenario_of(wanted, peers), wanted.model)
     scale = known.run.scale if known is not None else None
     if scale is None:
-        scale = pool.scale_of(comparing.agx_us(wanted, peers, profiles, say))
+        scale = pool.scale_of(comparing.profiled(wanted, peers, profiles, say))
     say(f"scale {scale:.3f}: the emulated AGX Orin takes {scale * pool.AGX_MS:.0f} ms for a token")
     links = pool.links(parts[0].source, parts[0].mbps, wish.spec.hidden_bytes("fp32"), scale)
     trials = comparing.checked(links, say)

@@ -12,10 +12,12 @@ blocks a device can hold the same part.
 from __future__ import annotations
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from edgeshard_p2p.core.ids import UnitRange
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.plan import Link, Snapshot, Workload, kv_bytes, weight_bytes
+from edgeshard_p2p.core.records import UnitTimes
 
 AGX_MS = 140.34
 """The paper's Edge-Solo, Llama 2 7B in fp32 on one AGX Orin."""
@@ -73,6 +75,19 @@ def memory_bytes(kind: Kind, model: ModelSpec, workload: Workload) -> int:
     beside = sum(of_ends) if n_blocks == model.n_blocks else max(of_ends)
     of_blocks = weight_bytes(model, blocks, workload.dtype, False)
     return beside + of_blocks + kv_bytes(model, blocks, workload, workload.batch)
+
+
+def slowed(figures: tuple[UnitTimes, ...], by: float) -> tuple[UnitTimes, ...]:
+    """The times of a device that has so many times less of a core."""
+    return tuple(
+        replace(
+            times,
+            embedding_us=round(times.embedding_us * by),
+            block_us=round(times.block_us * by),
+            head_us=round(times.head_us * by),
+        )
+        for times in figures
+    )
 
 
 def scale_of(agx_us: int) -> float:

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.layout import Layout, missing_bytes
 from edgeshard_p2p.core.plan import Device, Snapshot, Stage, UnitRange, Workload, snapshot
+from edgeshard_p2p.core.records import UnitTimes
 from edgeshard_p2p.reproduction import pool
 from tests.core.parts import MODEL
 from tests.reproduction.paper import SMALL, WORKLOAD, swarm
@@ -19,6 +20,13 @@ def test_devices_stand_to_each_other_as_in_the_paper() -> None:
     assert speeds["rtx3090"] / speeds["agx-1"] == pytest.approx(140.34 / 26.07)
     assert speeds["agx-1"] / speeds["nx"] == pytest.approx(198.55 / 173.97)
     assert sum(speeds.values()) < 1.6
+
+
+def test_times_follow_from_the_share() -> None:
+    fast = (UnitTimes(1, 60, 2_400, 14_000), UnitTimes(8, 70, 3_900, 18_000))
+    slow = pool.slowed(fast, 140.34 / 26.07)
+    assert [times.rows for times in slow] == [1, 8]
+    assert slow[0] == UnitTimes(1, 323, 12_920, 75_365)
 
 
 def test_a_hop_takes_as_large_a_part_of_a_token_as_in_the_paper() -> None:
