@@ -58,7 +58,7 @@ class Cell(Struct, frozen=True, tag="cell", tag_field="kind"):
     rows: int = 1
     """Of a pass, for throughput."""
     slow: str = ""
-    """Who was held to be slower than it had measured, and planned with so."""
+    """What the plan and the prediction went by, where it was not what had been measured."""
     seconds: float = 0.0
 
     @property
