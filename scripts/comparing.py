@@ -8,7 +8,6 @@ promises.
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +42,7 @@ from edgeshard_p2p.model import memo
 from edgeshard_p2p.prompts import words
 from edgeshard_p2p.reproduction import pool
 from edgeshard_p2p.reproduction.cells import (
-    LATENCY,
+    THROUGHPUT,
     Cell,
     Found,
     Part,
@@ -60,6 +59,8 @@ SETTLE_S = 240.0
 SETTLED_WITHIN = 0.35
 """A peer publishes a link's rate again when it moved by more than a quarter of what it was."""
 TRUST_S = 90.0
+CELL_S = 75.0
+"""A cell is not measured once more after it has taken so long."""
 POLL_S = 2.0
 CHECKED_BYTES = (2**11, 2**14)
 """Larger ones would take minutes at the lowest rate; of smaller ones the headers beside them would
@@ -180,24 +181,25 @@ class Swarm:
         self.swarm.scenario = replace(scenario, swarm=replace(scenario.swarm, pin=found.pin))
         self.swarm.pin()
         plan_id = self.swarm.report(self.source)["plan"]["plan_id"]
-        if place.objective == LATENCY:
-            served = self._serve(self.wanted.repeats, 1)
-            figures = tuple(_ms_per_token(one) for one in served if one.is_whole)
-        else:
-            rounds = [
-                self._serve(self.wanted.requests, self.wanted.requests)
-                for _ in range(max(1, self.wanted.repeats - 1))
-            ]
-            served = [one for of_round in rounds for one in of_round]
-            figures = tuple(steady_tokens_per_s(of_round) for of_round in rounds)
-        return figures, _why_not(served, plan_id)
+        n, at_once, figure = self.wanted.repeats, 1, _ms_per_token
+        if place.objective == THROUGHPUT:
+            n, at_once, figure = max(1, n - 1), self.wanted.requests, steady_tokens_per_s
+        served: list[Served] = []
+        figures: list[float] = []
+        ends_at = time.monotonic() + CELL_S
+        while len(figures) < n and (not figures or time.monotonic() < ends_at):
+            of_round = self._serve(at_once)
+            served += of_round
+            figures.append(figure(of_round))
+        return tuple(figures), _why_not(served, plan_id)
 
-    def _serve(self, requests: int, at_once: int) -> list[Served]:
+    def _serve(self, requests: int) -> list[Served]:
+        """All at once."""
         wanted = self.wanted
         prompts = [
             words(wanted.prompt_words, variant) for variant in islice(self.variants, requests)
         ]
-        load = Load(tuple(prompts), len(prompts), at_once, wanted.generate, seed=wanted.seed)
+        load = Load(tuple(prompts), requests, requests, wanted.generate, seed=wanted.seed)
         address, security = self.devices.address(self.source), self.devices.security
         traffic = Traffic(load, [address], security, lambda: None)
         enter = self.devices.enter
@@ -208,10 +210,12 @@ class Swarm:
                 traffic.end()
 
 
-def _ms_per_token(one: Served) -> float:
-    """After the first one."""
-    times = one.token_at
-    return round(1e3 * (times[-1] - times[0]) / (len(times) - 1), 3)
+def _ms_per_token(served: Sequence[Served]) -> float:
+    """Of a lone request, after its first token."""
+    (one,) = served
+    if len(one.token_at) < 2:
+        return 0.0
+    return round(1e3 * (one.token_at[-1] - one.token_at[0]) / (len(one.token_at) - 1), 3)
 
 
 def _why_not(served: Sequence[Served], plan_id: str) -> str:
@@ -326,9 +330,3 @@ def cells_of(swarm: Swarm, part: Part, is_done: Callable[[Place], bool]) -> Iter
     for place in left:
         swarm.say(str(place))
         yield swarm.measure(place)
-
-
-def typical(cells: Sequence[Cell]) -> float:
-    """Seconds of a cell that was measured; 0.0: none was."""
-    took = [cell.seconds for cell in cells if cell.seconds]
-    return statistics.mean(took) if took else 0.0

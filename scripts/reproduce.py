@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -79,7 +80,7 @@ def fail(text: str, exit_code: int) -> NoReturn:
 @click.option(
     "--generate",
     type=click.IntRange(4, 96),
-    default=24,
+    default=16,
     show_default=True,
     help="Tokens of an answer.",
 )
@@ -299,6 +300,7 @@ def _cells(
 ) -> Iterator[Cell]:
     whole_ms = {name: us / 1e3 for name, us in swarm.measured.items()}
     log.put(written.Swarm(swarm.source, whole_ms))
+    progress.begin()
     for part in parts:
         for cell in comparing.cells_of(swarm, part, progress.is_done):
             yield cell
@@ -312,8 +314,13 @@ class _Progress:
     def __init__(self, parts: Sequence[Part], done: dict[Place, Cell]) -> None:
         self._left = [p for part in parts for p in part.places() if p not in done]
         self._all, self._done = len(self._left), done
-        self._begun = time.monotonic()
+        self._took_s: list[float] = []
+        self._begun = self._last = time.monotonic()
         self.is_in_time = True
+
+    def begin(self) -> None:
+        """Of a swarm's cells: what it took to come up is none's."""
+        self._last = time.monotonic()
 
     def is_done(self, place: Place) -> bool:
         return place in self._done
@@ -321,15 +328,17 @@ class _Progress:
     def tell(self, cell: Cell) -> None:
         self._done[cell.place] = cell
         self._left.remove(cell.place)
-        n, took_s = self._all - len(self._left), time.monotonic() - self._begun
+        now, n = time.monotonic(), self._all - len(self._left)
+        self._took_s.append(now - self._last)
+        self._last = now
         figure = f"{cell.median:.4g} {UNITS[cell.place.objective]}" if cell.median else "no figure"
         if cell.measured and not cell.like:
             figure += f" ±{100 * cell.noise:.1f} %"
         said = [figure, cell.why, f"as {cell.like}" if cell.like else ""]
-        left_min = took_s / n * len(self._left) / 60
+        left_min = statistics.mean(self._took_s) * len(self._left) / 60
         say(
             f"  {'; '.join(part for part in said if part)}  [{n} of {self._all} cells, "
-            f"{took_s / 60:.0f} min, about {left_min:.0f} left]"
+            f"{(now - self._begun) / 60:.0f} min, about {left_min:.0f} left]"
         )
 
 

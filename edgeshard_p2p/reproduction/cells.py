@@ -93,15 +93,14 @@ class Part(Struct, frozen=True):
 
 
 def parts_of(rates: Sequence[float], sources: Sequence[str], is_full: bool) -> list[Part]:
-    """What matters most first.  ``sources``: keys of SOURCES; the first one is swept over all
-    ``rates``, the others, like throughput, are measured at the first rate alone unless
-    ``is_full``."""
+    """What matters most first.  ``sources``: keys of SOURCES.  Unless ``is_full`` only the first
+    one is swept over all ``rates`` and asked for throughput, that at the first rate alone."""
     found = []
     for place, source in enumerate(sources):
         for mbps in rates if is_full or not place else rates[:1]:
             name = SOURCES[source]
             found.append(Part(name, mbps, LATENCY))
-            if is_full or mbps == rates[0]:
+            if is_full or (not place and mbps == rates[0]):
                 found.append(Part(name, mbps, THROUGHPUT))
                 both = ("even", "exact")
                 found.append(Part(name, mbps, THROUGHPUT, BUBBLES, both))

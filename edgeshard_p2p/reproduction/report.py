@@ -52,13 +52,13 @@ def _how(lines: Lines) -> Iterator[str]:
             ["scale s", f"{run.scale:.3f}"],
             [
                 "a lone request",
-                f"{run.prompt_tokens} tokens in, {run.generate} out, {run.repeats} times; "
-                "ms/token after the first token",
+                f"{run.prompt_tokens} tokens in, {run.generate} out, up to {run.repeats} "
+                "times; ms/token after the first token",
             ],
             [
                 "throughput",
-                f"{run.requests} such requests at once, {max(1, run.repeats - 1)} times; tokens/s "
-                "while all are decoding",
+                f"{run.requests} such requests at once, up to {max(1, run.repeats - 1)} times; "
+                "tokens/s while all are decoding",
             ],
             ["seed, context", f"{run.seed}, {run.context}"],
         ],

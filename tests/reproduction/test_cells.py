@@ -44,8 +44,6 @@ def test_what_matters_most_is_measured_first() -> None:
         ("agx-1", 10.0, LATENCY, NO_BUBBLES),
         ("agx-1", 50.0, LATENCY, NO_BUBBLES),
         ("nx", 1.0, LATENCY, NO_BUBBLES),
-        ("nx", 1.0, THROUGHPUT, NO_BUBBLES),
-        ("nx", 1.0, THROUGHPUT, BUBBLES),
     ]
     assert [place.algorithm for place in parts[0].places()] == list(ALGORITHMS)
 
