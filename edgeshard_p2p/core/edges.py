@@ -99,7 +99,7 @@ class OutEdge(Generic[Item]):
     timing: Timing
     opened_at: float
     ahead_s: float = 0.0
-    """For how long the opening may wait for what is on the link already."""
+    """For how long an opening, and every answer, may wait for what is on the link already."""
     is_open: bool = False
     is_lost: bool = False
     _next_open_at: float = 0.0
@@ -171,8 +171,11 @@ class OutEdge(Generic[Item]):
             return self._next_open_at
         if not self._unacked:
             return self._resend_at if self._waits_for_word else None
-        ends_at = self._progress_at + self.timing.edge_lost_s
-        return min(self._resend_at, ends_at) + self._on_their_way_s()
+        return min(self._resend_at, self._lost_at()) + self._on_their_way_s()
+
+    def _lost_at(self) -> float:
+        """Without a word by then, and so much later as what is unconfirmed takes."""
+        return self._progress_at + self.timing.edge_lost_s + self.ahead_s
 
     def wants_opening(self, now: float) -> bool:
         """True when the EDGE frame is to be sent (again) now: to open the edge, or to ask how
@@ -204,7 +207,7 @@ class OutEdge(Generic[Item]):
         if not self._unacked or self.is_lost:
             return []
         travel_s = self._on_their_way_s()
-        if now >= self._progress_at + self.timing.edge_lost_s + travel_s:
+        if now >= self._lost_at() + travel_s:
             self.is_lost = True
             return []
         if now < self._resend_at + travel_s:

@@ -79,6 +79,17 @@ def test_opening_waits_for_what_is_on_a_slow_link_already() -> None:
     assert edge.is_lost
 
 
+def test_word_of_a_slow_link_waits_for_what_is_on_its_way_back() -> None:
+    edge: OutEdge[str] = OutEdge("0" * 16, SPEC, 5, TIMING, 0.0, ahead_s=30.0)
+    edge.on_answer(5)
+    edge.offer("a")
+    edge.take_sendable(0.0)
+    assert edge.take_resends(TIMING.edge_lost_s + 29.0) == [(1, "a")]
+    assert not edge.is_lost
+    edge.take_resends(TIMING.edge_lost_s + 30.0)
+    assert edge.is_lost
+
+
 def test_what_a_slow_link_still_carries_is_not_sent_again() -> None:
     edge = opened()
     edge.offer("a", carry_s=10.0)
