@@ -113,14 +113,17 @@ class Swarm:
         return seen.snapshot
 
     def relink(self, mbps: float) -> None:
-        """Other rates, and wait until the swarm knows of them."""
+        """Other rates, from now on."""
         row_bytes = self.snapshot().model.hidden_bytes("fp32")
         wanted = pool.links(self.source, mbps, row_bytes, self.scale)
         if wanted != self.links:
             self.devices.relink(wanted)
             self.links = wanted
+
+    def settle(self) -> None:
+        """Wait until the swarm knows every link's rate: after a change, or a loss."""
         ends_at, pause, told = time.monotonic() + SETTLE_S, threading.Event(), [""]
-        while left := pool.unsettled(self.snapshot(), wanted, SETTLED_WITHIN):
+        while left := pool.unsettled(self.snapshot(), self.links, SETTLED_WITHIN):
             if left != told:
                 self.say(f"until peers have measured {', '.join(left)} anew")
                 told = left
@@ -151,6 +154,7 @@ class Swarm:
     def measure(self, place: Place) -> Cell:
         """Its figures, or why there are none."""
         begun = time.monotonic()
+        self.settle()
         snapshot, slow = self.trusted()
         wrong = [f"{link} counts with another rate" for link in self.strangers]
         slow = ", ".join([*([slow] if slow else []), *wrong])
