@@ -127,8 +127,8 @@ class Swarm:
             if left != told:
                 self.say(f"until peers have measured {', '.join(left)} anew")
                 told = left
-            if time.monotonic() > ends_at:
-                break
+            if left == self.strangers or time.monotonic() > ends_at:
+                break  # It has been waited for.
             pause.wait(POLL_S)
         self.strangers = left
 
