@@ -29,11 +29,13 @@ def test_link_is_measured_as_slow_as_it_was_made_and_answers_pass_it(
         swarm.serving_plan("amy", "ben")
         links = eventually(lambda: amy.status()["links"], swarm.story)
         for link in links:
-            # What a probe of that size took there and an answer back: no less than the formula.
-            took_us = link["round_trip_us"] + BIG_BYTES[0] * 1e6 / link["bytes_per_s"]
-            ideal_us = 2 * DELAY_MS * 1e3 + BIG_BYTES[0] * 8 / MBPS
             assert link["round_trip_us"] >= 2 * DELAY_MS * 1e3 - 2
-            assert took_us >= ideal_us - 10, link
+            # What a probe of some size took, with the answer: no less than the formula.
+            assert any(
+                link["round_trip_us"] + n_bytes * 1e6 / link["bytes_per_s"]
+                >= 2 * DELAY_MS * 1e3 + n_bytes * 8 / MBPS - 10
+                for n_bytes in BIG_BYTES
+            ), link
         answer = amy.run("hello", "--max-tokens", 3)
         assert len(answer["token_ids"]) == 3
         report = amy.status()
