@@ -26,6 +26,7 @@ from edgeshard_p2p.core.records import (
     ReadyPlan,
 )
 from edgeshard_p2p.core.replan import Replan
+from edgeshard_p2p.core.request import Phase
 from edgeshard_p2p.core.rollout import Life, Rollout
 from edgeshard_p2p.core.serving import Serving
 from edgeshard_p2p.core.standby import Standby
@@ -53,6 +54,8 @@ class Planning:
     _draining: PlanId | None = None
     """The active plan, while it has to end for the next one."""
     _park_at: float | None = None
+    _hopeless_at: float | None = None
+    """When what waits for a plan is ended, if none is possible until then."""
     """When what still runs on it is parked; None: that is done, or need not be."""
     _loading: tuple[int, float] | None = None
     """The load under way, and when it is given up."""
@@ -154,7 +157,7 @@ class Planning:
         times += self._failures.values()
         if self._loading is not None:
             times.append(self._loading[1])
-        return [*times, self._park_at]
+        return [*times, self._park_at, self._hopeless_at]
 
     def _edges_open(self, plan_id: PlanId) -> bool:
         flow = self.serving.flows.get(plan_id)
@@ -169,7 +172,7 @@ class Planning:
         model = model_of(self.gossip)
         if event.choice.plan is None or model is None:
             self.rollout.propose_none()
-            return [Log(f"no plan: {event.choice.reason}", "warning"), *self._end_hopeless(now)]
+            return [Log(f"no plan: {event.choice.reason}", "warning")]
         if event.choice.plan.id == self.rollout.target:
             return []
         self.rollout.propose(event.choice.plan, model)
@@ -177,8 +180,22 @@ class Planning:
         note = f" ({event.choice.reason})" if event.choice.reason else ""
         return [Log(f"plan {event.choice.plan} PROPOSED, {ms:.1f} ms/token predicted{note}")]
 
-    def _end_hopeless(self, now: float) -> list[Effect]:
-        if self.rollout.active is not None:
+    def _follow_hopeless(self, now: float) -> list[Effect]:
+        """What waits for a plan ends when there has been none to be had for a while: who is held
+        dead by mistake, as after a partition, is back sooner."""
+        waits = any(r.phase is Phase.WAITING for r in self.serving.source.requests.values())
+        choice = self.replan.choice  # The latest, even where another is being computed.
+        if (
+            not waits
+            or self.rollout.active is not None
+            or choice is None
+            or choice.plan is not None
+        ):
+            self._hopeless_at = None
+            return []
+        if self._hopeless_at is None:
+            self._hopeless_at = now + self.timing.hopeless_s
+        if now < self._hopeless_at:
             return []
         text = f"the swarm cannot serve: {self.why_no_plan()}"
         return self.serving.run(self.serving.source.end_waiting(text, now), now)
@@ -219,6 +236,7 @@ class Planning:
         effects += self._follow_standby()
         effects += self._follow_plans(now)
         effects += self._follow_drain(now)
+        effects += self._follow_hopeless(now)
         self.membership.circle = self._circle()
         effects += self._follow_restarts(now)
         effects += self._dispatch(now)

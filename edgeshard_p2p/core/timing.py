@@ -36,6 +36,8 @@ class Timing:
     """Quiet time before a peer calls itself eligible; grows with refutations."""
     gain_quiet_s: float = 1.0
     """A gain re-plans only after the snapshot was quiet for this long; a loss at once."""
+    hopeless_s: float = 5.0
+    """No plan is possible for so long: requests that wait for one end."""
     edge_retry_s: float = 0.25
     edge_deadline_s: float = 20.0
     load_deadline_s: float = 60.0

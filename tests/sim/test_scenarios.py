@@ -115,7 +115,7 @@ def watch_passes(monkeypatch: pytest.MonkeyPatch, role: str) -> list[list[tuple[
 
 @pytest.mark.parametrize(("role", "sources"), [("entry", "aaaa"), ("stage", "acdacd")])
 def test_requests_share_passes(role: str, sources: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    swarm = Simulator(7)
+    swarm = Simulator(12)  # Rows of different sources meet now and then only.
     for name in "abcd":
         budget_bytes = EVERYTHING if name == "b" else EVERYTHING // 10**4
         swarm.add(name, budget_bytes, is_source=name != "b")
@@ -515,6 +515,22 @@ def test_request_waits_out_a_partition() -> None:
     swarm.run(swarm.now + 2.0)
     swarm.network.repair()
     assert len(answer(swarm, request)) == LONG
+
+
+@pytest.mark.parametrize("is_long", [False, True], ids=["for a moment", "for long"])
+def test_request_ends_where_no_plan_is_possible_for_a_while(is_long: bool) -> None:
+    swarm = swarm_of("abc", 45_000)
+    settle(swarm)
+    request = submit_and_watch(swarm, "a")
+    swarm.network.partition("a", "bc")
+    assert swarm.run_until(lambda: core(swarm, "a").planning.is_hopeless(), 20.0)
+    swarm.run(swarm.now + core(swarm, "a").config.timing.hopeless_s * (1.5 if is_long else 0.1))
+    swarm.network.repair()
+    if not is_long:
+        assert len(answer(swarm, request)) == LONG
+        return
+    assert request.finished is not None
+    assert request.finished.error.startswith("the swarm cannot serve: the model needs ")
 
 
 def test_peer_that_is_heard_by_others_only_is_named() -> None:
