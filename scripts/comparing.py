@@ -8,6 +8,7 @@ promises.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.peer import LOG_SHARE
 from edgeshard_p2p.core.plan import Link, Snapshot, Workload
 from edgeshard_p2p.faults.devices import FaultError
+from edgeshard_p2p.faults.emulation import SPARE_CORES
 from edgeshard_p2p.faults.local import LocalDevices
 from edgeshard_p2p.faults.lone_messages import Trial, check_links
 from edgeshard_p2p.faults.namespaces import Switched
@@ -232,7 +234,9 @@ def _why_not(served: Sequence[Served], plan_id: str) -> str:
     return ""
 
 
-def peers_of(wanted: Wanted, source: str, spec: ModelSpec) -> tuple[PeerEntry, ...]:
+def peers_of(
+    wanted: Wanted, source: str, spec: ModelSpec, cores: dict[str, float]
+) -> tuple[PeerEntry, ...]:
     workload = Workload(
         "fp32", "exact", 0, wanted.context, wanted.requests, first_layer="embedding"
     )
@@ -241,8 +245,7 @@ def peers_of(wanted: Wanted, source: str, spec: ModelSpec) -> tuple[PeerEntry, .
         planned = pool.memory_bytes(kind, spec, workload)
         # The peer keeps a part of it for logs.
         layers_mib = -(-planned * LOG_SHARE // (LOG_SHARE - 1) // _MIB)
-        cores = round(pool.cores_of(kind, wanted.cores), 3)
-        peers.append(PeerEntry(name, name == source, layers_mib, cores=cores))
+        peers.append(PeerEntry(name, name == source, layers_mib, cores=cores.get(name)))
     return tuple(peers)
 
 
@@ -253,42 +256,55 @@ def scenario_of(wanted: Wanted, peers: tuple[PeerEntry, ...]) -> FaultScenario:
     return FaultScenario("reproduce", "", swarm, peers, RequestEntry(generate=1), (), ExpectEntry())
 
 
-def profiled(wanted: Wanted, peers: tuple[PeerEntry, ...], profiles: Path, say: Say) -> int:
-    """The fastest device measures itself, in CPU time; by that and their shares go the others too.
-    So their times stand to each other as they are meant to, which on a machine that is not quite
-    idle they would not if each measured itself in its own minute.  Whole-model time of the
-    emulated AGX Orin, in us."""
-    roomy = max(peer.layers_mib or 0 for peer in peers)
-    alone = replace(
-        next(peer for peer in peers if peer.name == pool.CLOUD), source=True, layers_mib=roomy
-    )
+class Speeds(Struct, frozen=True):
+    cores: dict[str, float]
+    """By device."""
+    agx_us: int
+    """Whole-model time of the emulated AGX Orin."""
+
+
+def speeds_of(wanted: Wanted, spec: ModelSpec, profiles: Path, say: Say) -> Speeds:
+    """The fastest device and one with the share that the AGX Orin should have measure themselves.
+    A small share gives less than its part, so shares are set by what was measured; by what the
+    second one said, and its share, all but the fastest go."""
+    cloud, first = pool.CLOUD, next(iter(pool.DEVICES))
+    nominal = round(pool.cores_of(pool.AGX, wanted.cores), 3)
+    rtx_us = _whole_us(wanted, cloud, wanted.cores, spec, profiles, say)
+    agx_us = _whole_us(wanted, first, nominal, spec, profiles, say)
+    available = (os.cpu_count() or 1) - SPARE_CORES - wanted.cores
+    cores = pool.calibrated(rtx_us, agx_us, nominal, available)
+    for share in cores.values():
+        _derive(profiles, nominal, share)
+    by_name = {name: cores.get(kind.name, wanted.cores) for name, kind in pool.DEVICES.items()}
+    return Speeds(by_name, round(agx_us * nominal / by_name[first]))
+
+
+def _whole_us(
+    wanted: Wanted, name: str, cores: float, spec: ModelSpec, profiles: Path, say: Say
+) -> int:
+    like = peers_of(wanted, name, spec, {name: cores})
+    roomy = max(peer.layers_mib or 0 for peer in like)
+    alone = PeerEntry(name, True, roomy, cores=cores)
     scenario = scenario_of(wanted, (alone,))
-    say(f"{alone.name} measures itself, with {alone.cores:g} of a core")
+    say(f"{name} measures itself, with {cores:g} of a core")
     with LocalDevices(scenario, wanted.model, profiles=profiles) as devices:
         swarm = FaultSwarm(scenario, devices, lambda _: None)
         swarm.wait_until_serving()
-        seen = swarm.ask(alone.name, View(), ASK_S)
+        seen = swarm.ask(name, View(), ASK_S)
     if not isinstance(seen, SwarmView) or seen.snapshot is None:
-        raise FaultError(f"{alone.name} does not say how fast it is")
-    for peer in peers:
-        _derive(profiles, alone, peer)
-    (device,) = seen.snapshot.devices
-    slowest = next(iter(pool.DEVICES.values()))
-    return round(sum(device.unit_us) * slowest.whole_ms / pool.DEVICES[pool.CLOUD].whole_ms)
+        raise FaultError(f"{name} does not say how fast it is")
+    return pool.whole_us(seen.snapshot)[name]
 
 
-def _derive(profiles: Path, known: PeerEntry, peer: PeerEntry) -> None:
-    """Where a peer of so many cores looks for what it has measured."""
-    assert known.cores is not None
-    assert peer.cores is not None
-    (file,) = (profiles / str(known.cores)).glob("*.json")
+def _derive(profiles: Path, known: float, share: float) -> None:
+    """What a device of that share finds as what it has measured, from what one of ``known`` did."""
+    (file,) = (profiles / str(known)).glob(f"*-{known:.3g}.json")
     measured = memo.read(file, Profile)
     if measured is None:
-        raise FaultError(f"{known.name} has not written down how fast it is")
-    by = known.cores / peer.cores
-    here = file.stem.removesuffix(f"{known.cores:.3g}")
+        raise FaultError(f"what a device with {known:g} of a core measured is not in {file}")
+    by = known / share
     memo.write(
-        profiles / str(peer.cores) / f"{here}{peer.cores:.3g}.json",
+        profiles / str(share) / f"{file.stem.removesuffix(f'{known:.3g}')}{share:.3g}.json",
         Profile(pool.slowed(measured.decode, by), pool.slowed(measured.prefill, by)),
     )
 
@@ -311,12 +327,13 @@ def serving(
     mbps: float,
     scale: float,
     spec: ModelSpec,
+    cores: dict[str, float],
     profiles: Path,
     logs: Path | None,
     say: Say,
 ) -> Iterator[Swarm]:
     links = pool.links(source, mbps, spec.hidden_bytes("fp32"), scale)
-    scenario = scenario_of(wanted, peers_of(wanted, source, spec))
+    scenario = scenario_of(wanted, peers_of(wanted, source, spec, cores))
     with LocalDevices(scenario, wanted.model, logs, links, profiles) as devices:
         swarm = FaultSwarm(scenario, devices, say)
         swarm.wait_until_serving()

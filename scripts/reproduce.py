@@ -224,17 +224,21 @@ def _measure(wish: _Wish, parts: Sequence[Part], file: Path) -> bool:
     profiles = cache_dir() / "reproduce" / f"{FASTEST_CORES:g}-{wanted.context}"
     if known is None:
         _forget(profiles)
-    peers = comparing.peers_of(wanted, parts[0].source, wish.spec)
-    check_fits(comparing.scenario_of(wanted, peers), wanted.model)
-    scale = known.run.scale if known is not None else None
-    if scale is None:
-        scale = pool.scale_of(comparing.profiled(wanted, peers, profiles, say))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if known is not None:
+        scale, cores = known.run.scale, {d.name: d.cores for d in known.run.devices}
+    else:
+        nominal = {n: pool.cores_of(kind, wanted.cores) for n, kind in pool.DEVICES.items()}
+        peers = comparing.peers_of(wanted, parts[0].source, wish.spec, nominal)
+        check_fits(comparing.scenario_of(wanted, peers), wanted.model)
+        speeds = comparing.speeds_of(wanted, wish.spec, profiles, say)
+        scale, cores = pool.scale_of(speeds.agx_us), speeds.cores
+    peers = comparing.peers_of(wanted, parts[0].source, wish.spec, cores)
     say(f"scale {scale:.3f}: the emulated AGX Orin takes {scale * pool.AGX_MS:.0f} ms for a token")
     links = pool.links(parts[0].source, parts[0].mbps, wish.spec.hidden_bytes("fp32"), scale)
     trials = comparing.checked(links, say)
     for trial in (trial for trial in trials if not trial.is_right):
         say(f"not as it should be: {trial}")
-    file.parent.mkdir(parents=True, exist_ok=True)
     log = _Log(file, wish.resume)
     try:
         log.put(_run_of(wish, scale, peers, trials))
@@ -245,7 +249,7 @@ def _measure(wish: _Wish, parts: Sequence[Part], file: Path) -> bool:
             here = [part for part in parts if part.source == source]
             here = [part for part in here if not set(part.places()) <= done.keys()]
             if here and not _measure_from(
-                wish, source, here, scale, profiles, log, progress, ends_at
+                wish, source, here, scale, cores, profiles, log, progress, ends_at
             ):
                 is_whole = False
         return is_whole
@@ -258,6 +262,7 @@ def _measure_from(
     source: str,
     parts: Sequence[Part],
     scale: float,
+    cores: dict[str, float],
     profiles: Path,
     log: _Log,
     progress: _Progress,
@@ -266,7 +271,7 @@ def _measure_from(
     begun, devices = time.monotonic(), None
     try:
         with comparing.serving(
-            wish.wanted, source, parts[0].mbps, scale, wish.spec, profiles, wish.logs, say
+            wish.wanted, source, parts[0].mbps, scale, wish.spec, cores, profiles, wish.logs, say
         ) as swarm:
             devices = swarm.devices
             for cell in _cells(swarm, parts, log, progress, ends_at):

@@ -59,6 +59,17 @@ def cores_of(kind: Kind, fastest: float) -> float:
     return fastest * RTX.whole_ms / kind.whole_ms
 
 
+def calibrated(rtx_us: int, agx_us: int, agx_cores: float, available: float) -> dict[str, float]:
+    """The shares of the slower kinds, by their names, by which their whole-model times stand to
+    that of the fastest as in the paper, when one with ``agx_cores`` took ``agx_us``; less for each
+    where they would be more than ``available`` together."""
+    agx = agx_cores * agx_us / (rtx_us * AGX.whole_ms / RTX.whole_ms)
+    cores = {AGX.name: agx, NX.name: agx * AGX.whole_ms / NX.whole_ms}
+    together = sum(cores.get(kind.name, 0.0) for kind in DEVICES.values())
+    by = min(1.0, available / together)
+    return {name: int(1000 * share * by) / 1000 for name, share in cores.items()}
+
+
 def blocks_of(kind: Kind, n_blocks: int) -> int:
     """How many blocks a device can hold beside the head, as large a part as in the paper."""
     held = min(BLOCKS, int((kind.usable_gib - HEAD_GIB) / BLOCK_GIB))

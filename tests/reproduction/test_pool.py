@@ -22,6 +22,17 @@ def test_devices_stand_to_each_other_as_in_the_paper() -> None:
     assert sum(speeds.values()) < 1.6
 
 
+def test_shares_are_set_by_what_was_measured() -> None:
+    """A device of a sixth of a core that takes half as long again as it should."""
+    rtx_us = 80_000
+    wanted_us = rtx_us * 140.34 / 26.07
+    cores = pool.calibrated(rtx_us, round(1.5 * wanted_us), 0.16, available=2.0)
+    assert cores == {"AGX Orin": 0.24, "Orin NX": 0.21}
+    less = pool.calibrated(rtx_us, round(1.5 * wanted_us), 0.16, available=0.5)
+    assert 2 * less["AGX Orin"] + less["Orin NX"] == pytest.approx(0.5, abs=0.003)
+    assert less["AGX Orin"] / less["Orin NX"] == pytest.approx(198.55 / 173.97, rel=0.02)
+
+
 def test_times_follow_from_the_share() -> None:
     fast = (UnitTimes(1, 60, 2_400, 14_000), UnitTimes(8, 70, 3_900, 18_000))
     slow = pool.slowed(fast, 140.34 / 26.07)
