@@ -218,9 +218,10 @@ def _emulated(lines: Lines) -> Iterator[str]:
     yield _table(head, rows)
     yield (
         "Each device is a peer in a network namespace of its own, with a CPU quota by which the "
-        "whole-model times stand to each other as in the paper (the shares were set by what "
-        "the 3090 and an AGX Orin measured of themselves; the others go by the latter's times), and "
-        "room for as large a part of the blocks as there, with the KV of all requests. The model's head is a larger part of it "
+        "whole-model times stand to each other as in the paper (the shares were set by what the "
+        "3090 and an AGX Orin measured of themselves; the others go by the latter's times), and "
+        "room for as large a part of the blocks as there, with the KV of all requests. The "
+        "model's head is a larger part of it "
         "than of Llama 2 7B. Rates are the paper's times the bytes of a row here over those there, "
         "divided by s, the whole-model time of the emulated AGX Orin over 140.34 ms: "
         f"{_rate(lines, 1.0):.0f} kbit/s for 1 Mbps, {_rate(lines, 50.0):.0f} kbit/s for the 50 "
