@@ -193,7 +193,7 @@ class LinkProber:
         new = LinkFigures(target.peer.name, max(1, small_us // 2), 0, max(1, bytes_per_s))
         target.found.append(new)
         best = _best(target.found)
-        is_doubtful = _has_moved(best, new)
+        is_doubtful = _is_far_off(best, new)
         wait_s = self.timing.link_doubt_s if is_doubtful else self.timing.link_refresh_s
         target.next_at = now + wait_s
         target.busy_next_at = now + max(wait_s, target.taken_s / BUSY_SHARE)
@@ -211,6 +211,11 @@ def _best(found: Iterable[LinkFigures]) -> LinkFigures:
         0,
         max(one.bytes_per_s for one in found),
     )
+
+
+def _is_far_off(best: LinkFigures, new: LinkFigures) -> bool:
+    """More than noise is."""
+    return new.delay_us > 2 * best.delay_us or 2 * new.bytes_per_s < best.bytes_per_s
 
 
 def _has_moved(old: LinkFigures, new: LinkFigures) -> bool:
