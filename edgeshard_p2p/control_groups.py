@@ -233,16 +233,26 @@ class Groups:
 
     def remove(self) -> None:
         """With whatever still runs in them.  Raises GroupError."""
-        for path in self._paths:
-            _remove(path)
+        paths = self._paths
         self._of.clear()
+        _remove_all(paths)
 
 
 def remove_named(prefix: str, groups: Path = GROUPS) -> None:
     """Groups of that name that nobody is left to remove.  Raises GroupError."""
-    for path in sorted(groups.rglob(f"{prefix}*")):
-        if path.is_dir():
+    _remove_all([path for path in sorted(groups.rglob(f"{prefix}*")) if path.is_dir()])
+
+
+def _remove_all(paths: list[Path]) -> None:
+    """One that cannot be removed keeps no other."""
+    errors = list[GroupError]()
+    for path in paths:
+        try:
             _remove(path)
+        except GroupError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def _remove(path: Path) -> None:
@@ -270,8 +280,10 @@ def _hands_on(parent: Path, controller: str) -> bool:
 def _is_removed(path: Path) -> bool:
     try:
         for pid in (path / PROCS).read_text().split():
+            # 0: one of a container outside of this one, as which no process can be named.
             with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+                if int(pid):
+                    os.kill(int(pid), signal.SIGKILL)
         path.rmdir()
     except FileNotFoundError:
         return True

@@ -24,7 +24,7 @@ so each word is a beginning before one is for the second time."""
 
 
 def words(n: int, variant: int = 0) -> str:
-    """So many; two variants have no beginning in common."""
+    """So many; two variants differ within a few words of their beginning."""
     text = _TEXT.split()
     lap, nth = divmod(variant, len(text))
     start = nth * STRIDE % len(text)

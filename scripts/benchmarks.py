@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 
+from edgeshard_p2p.cli.common import Finite
 from edgeshard_p2p.faults.ending import end_on_term
 
 PROMPT = "Tell me about the sea."
@@ -470,7 +471,7 @@ def throughput() -> None:
 
 
 @main.command()
-@click.option("--minutes", type=click.FloatRange(0.5, 120), default=10.0, show_default=True)
+@click.option("--minutes", type=Finite(0.5, 120), default=10.0, show_default=True)
 def overload(minutes: float) -> None:
     """Ten times as many users as two peers have room for, all the time: memory, refusals, whether
     every answer is that of an undisturbed run.  Exit code 1: something was not as it should be."""

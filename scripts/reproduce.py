@@ -20,6 +20,7 @@ import comparing
 import psutil
 
 from edgeshard_p2p import __version__
+from edgeshard_p2p.cli.common import Finite
 from edgeshard_p2p.cli.plot import PlotError, check_plot, plot_comparison
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.plan import KV_POSITIONS
@@ -64,7 +65,7 @@ def fail(text: str, exit_code: int) -> NoReturn:
 @click.option(
     "--mbps",
     multiple=True,
-    type=click.FloatRange(0.1, 1000),
+    type=Finite(0.1, 1000),
     metavar="RATE",
     help="Of the paper's, between source and cloud; may be repeated, the lowest comes "
     f"first.  [default: {', '.join(f'{rate:g}' for rate in pool.RATES_MBPS)}]",
@@ -94,7 +95,7 @@ def fail(text: str, exit_code: int) -> NoReturn:
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True)
 @click.option(
     "--minutes",
-    type=click.FloatRange(1, 1440),
+    type=Finite(1, 1440),
     metavar="N",
     help="No cell begins later than so long after the start.",
 )

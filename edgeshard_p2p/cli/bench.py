@@ -258,6 +258,7 @@ def _in_words(told: dict[str, Any]) -> str:
         "failed": "failed",
         "refusals": "refused for now, and came again",
         "failovers": "moved",
+        "cached_tokens": "tokens of prompts were cached, and not computed",
     }
     trouble = [f"{told[kind]} {words}" for kind, words in names.items() if told[kind]]
     lines += [f"trouble        {', '.join(trouble)}"] if trouble else []

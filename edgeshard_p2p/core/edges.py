@@ -39,6 +39,8 @@ AHEAD_BYTES = 2**17
 """What may be on its way before anything else on a link that serves: a chunk of a prompt."""
 CARRY_FACTOR = 2.0
 """Others use the link too: so many times what frames occupy it for they may be on their way."""
+TRAVEL_MAX_S = 300.0
+"""Longer nobody waits for what is on its way, whatever was measured of the link."""
 
 
 Item = TypeVar("Item")
@@ -138,7 +140,7 @@ class OutEdge(Generic[Item]):
     def _on_their_way_s(self) -> float:
         """What is unconfirmed may still be travelling for so long: sent again it would only be in
         its own way."""
-        return CARRY_FACTOR * sum(islice(self._carry_s, len(self._unacked)))
+        return min(CARRY_FACTOR * sum(islice(self._carry_s, len(self._unacked))), TRAVEL_MAX_S)
 
     def on_answer(self, epoch: int) -> bool:
         """True when this answer opened the edge."""

@@ -17,7 +17,7 @@ from edgeshard_p2p.core.ended import EndedRequests
 from edgeshard_p2p.core.events import ForwardDone
 from edgeshard_p2p.core.flow import Frame
 from edgeshard_p2p.core.ids import PeerId, RequestId, UnitRange
-from edgeshard_p2p.core.kept import KeptCaches
+from edgeshard_p2p.core.kept import KeptCaches, LogRoom
 from edgeshard_p2p.core.messages import FrameKind, Open, RowFlag, RowGroupHeader
 from edgeshard_p2p.core.plan import CHUNK_ROWS, Plan
 from edgeshard_p2p.core.recovery import SOURCE, Part, Resumption, resumption
@@ -40,8 +40,7 @@ class Entry:
     me: PeerId
     kept: KeptCaches
     """Of requests that are parked, or over."""
-    may_log: Callable[[Plan], bool]
-    """Whether there is room for the log of one more request."""
+    log_room: LogRoom
     passes: dict[int, tuple[EntryRows, ...]] = field(default_factory=dict)
     """By job number."""
     ended: EndedRequests = field(init=False)
@@ -92,10 +91,10 @@ class Entry:
         freed, adopts = self.kept.claim(request.key, position, request.goes_on_from)
         is_logged = bool(plan.stages) and bool(opening.logs)
         if plan.stages and not is_logged:
-            more, is_logged = self.kept.make_log_room(lambda: self.may_log(plan))
+            more, is_logged = self.log_room(plan)
             freed += more
         continues = request.continues.request.sequence if request.continues and position else 0
-        request.cached_tokens = position if continues else request.cached_tokens
+        request.cached_tokens = position if continues else min(request.cached_tokens, position)
         request.continues = None
         opening = replace(opening, adopts=adopts, is_logged=is_logged)
         request.slot = Slot.opened(opening, at.refill())

@@ -14,7 +14,11 @@ from math import inf
 from edgeshard_p2p.core.cached import Cached
 from edgeshard_p2p.core.effects import Effect, KvPromise, LoadUnits, ReleaseCache
 from edgeshard_p2p.core.ids import PeerId, RequestId
+from edgeshard_p2p.core.plan import Plan
 from edgeshard_p2p.core.work import CacheKey
+
+LogRoom = Callable[[Plan], tuple[list[Effect], bool]]
+"""For the log of one more request: what makes it, and whether there is room then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +93,17 @@ class KeptCaches:
         over = (request for request, kept in self._kept.items() if kept.is_over)
         return next(over, next(iter(self._kept)))
 
-    def make_log_room(self, is_room: Callable[[], bool]) -> tuple[list[Effect], bool]:
-        """For one more log: those of requests that are over give way.  Whether there is room."""
-        effects: list[Effect] = []
-        while not is_room():
-            logged = (r for r, kept in self._kept.items() if kept.is_over and kept.cached.logs)
-            request = next(logged, None)
-            if request is None:
-                return effects, False
-            effects += self.drop(request)
-        return effects, True
+    def n_spare_logs(self) -> int:
+        """Of requests that are over."""
+        return len(self._spare_logs())
+
+    def drop_spare_log(self) -> list[Effect]:
+        """The first of them, with what else is kept of that request; none: nothing."""
+        spare = self._spare_logs()
+        return self.drop(spare[0]) if spare else []
+
+    def _spare_logs(self) -> list[RequestId]:
+        return [r for r, kept in self._kept.items() if kept.is_over and kept.cached.logs]
 
     def forget(self, is_gone: Callable[[RequestId], bool]) -> list[Effect]:
         gone = [request for request in self._kept if is_gone(request)]

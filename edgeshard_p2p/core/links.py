@@ -116,6 +116,8 @@ class LinkProber:
             if name not in self._targets or self._targets[name].peer != peer:
                 is_known = name in self.known
                 self._targets[name] = Target(peer, now, now, settled=is_known)
+                if is_known:
+                    self._targets[name].found.append(self.known[name])
                 is_new = True
         return is_new
 
@@ -173,6 +175,7 @@ class LinkProber:
         target.failures, target.settled = 0, True
         target.small_us, target.big_us, target.size_index = [], [], 0
         target.found.clear()
+        target.taken_s = 0.0
         target.next_at = target.busy_next_at = now + self.timing.contact_max_s
         text = f"link to {target.peer}: no answer to {ATTEMPTS} probes, held unusable"
         return [Log(text, "warning")]

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TypeVar
 
+from edgeshard_p2p.core.edges import CARRY_FACTOR
 from edgeshard_p2p.core.effects import Effect, LoadUnits, Log
 from edgeshard_p2p.core.events import LoadFailed, PlanComputed, UnitsLoaded
 from edgeshard_p2p.core.gossip import Gossip
 from edgeshard_p2p.core.ids import PeerId, PlanId, unit_ranges
 from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.pass_sizes import PassSize, PassSizes
-from edgeshard_p2p.core.plan import DEFAULT_GOAL, Plan, Snapshot
+from edgeshard_p2p.core.plan import CHUNK_ROWS, DEFAULT_GOAL, Plan, Snapshot
 from edgeshard_p2p.core.records import (
     DeviceRecord,
     Failure,
@@ -53,9 +55,9 @@ class Planning:
     """This peer's own, and when each expires."""
     _draining: PlanId | None = None
     """The active plan, while it has to end for the next one."""
-    _park_at: float | None = None
     _hopeless_at: float | None = None
     """When what waits for a plan is ended, if none is possible until then."""
+    _park_at: float | None = None
     """When what still runs on it is parked; None: that is done, or need not be."""
     _loading: tuple[int, float] | None = None
     """The load under way, and when it is given up."""
@@ -68,7 +70,8 @@ class Planning:
             self.timing,
             self.is_loaded,
             self._row_us,
-            self._carry_s,
+            lambda peer, n_bytes: self._carry_s(self.membership.me.peer, peer, n_bytes),
+            self._travel_s,
             self._pass_rows,
             lambda: self.gossip.setting("schedule") == "bubbles",
             self.log_bytes,
@@ -84,10 +87,16 @@ class Planning:
         held = self.gossip.of(peer, HeldRecord)
         return held if isinstance(held, HeldRecord) else HeldRecord()
 
-    def _carry_s(self, peer: PeerId, n_bytes: int) -> float:
-        record = self.gossip.of(self.membership.me.peer, LinksRecord)
+    def _carry_s(self, a: PeerId, b: PeerId, n_bytes: int) -> float:
+        record = self.gossip.of(a, LinksRecord)
         links = record.links if isinstance(record, LinksRecord) else ()
-        return next((link.carry_s(n_bytes) for link in links if link.to == peer.name), 0.0)
+        return next((link.carry_s(n_bytes) for link in links if link.to == b.name), 0.0)
+
+    def _travel_s(self, plan: Plan) -> float:
+        model = model_of(self.gossip)
+        n_bytes = CHUNK_ROWS * model.hidden_bytes(plan.workload.dtype) if model is not None else 0
+        way = [self.membership.me.peer, *(stage.peer for stage in plan.stages)]
+        return CARRY_FACTOR * sum(self._carry_s(a, b, n_bytes) for a, b in pairwise(way) if a != b)
 
     def _row_us(self, peer: PeerId) -> int:
         device = self.gossip.of(peer, DeviceRecord)

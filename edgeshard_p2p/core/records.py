@@ -52,6 +52,10 @@ class DeviceRecord(Struct, frozen=True, array_like=True, tag=1):
     """Prefill figures by chunk."""
 
 
+CARRY_MAX_S = 120.0
+"""A chunk of a prompt at 20 kbit/s and 2 KiB a row, or at 80 kbit/s and 8 KiB."""
+
+
 class LinkFigures(Struct, frozen=True, order=True, array_like=True):
     """One link as measured from its owner's side, towards ``to``."""
 
@@ -61,8 +65,9 @@ class LinkFigures(Struct, frozen=True, order=True, array_like=True):
     bytes_per_s: Annotated[int, Meta(ge=1, le=2**44)]
 
     def carry_s(self, n_bytes: int) -> float:
-        """For how long so many bytes occupy it."""
-        return n_bytes / self.bytes_per_s
+        """For how long so many bytes occupy it; no figure, true or not, gets more patience than
+        CARRY_MAX_S."""
+        return min(n_bytes / self.bytes_per_s, CARRY_MAX_S)
 
 
 class LinksRecord(Struct, frozen=True, array_like=True, tag=2):

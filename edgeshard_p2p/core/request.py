@@ -75,6 +75,8 @@ class Request:
     """After what time another try has a chance, by the last word of who grants slots."""
     phase_since: float = 0.0
     progress_at: float = 0.0
+    travel_s: float = 0.0
+    """What a chunk of its prompt may take on the way along the plan's links."""
     ask_at: float = 0.0
     first_token_at: float | None = None
     last_token_at: float = 0.0
@@ -133,8 +135,12 @@ class Request:
     def ends_at(self, timing: Timing) -> float:
         """When what it waits for is given up."""
         if self.phase is Phase.RUNNING:
-            return self.progress_at + timing.progress_s
+            return self.progress_at + self.patience_s(timing)
         return self.phase_since + timing.request_wait_s
+
+    def patience_s(self, timing: Timing) -> float:
+        """An attempt that yields nothing for so long is given up."""
+        return timing.progress_s + self.travel_s
 
     def asks_for(self, plan: PlanId, attempt: int) -> bool:
         """Whether it waits for a slot for this very attempt on this plan."""

@@ -59,6 +59,8 @@ class Serving:
     row_us: Callable[[PeerId], int]
     """What one more row of a prefill costs in one block of a peer."""
     carry_s: CarryS
+    travel_s: Callable[[Plan], float]
+    """What a chunk of a prompt may take on the way along a plan's links."""
     pass_rows: PassRows
     has_rounds: Callable[[], bool]
     """Whether the schedule is the one with bubbles."""
@@ -84,7 +86,7 @@ class Serving:
         self.caches = CacheDesk(
             self.me, self.membership, self.stages, self.flows, self.is_loaded, self.log_bytes
         )
-        self.source = SourceWork(self.me, self.timing, self._may_log, self.row_us)
+        self.source = SourceWork(self.me, self.timing, self._log_room, self.row_us, self.travel_s)
         self.desk = ComputeDesk(
             self.stages, self.flows, self.source, self.pass_rows, self.has_rounds
         )
@@ -92,8 +94,15 @@ class Serving:
             self.membership, self.is_loaded, self.flows, self.source, self._run, self.refused
         )
 
-    def _may_log(self, plan: Plan) -> bool:
-        return self.caches.may_log(plan, self.source.n_logs())
+    def _log_room(self, plan: Plan) -> tuple[list[Effect], bool]:
+        effects, keepers = list[Effect](), (self.caches.kept, self.source.kept)
+        n_spare = sum(kept.n_spare_logs() for kept in keepers)
+        if not self.caches.may_log(plan, self.source.n_logs() - n_spare):
+            return [], False
+        while not self.caches.may_log(plan, self.source.n_logs()):
+            for kept in keepers:
+                effects += kept.drop_spare_log()
+        return effects, True
 
     def revision(self) -> int:
         """Changes with everything here that this peer's records or plans depend on."""
@@ -116,7 +125,7 @@ class Serving:
         for index, stage in enumerate(plan.stages):
             if stage.peer == self.me:
                 self.stages[plan.id] = StageWork(
-                    plan, index, self.caches.kept, self._may_log, job_numbers=self._job_numbers
+                    plan, index, self.caches.kept, self._log_room, job_numbers=self._job_numbers
                 )
         if plan.admitting == self.me:
             self.slots.admissions[plan.id] = Admission(plan.workload.batch)

@@ -23,7 +23,7 @@ from edgeshard_p2p.core.entry import Entry
 from edgeshard_p2p.core.events import ForwardDone, PromptSubmitted
 from edgeshard_p2p.core.flow import Frame
 from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId
-from edgeshard_p2p.core.kept import KeptCaches
+from edgeshard_p2p.core.kept import KeptCaches, LogRoom
 from edgeshard_p2p.core.messages import CacheReport, SlotAnswer
 from edgeshard_p2p.core.plan import CHUNK_ROWS, Plan
 from edgeshard_p2p.core.recovery import Resumption
@@ -48,10 +48,11 @@ ATTEMPTS_MAX = 16
 class SourceWork:
     me: PeerId
     timing: Timing
-    may_log: Callable[[Plan], bool]
-    """Whether there is room for the log of one more request."""
+    log_room: LogRoom
     row_us: Callable[[PeerId], int]
     """What one more row of a prefill costs in one block of a peer."""
+    travel_s: Callable[[Plan], float]
+    """What a chunk of a prompt may take on the way along a plan's links."""
     requests: dict[RequestId, Request] = field(default_factory=dict)
     kept: KeptCaches = field(init=False)
     """What parked requests have here."""
@@ -62,7 +63,7 @@ class SourceWork:
 
     def __post_init__(self) -> None:
         self.kept = KeptCaches(ROLE, self.n_running)
-        self.entry = Entry(self.me, self.kept, self.may_log)
+        self.entry = Entry(self.me, self.kept, self.log_room)
 
     # --- questions ------------------------------------------------------------------------
 
@@ -99,9 +100,8 @@ class SourceWork:
 
     def submit(self, prompt: PromptSubmitted, model_digest: str, now: float) -> Request:
         self._sequence += 1
-        request_id = RequestId(self.me, self._sequence)
-        request = Request(request_id, prompt, now, model_digest, phase_since=now)
-        self.requests[request.id] = request
+        own = RequestId(self.me, self._sequence)
+        request = self.requests[own] = Request(own, prompt, now, model_digest, phase_since=now)
         self.revision += 1
         return request
 
@@ -187,8 +187,9 @@ class SourceWork:
         return self._begin(request, now)
 
     def _begin(self, request: Request, now: float) -> list[SourceStep]:
+        assert request.plan is not None
+        request.progress_at, request.travel_s = now, self.travel_s(request.plan)
         found = self.entry.resumption(request, self.row_us)
-        request.progress_at = now
         self._enter(request, Phase.RUNNING, now)
         steps = self.entry.open(request, found, self.oldest_live)
         if steps is None:
@@ -240,7 +241,7 @@ class SourceWork:
         for request in self.requests.values():
             if request.plan_id == plan and request.is_prefilling:
                 n_chunks = -(-request.n_known // CHUNK_ROWS)
-                ends_at = request.phase_since + n_chunks * self.timing.progress_s
+                ends_at = request.phase_since + n_chunks * request.patience_s(self.timing)
                 request.progress_at = max(request.progress_at, min(now, ends_at))
 
     def on_failed(self, number: int, detail: str, now: float) -> list[SourceStep]:
@@ -360,8 +361,7 @@ class SourceWork:
         return self._end(request, "cancelled", "", now) if request is not None else []
 
     def end_all(self, text: str, now: float) -> list[SourceStep]:
-        live = [*self.requests.values()]
-        return [step for request in live for step in self._end(request, "error", text, now)]
+        return [s for r in [*self.requests.values()] for s in self._end(r, "error", text, now)]
 
     def end_waiting(self, text: str, now: float) -> list[SourceStep]:
         """No plan will come: requests that wait for one end with the reason."""

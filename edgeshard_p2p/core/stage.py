@@ -9,7 +9,7 @@ Knows nothing of edges' numbering or of how requests are owned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from math import inf
@@ -20,7 +20,7 @@ from edgeshard_p2p.core.effects import DropTensor, Effect, ReleaseCache, RunForw
 from edgeshard_p2p.core.events import ForwardDone
 from edgeshard_p2p.core.flow import Frame, is_replay
 from edgeshard_p2p.core.ids import PeerId, RequestId, UnitRange
-from edgeshard_p2p.core.kept import KeptCaches
+from edgeshard_p2p.core.kept import KeptCaches, LogRoom
 from edgeshard_p2p.core.messages import AttemptRefused, FrameKind, Open, RowFlag, RowGroupHeader
 from edgeshard_p2p.core.outcome import Outcome, Running, StageRows, token_frames
 from edgeshard_p2p.core.plan import Plan
@@ -45,8 +45,7 @@ class StageWork:
     index: int
     kept: KeptCaches
     """Of requests that no plan of this peer runs any more."""
-    may_log: Callable[[Plan], bool]
-    """Whether there is room for the log of one more request."""
+    log_room: LogRoom
     requests: dict[RequestId, StageRequest] = field(default_factory=dict)
     running: dict[int, Running] = field(default_factory=dict)
     job_numbers: Iterator[int] = field(default_factory=lambda: count(1))
@@ -112,7 +111,7 @@ class StageWork:
             outcome.effects += freed
         is_logged = not self.is_last and bool(opening.logs)
         if not self.is_last and not is_logged:
-            freed, is_logged = self.kept.make_log_room(lambda: self.may_log(self.plan))
+            freed, is_logged = self.log_room(self.plan)
             outcome.effects += freed
         opening = replace(opening, adopts=adopts, is_logged=is_logged)
         outcome.effects.append(opening)

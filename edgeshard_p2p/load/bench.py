@@ -3,6 +3,7 @@ had promised."""
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ from edgeshard_p2p.wire.client import (
 
 ASK_S = 10.0
 PROBE_S = 120.0
+VARIANTS = 1000
+"""Where the prompts of a bench may begin."""
 
 Answer = TypeVar("Answer")
 
@@ -104,10 +107,10 @@ class Bench:
                 f"{plan['context']}; ask for fewer, or `edgeshard set context=`"
             )
         promise = self._promise(report, min(wish.concurrency, plan["batch"]))
-        # No two begin alike, nor as one that was asked before: else what is cached of one would
-        # spare the other its prompt.
-        n_words, variants = len(prompt.split()), range(1, wish.requests + 1)
-        prompts = tuple(words(n_words, variant) for variant in variants)
+        # No two begin alike, nor, as far as can be, as those of the bench before: else what is
+        # cached of one would spare the other its prompt.
+        n_words, first = len(prompt.split()), 1 + secrets.randbelow(VARIANTS)
+        prompts = tuple(words(n_words, first + number) for number in range(wish.requests))
         load = Load(
             prompts, wish.requests, wish.concurrency, wish.generate, wish.temperature, wish.seed
         )

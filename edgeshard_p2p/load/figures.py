@@ -35,6 +35,8 @@ class Figures(Struct, frozen=True):
     refusals: int
     """How often a request was refused for now, and came again."""
     failovers: int
+    cached_tokens: int
+    """Of all prompts, that were still cached of others: nobody had to compute them."""
     tokens: int
     seconds: float
     """From the first question to the last token."""
@@ -63,6 +65,7 @@ def figures(served: Sequence[Served]) -> Figures:
         failed=sum(not one.is_whole for one in served),
         refusals=sum(one.refusals for one in served),
         failovers=sum(one.failovers for one in served),
+        cached_tokens=sum(one.cached_tokens for one in served),
         tokens=n_tokens,
         seconds=round(seconds, 3),
         tokens_per_s=round(n_tokens / seconds, 3) if seconds else 0.0,

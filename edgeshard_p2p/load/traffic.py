@@ -24,7 +24,8 @@ from edgeshard_p2p.wire.errors import WireError
 ANSWER_S = 180.0
 """Without a word for so long a request has failed."""
 REFUSALS_MAX = 1000
-SOCKETS_PER_CLIENT = 4
+SOCKETS_PER_CLIENT, SOCKETS_MIN = 16, 1024
+"""One that was closed counts for a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class Served:
     token_ids: list[int] = field(default_factory=list)
     refusals: int = 0
     failovers: int = 0
+    cached_tokens: int = 0
+    """Of its prompt, that nobody had to compute."""
     plan_id: str | None = None
     """That it ended on."""
     error: str = ""
@@ -81,7 +84,8 @@ class Traffic:
         self._served: list[Served] = []
         self._turn = threading.Lock()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._context.set(zmq.MAX_SOCKETS, SOCKETS_PER_CLIENT * (load.concurrency + 1))
+        n_sockets = max(SOCKETS_MIN, SOCKETS_PER_CLIENT * (load.concurrency + 1))
+        self._context.set(zmq.MAX_SOCKETS, n_sockets)
 
     def run(self) -> list[Served]:
         """All of them, by number.  Whatever ends this ends the requests as well."""
@@ -158,6 +162,7 @@ class Traffic:
                     return None
                 elif isinstance(answer, Done):
                     one.failovers, one.plan_id = answer.failovers, answer.plan_id
+                    one.cached_tokens = answer.cached_tokens
                     return None
             # Else it would hold its place until there is a text that nobody takes.
             client.send(Cancel())

@@ -13,7 +13,7 @@ from edgeshard_p2p.core.effects import Send
 from edgeshard_p2p.core.ids import PlanId
 from edgeshard_p2p.core.messages import Address, FrameAck
 
-PATIENCE_S = 0.2
+PATIENCE_S = 0.1
 """A fraction of the time after which a sender would send its frames again (`resend_s`)."""
 UNTOLD_MAX = WINDOW // 2
 """Frames: a sender may be out of credit when it has sent twice as many."""

@@ -81,4 +81,7 @@ class ShapeFile:
             return None
 
     def _mtime(self) -> int:
-        return self._path.stat().st_mtime_ns if self._path.exists() else 0
+        try:
+            return self._path.stat().st_mtime_ns
+        except OSError:
+            return 0

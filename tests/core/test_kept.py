@@ -96,10 +96,9 @@ def test_what_is_over_goes_first_and_not_by_itself() -> None:
 def test_logs_of_what_is_over_give_way_and_others_do_not() -> None:
     keeper = Keeper(1)
     keeper.kept.keep(CacheKey(request(2), "stage"), CACHED, inf)
-    assert keeper.kept.make_log_room(lambda: keeper.kept.n_logs() < 3) == ([], True)
-    freed, is_room = keeper.kept.make_log_room(lambda: keeper.kept.n_logs() < 2)
-    assert (released(freed), is_room) == ([2], True)
-    assert keeper.kept.make_log_room(lambda: keeper.kept.n_logs() < 1) == ([], False)
+    assert (keeper.kept.n_logs(), keeper.kept.n_spare_logs()) == (2, 1)
+    assert released(keeper.kept.drop_spare_log()) == [2]
+    assert keeper.kept.drop_spare_log() == []
 
 
 def test_later_of_two_replaces_the_earlier() -> None:

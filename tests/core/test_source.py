@@ -57,7 +57,10 @@ class Source:
 
     def __init__(self) -> None:
         self.may_log = False
-        self.work = SourceWork(A, TIMING, lambda _: self.may_log, lambda _: 1000)
+        self.travel_s = 0.0
+        self.work = SourceWork(
+            A, TIMING, lambda _: ([], self.may_log), lambda _: 1000, lambda _: self.travel_s
+        )
 
     def submit(
         self, n_prompt: int = 3, max_tokens: int = 10, stop: frozenset[int] = frozenset()
@@ -633,6 +636,17 @@ def test_failure_of_the_first_layers_names_this_peer() -> None:
     (run,) = of(RunForward, source.begin())
     finish = end(source.work.on_failed(run.job.number, "out of memory", 0.0))
     assert finish.error == "a@1 (source) could not compute the first layers: out of memory"
+
+
+def test_prompt_on_slow_links_is_given_the_time_that_its_chunks_take() -> None:
+    source = Source()
+    source.travel_s = 50.0
+    source.submit()
+    source.begin()
+    source.work.tick(TIMING.progress_s + 49.0, "")
+    assert source.phase() is Phase.RUNNING
+    source.work.tick(TIMING.progress_s + 50.0, "")
+    assert source.phase() is Phase.WAITING
 
 
 def test_request_that_keeps_failing_ends() -> None:

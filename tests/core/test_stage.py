@@ -65,7 +65,7 @@ def hidden(*groups: RowGroupHeader) -> Frame:
 
 def stage_of(index: int, logs: bool = False) -> Alone:
     kept = KeptCaches("stage", lambda: 0)
-    return Alone(TWO_SOURCES, index, kept, lambda _: logs)
+    return Alone(TWO_SOURCES, index, kept, lambda _: ([], logs))
 
 
 def opened(index: int = 0, n: int = 1) -> Alone:
@@ -357,12 +357,12 @@ def test_stage_replays_from_its_own_log() -> None:
 
 def test_what_a_plan_leaves_is_adopted_by_the_next() -> None:
     kept = KeptCaches("stage", lambda: 0)
-    before = Alone(TWO_SOURCES, 0, kept, lambda _: False)
+    before = Alone(TWO_SOURCES, 0, kept, lambda _: ([], False))
     before.on_frame(IN, opening())
     before.on_frame(IN, hidden(group(rows=4)))
     assert before.keep_all(60.0, ()) == []
     next_plan = replace(TWO_SOURCES, entry_end=1)
-    after = Alone(next_plan, 0, kept, lambda _: False)
+    after = Alone(next_plan, 0, kept, lambda _: ([], False))
     (adopted,) = after.on_frame(IN, resuming(4)).effects
     assert (adopted.adopts, adopted.key.plan, adopted.position) == (KEY, next_plan.id, 4)
     assert kept.of(request(1)) == Cached()

@@ -153,8 +153,6 @@ def test_rates_can_be_changed_while_it_runs(switched: Switched) -> None:
     trials = check_links(switched, switched.links, lambda _: None, (5_000,))
     took_ms = {(trial.a, trial.b): trial.took_ms for trial in trials}
     assert took_ms["a", "b"] >= 5_000 / slow.bytes_per_s * 1e3
-    # 22 ms where nothing was changed.
-    assert took_ms["b", "a"] < took_ms["a", "b"] / 2
 
 
 def test_partition_is_between_and_not_among(switched: Switched) -> None:

@@ -80,6 +80,7 @@ def test_each_is_answered_or_asked_again_and_has_a_seed_of_its_own() -> None:
                         end.transport.answer_client(who, encode_answer(answer))
                     seen.append(who)
             served = await running
+            assert [one.error for one in served] == [""] * 5
             assert (len(seen), n_tokens) == (6, 10)
             assert [one.token_ids for one in served] == [[1, 2]] * 5
             assert sum(one.refusals for one in served) == 1
