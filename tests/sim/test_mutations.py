@@ -358,6 +358,7 @@ SEEN_AT = {
     plan_outlives_its_peers: 14,
     parked_request_forgets_its_tokens: 12,
     source_takes_any_token_of_its_request: 31,
+    sender_takes_no_heed_of_credit: 41,
 }
 """Of mutations that few seeds see, one that did: tried first, it saves the way to it."""
 
