@@ -226,10 +226,11 @@ class LocalDevices:
         """How what the devices may have of this machine is kept to."""
         parts = list(self._parts.values())
         why_free = next((part.why_memory_free for part in parts if part.why_memory_free), "")
+        is_limited = any(part.has_memory_limit for part in parts)
         return {
             "links": self.network,
-            "cores": parts[0].how_slowed,
-            "memory": f"only told, {why_free}" if why_free else LIMIT,
+            "cores": ", ".join(sorted({part.how_slowed for part in parts})),
+            "memory": f"only told, {why_free}" if why_free else LIMIT if is_limited else "no limit",
         }
 
     # --- what is done to them -------------------------------------------------------------

@@ -29,6 +29,8 @@ class Part:
     def __init__(self, name: str, cores: float | None, memory_bytes: int | None) -> None:
         self._cores, self._memory_bytes = cores, memory_bytes
         self._cores_now = cores
+        self._n_killed = 0
+        """By the system, before the process that is there now."""
         self._turns: _StopAndGo | None = None
         with ExitStack() as undo:
             self._groups = undo.enter_context(Groups(f"{run_name()}-{name}"))
@@ -63,6 +65,10 @@ class Part:
             raise FaultError(str(error)) from None
 
     @property
+    def has_memory_limit(self) -> bool:
+        return self._memory_bytes is not None and not self.why_memory_free
+
+    @property
     def how_slowed(self) -> str:
         return QUOTA if self._by_quota else TURNS
 
@@ -72,6 +78,7 @@ class Part:
 
     def begin(self, pid: int) -> None:
         """A process has been started by that command, or goes on after ``let_go``."""
+        self._n_killed = self._groups.n_killed()
         self._give(pid, self._cores_now)
 
     def slow(self, pid: int, by: float) -> str:
@@ -105,7 +112,7 @@ class Part:
 
     def why_killed(self) -> str:
         """Empty where the system has not ended anything in here."""
-        if not self._groups.n_killed():
+        if self._groups.n_killed() <= self._n_killed:
             return ""
         mib = (self._memory_bytes or 0) // _MIB
         return f"it went beyond its {mib} MiB, and the system ended it"
