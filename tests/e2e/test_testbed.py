@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -96,15 +97,19 @@ def check_nothing_is_left(pid: int) -> None:
 
 @pytest.mark.needs_root
 @needs_namespaces
-def test_command_asks_the_emulated_swarm(machine: Machine, tmp_path: Path) -> None:
-    command = [*EDGESHARD, "run", "hello", "--raw", "--max-tokens", "3", "--json"]
+def test_command_asks_the_emulated_swarm_and_has_its_exit_code(
+    machine: Machine, tmp_path: Path
+) -> None:
+    asks = shlex.join([*EDGESHARD, "run", "hello", "--raw", "--max-tokens", "3", "--json"])
+    command = ["sh", "-c", f"{asks} && exit 7"]
     done = run_testbed(machine, "--model", machine.model, topology(tmp_path), "--", *command)
-    assert done.exit_code == 0, done.stderr
+    assert done.exit_code == 7, done.stderr
     (told,) = done.objects
     assert (told["finish_reason"], len(told["token_ids"])) == ("length", 3)
     assert "serving: " in done.stderr
 
 
+@pytest.mark.campaign
 @pytest.mark.needs_root
 @needs_namespaces
 def test_bench_has_devices_of_its_own(machine: Machine, tmp_path: Path) -> None:
@@ -138,14 +143,6 @@ def test_shaped_links_are_proved_as_well(machine: Machine, tmp_path: Path) -> No
     (told,) = done.objects
     assert told["links"] == "a shaper inside each peer"
     assert told["messages"] == 8
-
-
-@pytest.mark.needs_root
-@needs_namespaces
-def test_exit_code_is_the_commands(machine: Machine, tmp_path: Path) -> None:
-    command = [*EDGESHARD, "set", "no_such_setting=1"]
-    done = run_testbed(machine, "--model", machine.model, topology(tmp_path), "--", *command)
-    assert done.exit_code == 2
 
 
 @pytest.mark.needs_root
