@@ -10,6 +10,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from edgeshard_p2p.core.messages import Address
+from edgeshard_p2p.net.monitor import monitor_of
 from edgeshard_p2p.net.security import Security
 from edgeshard_p2p.net.transport import FROM_CLIENT, HANDSHAKE_EVENTS, why_refused
 from edgeshard_p2p.wire.client import (
@@ -108,7 +109,7 @@ class Client:
 
     def _handshake(self, socket: zmq.Socket[bytes]) -> str | None:
         """None when the peer takes this client; else why not, or empty when nobody is there."""
-        self._monitor = socket.get_monitor_socket(HANDSHAKE_EVENTS | zmq.EVENT_DISCONNECTED)
+        self._monitor = monitor_of(socket, HANDSHAKE_EVENTS | zmq.EVENT_DISCONNECTED)
         socket.connect(f"tcp://{self._peer.host}:{self._peer.port}")
         if not self._monitor.poll(int(CONNECT_TIMEOUT_S * 1e3)):
             return ""

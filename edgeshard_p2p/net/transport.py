@@ -22,6 +22,7 @@ from zmq.utils.monitor import parse_monitor_message
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.net import handshakes
 from edgeshard_p2p.net.admission import Admission
+from edgeshard_p2p.net.monitor import monitor_of
 from edgeshard_p2p.net.offences import Offences
 from edgeshard_p2p.net.receiver import Receiver
 from edgeshard_p2p.net.security import Security
@@ -140,7 +141,7 @@ class Transport:
 
     def _count_refused_handshakes(self, socket: zmq.Socket[bytes]) -> None:
         """What libzmq refuses by itself never gets to a receiver."""
-        monitor = socket.get_monitor_socket(handshakes.EVENTS)
+        monitor = monitor_of(socket, handshakes.EVENTS)
         known = handshakes.Handshakes()
 
         def on_event(parts: list[zmq.Frame]) -> None:
@@ -342,7 +343,7 @@ class Contact:
         self.socket = transport._socket(zmq.DEALER, CONTROL_QUEUE, CONTROL_BYTES_MAX)
         transport._security.connect(self.socket, self.secret_index)
         self.hears = Receiver(self.socket, self._on_message)
-        self._monitor = self.socket.get_monitor_socket(HANDSHAKE_EVENTS | zmq.EVENT_DISCONNECTED)
+        self._monitor = monitor_of(self.socket, HANDSHAKE_EVENTS | zmq.EVENT_DISCONNECTED)
         self._watch = Receiver(self._monitor, self._on_event)
         transport._connect_to(self.socket, self.address.host, self.address.port)
 
