@@ -228,8 +228,6 @@ SourceStep = Effect | AskSlot | AskCaches | Compute | Flush | OfferFrame | Retur
 
 def is_back(pass_number: int | None, requests: Iterable[Request]) -> None:
     """A token of that pass is here: those of its other rows came with it, or never will."""
-    if pass_number is None:
-        return
     for request in requests:
         if request.pass_number == pass_number:
             request.pass_number = None

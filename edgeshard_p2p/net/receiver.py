@@ -30,20 +30,13 @@ class Receiver:
         self._loop = asyncio.get_running_loop()
         self._fd = socket.fileno()
         self._is_closed = False
-        self._is_poked = False
         self._parts: list[zmq.Frame] = []
         """Of the message that is being read."""
         self._loop.add_reader(self._fd, self._drain)
         self.poke()
 
     def poke(self) -> None:
-        if not self._is_poked:
-            self._is_poked = True
-            self._loop.call_soon(self._look)
-
-    def _look(self) -> None:
-        self._is_poked = False
-        self._drain()
+        self._loop.call_soon(self._drain)
 
     def close(self) -> None:
         self._is_closed = True
@@ -51,8 +44,7 @@ class Receiver:
 
     def _drain(self) -> None:
         for _ in range(BURST):
-            # Asking is cheaper than being told by an exception; it makes the socket look, too.
-            if self._is_closed or not (self._parts or self._has_message()):
+            if self._is_closed:
                 return
             try:
                 part = self._socket.recv(zmq.NOBLOCK, copy=False)
@@ -64,7 +56,3 @@ class Receiver:
                 parts, self._parts = self._parts, []
                 self._on_parts(parts)
         self.poke()
-
-    def _has_message(self) -> bool:
-        # NOTE: the getter is typed as if any option could be of any type.
-        return bool(int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN)

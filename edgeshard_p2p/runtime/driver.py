@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeshard_p2p.core import effects as fx
 from edgeshard_p2p.core import events as ev
-from edgeshard_p2p.core.messages import FrameAck, FrameHeader, Refused
+from edgeshard_p2p.core.ids import PlanId
+from edgeshard_p2p.core.messages import Address, FrameAck, FrameHeader, Refused
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.work import TensorRef
 from edgeshard_p2p.model.cpu_quota import cpu_share
@@ -25,7 +26,6 @@ from edgeshard_p2p.model.errors import COMPUTE_ERRORS
 from edgeshard_p2p.model.library import LocalModel
 from edgeshard_p2p.net.offences import OFFENCES_MAX
 from edgeshard_p2p.net.transport import Transport
-from edgeshard_p2p.runtime.acks import PATIENCE_S, Acks
 from edgeshard_p2p.runtime.arrivals import Arrivals
 from edgeshard_p2p.runtime.clients import Clients
 from edgeshard_p2p.runtime.compute import Compute
@@ -46,11 +46,9 @@ log = logging.getLogger("edgeshard")
 WAITS_TO_MEASURE = "another peer on this machine is measuring itself: waiting for it"
 LEVELS = logging.getLevelNamesMapping()
 PAUSE_S = 0.001
-"""What nobody computes with (text for users, acknowledgements, the next deadline) is dealt with
-this much later: once for several events, and without keeping the interpreter from the compute
-thread, which has just been given work."""
-WORDS = (fx.EmitToken, fx.RequestNotice, fx.FinishRequest)
-"""For a user, each after those before it."""
+"""What nobody computes with (acknowledgements, which are cumulative, and the next deadline) is
+dealt with this much later: once for several events, and without keeping the interpreter from the
+compute thread, which has just been given work."""
 
 LATE_S = 0.05
 READS_S = 0.02
@@ -108,11 +106,7 @@ class Driver:
         opening = Opening(core, self.clients, self._compute, host, given, self.post, self._progress)
         self._tensors: dict[int, Computed | Received] = {}
         self._n_tensors = 0
-        self._words: list[fx.Effect] = []
-        self._acks = Acks()
-        self._are_acks_due = False
-        self._patience: asyncio.TimerHandle | None = None
-        """Until acknowledgements go that nobody waits for."""
+        self._acks: dict[tuple[Address, PlanId, int], fx.Send] = {}
         self._performers: dict[type, Callable[[Any], None]] = {
             fx.Send: self._send,
             fx.SendFrame: self._send_frame,
@@ -148,7 +142,7 @@ class Driver:
         self.spawn(self._lag.run(), name="loop lag")
 
     async def close(self) -> None:
-        for timer in (self._pause, self._timer, self._patience):
+        for timer in (self._pause, self._timer):
             if timer is not None:
                 timer.cancel()
         for task in self._tasks:
@@ -195,10 +189,7 @@ class Driver:
         try:
             while self._events:
                 for effect in self.core.handle(self._events.popleft(), time.monotonic()):
-                    if isinstance(effect, WORDS):
-                        self._words.append(effect)
-                    else:
-                        self._performers[type(effect)](effect)
+                    self._performers[type(effect)](effect)
         finally:
             self._is_handling = False
         if self._pause is None:
@@ -218,19 +209,10 @@ class Driver:
 
     def _after_pause(self) -> None:
         self._pause = None
-        words, self._words = self._words, []
-        for effect in words:
-            self._performers[type(effect)](effect)
-        if self._are_acks_due:
-            self._send_acks()
-        self._arm()
-
-    def _send_acks(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-        self._patience, self._are_acks_due = None, False
-        for effect in self._acks.take():
+        acks, self._acks = self._acks, {}
+        for effect in acks.values():
             self._send_now(effect)
+        self._arm()
 
     def _arm(self) -> None:
         deadline = self.core.next_deadline()
@@ -297,10 +279,7 @@ class Driver:
     def _send(self, effect: fx.Send) -> None:
         message = effect.message
         if isinstance(message, FrameAck):
-            if self._acks.put(effect, message):
-                self._are_acks_due = True
-            elif self._patience is None:
-                self._patience = self._loop.call_later(PATIENCE_S, self._send_acks)
+            self._acks[effect.to, message.plan, message.edge] = effect
         else:
             self._send_now(effect)
 
