@@ -18,6 +18,7 @@ from edgeshard_p2p.class_times import ClassTimes, read_class_times, unit_times
 from edgeshard_p2p.core.ids import Name, PeerId
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.plan import (
+    BYTES_PER_MBIT,
     DEFAULT_GOAL,
     FIRST_LAYERS,
     FRAME_OVERHEAD_BYTES,
@@ -35,7 +36,6 @@ from edgeshard_p2p.tables import At, TopologyError, convert, quoted, read_toml, 
 CLOUD = "cloud"
 
 _GIB = 2**30
-_BITS_PER_MBIT = 10**6
 
 _Gib = Annotated[float, Meta(gt=0, le=2**18)]
 _Mbps = Annotated[float, Meta(gt=0, le=10**7)]
@@ -134,7 +134,7 @@ class _Links(Struct, frozen=True):
             b,
             delay_us=_us(entry.delay_ms if delay_ms is None else delay_ms),
             per_message_us=_us(entry.per_message_ms if per_message_ms is None else per_message_ms),
-            bytes_per_s=max(1, round(mbps * _BITS_PER_MBIT / 8)),
+            bytes_per_s=max(1, round(mbps * BYTES_PER_MBIT)),
         )
 
 

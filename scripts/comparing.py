@@ -28,8 +28,7 @@ from edgeshard_p2p.core.plan import Link, Snapshot, Workload
 from edgeshard_p2p.faults.devices import FaultError
 from edgeshard_p2p.faults.emulation import SPARE_CORES
 from edgeshard_p2p.faults.local import LocalDevices
-from edgeshard_p2p.faults.lone_messages import Trial, check_links
-from edgeshard_p2p.faults.namespaces import Switched
+from edgeshard_p2p.faults.lone_messages import Trial, check_switched_links
 from edgeshard_p2p.faults.scenario import (
     ExpectEntry,
     FaultScenario,
@@ -54,7 +53,6 @@ from edgeshard_p2p.reproduction.cells import (
     uses,
 )
 from edgeshard_p2p.runtime.state import Profile
-from edgeshard_p2p.wire.client import Okay, Set, SwarmView, View
 
 ASK_S = 10.0
 SETTLE_S = 240.0
@@ -109,10 +107,7 @@ class Swarm:
     """Whole-model time of each device as it measured itself, in us."""
 
     def snapshot(self) -> Snapshot:
-        seen = self.swarm.ask(self.source, View(), ASK_S)
-        if not isinstance(seen, SwarmView) or seen.snapshot is None:
-            raise FaultError(f"{self.source} does not say what it plans with")
-        return seen.snapshot
+        return self.swarm.snapshot(self.source)
 
     def relink(self, mbps: float) -> None:
         """Other rates, from now on."""
@@ -148,11 +143,6 @@ class Swarm:
                 told = slow
             pause.wait(POLL_S)
 
-    def set(self, key: str, value: str) -> None:
-        answer = self.swarm.ask(self.source, Set(key, value), ASK_S)
-        if not isinstance(answer, Okay):
-            raise FaultError(f"{self.source} does not take {key}={value}: {answer}")
-
     def measure(self, place: Place) -> Cell:
         """Its figures, or why there are none."""
         begun = time.monotonic()
@@ -183,9 +173,7 @@ class Swarm:
         return cell
 
     def _measured(self, place: Place, found: Found) -> tuple[tuple[float, ...], str]:
-        scenario = self.swarm.scenario
-        self.swarm.scenario = replace(scenario, swarm=replace(scenario.swarm, pin=found.pin))
-        self.swarm.pin()
+        self.swarm.pin_to(found.pin)
         plan_id = self.swarm.report(self.source)["plan"]["plan_id"]
         n, at_once, figure = self.wanted.repeats, 1, _ms_per_token
         if place.objective == THROUGHPUT:
@@ -290,10 +278,7 @@ def _whole_us(
     with LocalDevices(scenario, wanted.model, profiles=profiles) as devices:
         swarm = FaultSwarm(scenario, devices, lambda _: None)
         swarm.wait_until_serving()
-        seen = swarm.ask(name, View(), ASK_S)
-    if not isinstance(seen, SwarmView) or seen.snapshot is None:
-        raise FaultError(f"{name} does not say how fast it is")
-    return pool.whole_us(seen.snapshot)[name]
+        return pool.whole_us(swarm.snapshot(name))[name]
 
 
 def _derive(profiles: Path, known: float, share: float) -> None:
@@ -311,13 +296,8 @@ def _derive(profiles: Path, known: float, share: float) -> None:
 
 def checked(links: dict[tuple[str, str], Link], say: Say) -> list[Trial]:
     """Lone messages over every link, before any figure counts."""
-    namespaces = Switched(list(pool.DEVICES), links)
-    try:
-        return check_links(namespaces, links, say, CHECKED_BYTES)
-    except OSError as error:
-        raise FaultError(f"a link does not work: {error}") from None
-    finally:
-        namespaces.close()
+    trials, _ = check_switched_links(list(pool.DEVICES), links, say, CHECKED_BYTES)
+    return trials
 
 
 @contextmanager
@@ -347,7 +327,7 @@ def cells_of(swarm: Swarm, part: Part, is_done: Callable[[Place], bool]) -> Iter
     if not left:
         return
     swarm.relink(part.mbps)
-    swarm.set("schedule", part.schedule)
+    swarm.swarm.set(swarm.source, "schedule", part.schedule)
     for place in left:
         swarm.say(str(place))
         yield swarm.measure(place)

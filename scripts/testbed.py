@@ -6,22 +6,18 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from edgeshard_p2p.cli.emulating import Emulation, devices_of, emulation_options
-from edgeshard_p2p.core.plan import Link
 from edgeshard_p2p.faults.devices import FaultError
 from edgeshard_p2p.faults.emulation import check_number, must_shape
 from edgeshard_p2p.faults.ending import end_on_term
-from edgeshard_p2p.faults.janitor import janitor
 from edgeshard_p2p.faults.local import SHAPER, SWITCH
-from edgeshard_p2p.faults.lone_messages import SIZES, Trial, check_links
-from edgeshard_p2p.faults.namespaces import Switched
+from edgeshard_p2p.faults.lone_messages import SIZES, Trial, check_switched_links
 from edgeshard_p2p.faults.scenario import links_of
 from edgeshard_p2p.faults.shaped_messages import check_shaped_links
 from edgeshard_p2p.topology import Topology, TopologyError, read_topology
@@ -84,11 +80,12 @@ def main(
 
 def _check(topology: Topology, is_shaped: bool, as_json: bool) -> None:
     check_number(len(topology.members))
-    links, is_shaped = links_of(topology), must_shape(is_shaped, say)
-    try:
-        trials, said = _shaped(links) if is_shaped else _switched(topology, links)
-    except OSError as error:
-        fail(f"a link does not work: {error}", FAILED)
+    links, said = links_of(topology), None
+    if is_shaped := must_shape(is_shaped, say):
+        trials = check_shaped_links(links, say)
+    else:
+        names = [member.name for member in topology.members]
+        trials, said = check_switched_links(names, links, say)
     if not trials:
         fail("no two devices of this file are linked both ways", USAGE)
     wrong = [trial for trial in trials if not trial.is_right]
@@ -110,23 +107,6 @@ def _check(topology: Topology, is_shaped: bool, as_json: bool) -> None:
     if wrong:
         busy = "; is the machine busy? Figures of such links do not count"
         fail(f"{len(wrong)} of {len(trials)} messages were off{busy}", FAILED)
-
-
-def _shaped(links: Mapping[tuple[str, str], Link]) -> tuple[list[Trial], None]:
-    return check_shaped_links(links, say), None
-
-
-def _switched(
-    topology: Topology, links: Mapping[tuple[str, str], Link]
-) -> tuple[list[Trial], dict[str, Any]]:
-    """And what the switch did."""
-    with tempfile.TemporaryDirectory() as scratch, janitor(Path(scratch)):
-        namespaces = Switched([member.name for member in topology.members], links)
-        try:
-            trials = check_links(namespaces, links, say)
-        finally:
-            namespaces.close()
-    return trials, namespaces.said
 
 
 def _worst(trials: Sequence[Trial], size: int) -> Trial:

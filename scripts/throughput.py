@@ -19,8 +19,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from msgspec.structs import replace
-
 from edgeshard_p2p.core.ids import UnitRange
 from edgeshard_p2p.core.pass_sizes import PassSizes
 from edgeshard_p2p.core.pin import Pin, PinnedStage
@@ -39,7 +37,6 @@ from edgeshard_p2p.faults.throttle import Part
 from edgeshard_p2p.load.bench import Bench, Wish
 from edgeshard_p2p.model.library import fetch_demo_model
 from edgeshard_p2p.reports import as_pin
-from edgeshard_p2p.wire.client import Okay, Set, SwarmView, View
 
 PROMPT, GENERATE, CONTEXT = 64, 64, 256
 PER_DEVICE = 8
@@ -103,23 +100,14 @@ class Devices:
             raise FaultError(f"{self.names[0]} does not answer")
         return report
 
-    def snapshot(self) -> Snapshot:
-        seen = self.swarm.ask(self.names[0], View(), ASK_S)
-        if not isinstance(seen, SwarmView) or seen.snapshot is None:
-            raise FaultError(f"{self.names[0]} does not say what it plans with")
-        return seen.snapshot
-
     def pin_all(self, n_requests: int) -> None:
         """The best plan of those in which every device has a part, in the order of names."""
-        pin = best_of_all(self.snapshot(), self.names, n_requests)
-        scenario = self.swarm.scenario
-        self.swarm.scenario = replace(scenario, swarm=replace(scenario.swarm, pin=str(pin)))
-        self.swarm.pin()
+        snapshot = self.swarm.snapshot(self.names[0])
+        self.swarm.pin_to(str(best_of_all(snapshot, self.names, n_requests)))
 
     def set_objective(self, objective: str) -> None:
         """Of the whole swarm, once every peer serves by it."""
-        if not isinstance(self.swarm.ask(self.names[0], Set("objective", objective), ASK_S), Okay):
-            raise FaultError(f"{self.names[0]} does not take the objective {objective}")
+        self.swarm.set(self.names[0], "objective", objective)
 
         def is_so() -> bool:
             plans = [report["plan"] for report in map(self.swarm.report, self.names) if report]

@@ -58,6 +58,7 @@ def run_scenario(
     See scripts/faults for scenarios and what may stand in one.  Exit code 1: not as expected.
     """
     from edgeshard_p2p.faults.devices import FaultError
+    from edgeshard_p2p.faults.emulation import devices_of
     from edgeshard_p2p.faults.ending import end_on_term
     from edgeshard_p2p.faults.scenario import TopologyError, read_scenario
     from edgeshard_p2p.faults.telling import as_object, in_words
@@ -66,7 +67,7 @@ def run_scenario(
     try:
         read = read_scenario(scenario)
         if read.links is not None:
-            devices = _emulated(read, model, shaper, logs)
+            devices: Any = devices_of(read, model or read.swarm.model, logs, shaper, _say)
         else:
             devices = _devices(read, via, swarm, secret_file, model, logs)
         outcome = _outcome(read, devices)
@@ -96,17 +97,6 @@ def _outcome(read: Any, devices: Any) -> Any:
             return swarm.disturb()
         finally:
             swarm.unpin()
-
-
-def _emulated(read: Any, model: str | None, shaper: bool, logs: Path | None) -> Any:
-    from edgeshard_p2p.faults.emulation import check_cores, check_fits, must_shape
-    from edgeshard_p2p.faults.local import LocalDevices
-    from edgeshard_p2p.faults.machine import model_path
-
-    check_cores(read)
-    path = model_path(model or read.swarm.model, _say)
-    check_fits(read, path)
-    return LocalDevices(read, path, logs, read.links, is_shaped=must_shape(shaper, _say))
 
 
 def _devices(

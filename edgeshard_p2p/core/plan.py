@@ -122,6 +122,10 @@ class Device(Struct, frozen=True, array_like=True):
         return (RowTimes(1, self.unit_us), *self.decode)
 
 
+BYTES_PER_MBIT = 125_000
+"""A Mbit has 10^6 bits."""
+
+
 class Link(Struct, frozen=True, order=True, array_like=True):
     """One direction of a pair, as measured by ``a``.  Absent pairs are unusable."""
 

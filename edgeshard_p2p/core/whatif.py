@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.model_spec import PLANNED_BITS
-from edgeshard_p2p.core.plan import Device, Link, Snapshot, snapshot, without
+from edgeshard_p2p.core.plan import BYTES_PER_MBIT, Device, Link, Snapshot, snapshot, without
 from edgeshard_p2p.core.scenario import DEVICES_MAX, Scenario, dtype_notes
 
 MBPS_MAX, GIB_MAX = 10**7, 2**18
@@ -141,7 +141,7 @@ def _with_memory(scenario: Scenario, name: str, gib: float) -> Scenario:
 
 def _with_bandwidth(scenario: Scenario, pair: str, mbps: float) -> Scenario:
     a, b = _ends(scenario, pair)
-    bytes_per_s = max(1, round(mbps * 125_000))
+    bytes_per_s = max(1, round(mbps * BYTES_PER_MBIT))
     links = [
         replace(link, bytes_per_s=bytes_per_s) if {link.a, link.b} == {a, b} else link
         for link in scenario.snapshot.links

@@ -1,5 +1,5 @@
-"""Devices of a topology file that this machine stands in for: each a peer in a network namespace of
-its own, with its share of the machine's time and with its links' rates and delays."""
+"""Devices of a topology file that this machine stands in for: each a peer with its share of the
+machine's time and memory, and with its links' rates and delays."""
 
 from __future__ import annotations
 
@@ -72,6 +72,17 @@ class Emulated:
         return {"topology": self.topology.name, **self.devices.limits()}
 
 
+def devices_of(
+    scenario: FaultScenario, model: str, logs: Path | None, is_shaped: bool, say: Say
+) -> LocalDevices:
+    """Of a scenario with links, where this machine can stand in for them.  Raises FaultError."""
+    check_cores(scenario)  # Before a model is fetched.
+    path = model_path(model, say)
+    check_memory(scenario, path)
+    is_shaped = must_shape(is_shaped, say)
+    return LocalDevices(scenario, path, logs, scenario.links, is_shaped=is_shaped)
+
+
 @contextmanager
 def emulated(
     topology: Topology,
@@ -85,15 +96,12 @@ def emulated(
     the peers emulate their links themselves, as they do where no namespaces can be made.  Raises
     FaultError, and TopologyError where the file says too little for it."""
     scenario = scenario_of(topology, flags)
-    check_cores(scenario)
-    path = model_path(model, say)
-    check_fits(scenario, path)
+    devices = devices_of(scenario, model, logs, is_shaped, say)
     say(
         f"starting {len(scenario.peers)} devices; one of each kind measures itself first, which "
         "takes the longer the smaller its share of this machine: up to a minute each"
     )
-    is_shaped = must_shape(is_shaped, say)
-    with LocalDevices(scenario, path, logs, scenario.links, is_shaped=is_shaped) as devices:
+    with devices:
         FaultSwarm(scenario, devices, say).wait_until_serving()
         found = Emulated(topology, scenario, devices)
         say("; ".join(f"{what}: {how}" for what, how in found.told().items()))

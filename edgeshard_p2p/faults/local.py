@@ -24,13 +24,13 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from edgeshard_p2p.core.messages import Address
-from edgeshard_p2p.core.plan import Link
+from edgeshard_p2p.core.plan import BYTES_PER_MBIT, Link
 from edgeshard_p2p.faults.devices import FaultError
 from edgeshard_p2p.faults.janitor import RUN, janitor, run_name
 from edgeshard_p2p.faults.machine import EDGESHARD, ONE_THREAD, bare_mib, free_ports
 from edgeshard_p2p.faults.namespaces import Bridged, Switched
 from edgeshard_p2p.faults.scenario import BOTH, FaultScenario, PeerEntry
-from edgeshard_p2p.faults.shapes import BYTES_PER_MBIT, Shapes
+from edgeshard_p2p.faults.shapes import Shapes
 from edgeshard_p2p.faults.throttle import LIMIT, Part
 from edgeshard_p2p.net.security import open_security, read_secrets
 

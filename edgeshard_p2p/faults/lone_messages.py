@@ -6,15 +6,21 @@ That is the message that matters here, one token's; bulk transfers look right wh
 from __future__ import annotations
 
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
 from edgeshard_p2p.core.plan import Link
-from edgeshard_p2p.faults.namespaces import Namespaces
+from edgeshard_p2p.faults.devices import FaultError
+from edgeshard_p2p.faults.janitor import janitor
+from edgeshard_p2p.faults.namespaces import Namespaces, Switched
 
 SIZES = (100, 2 * 2**10, 16 * 2**10, 2 * 10**6)
 IDLE_S = 0.1
@@ -48,6 +54,31 @@ class Trial(Struct, frozen=True):
             f"{self.a} -> {self.b}: {self.n_bytes} bytes took {self.took_ms:.2f} ms, "
             f"should take {self.ideal_ms:.2f}"
         )
+
+
+def check_switched_links(
+    names: Sequence[str],
+    links: Mapping[tuple[str, str], Link],
+    say: Say,
+    sizes: Sequence[int] = SIZES,
+) -> tuple[list[Trial], dict[str, Any]]:
+    """Through a switch of their own; and what that did.  Raises FaultError."""
+    with working(), tempfile.TemporaryDirectory() as scratch, janitor(Path(scratch)):
+        namespaces = Switched(names, links)
+        try:
+            trials = check_links(namespaces, links, say, sizes)
+        finally:
+            namespaces.close()
+    return trials, namespaces.said
+
+
+@contextmanager
+def working() -> Iterator[None]:
+    """What the system says of sockets meanwhile as a FaultError."""
+    try:
+        yield
+    except OSError as error:
+        raise FaultError(f"a link does not work: {error}") from None
 
 
 def check_links(

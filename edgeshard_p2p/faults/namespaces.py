@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgeshard_p2p.core.plan import Link
+from edgeshard_p2p.core.plan import BYTES_PER_MBIT, Link
 from edgeshard_p2p.faults.devices import FaultError
 from edgeshard_p2p.faults.janitor import run_name
 from edgeshard_p2p.faults.scenario import BOTH, OUT
@@ -31,7 +31,6 @@ _TIMEOUT_S = 20
 JUMBO_MBPS = 100
 """From this rate on frames are larger, or the switch could not keep up."""
 MTU, JUMBO_MTU = 1500, 9000
-_BITS_PER_MBIT = 1e6
 
 
 class NamespaceError(FaultError):
@@ -180,7 +179,7 @@ class Switched(Namespaces):
             _run([*self.command(name), "sysctl", "-qw", "net.ipv4.tcp_slow_start_after_idle=0"])
 
     def _fastest_mbps(self) -> float:
-        rates = [link.bytes_per_s * 8 / _BITS_PER_MBIT for link in self.links.values()]
+        rates = [link.bytes_per_s / BYTES_PER_MBIT for link in self.links.values()]
         return max(rates, default=0.0)
 
     def _start_switch(self) -> None:

@@ -19,6 +19,7 @@ from edgeshard_p2p.faults.lone_messages import (
     WARM_BYTES,
     Say,
     Trial,
+    working,
 )
 from edgeshard_p2p.faults.machine import free_ports
 from edgeshard_p2p.net.lane import Lane
@@ -28,11 +29,12 @@ from edgeshard_p2p.net.transport import Callbacks
 
 
 def check_shaped_links(links: Mapping[tuple[str, str], Link], say: Say) -> list[Trial]:
-    """A message of each size over each link, one after another."""
+    """A message of each size over each link, one after another.  Raises FaultError."""
     trials: list[Trial] = []
-    for (a, b), link in links.items():
-        say(f"{a} -> {b}")
-        trials += uvloop.run(_trials(link))
+    with working():
+        for (a, b), link in links.items():
+            say(f"{a} -> {b}")
+            trials += uvloop.run(_trials(link))
     return trials
 
 

@@ -7,10 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from edgeshard_p2p.core.messages import Address
-from edgeshard_p2p.core.plan import Link
+from edgeshard_p2p.core.plan import BYTES_PER_MBIT, Link
 from edgeshard_p2p.faults.scenario import IN, OUT
-
-BYTES_PER_MBIT = 125_000
 
 
 class Shapes:

@@ -9,31 +9,28 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from msgspec import structs
+
 from edgeshard_p2p.core.pin import parse_pin
 from edgeshard_p2p.faults import figures as fig
 from edgeshard_p2p.faults.devices import Devices, FaultError
+from edgeshard_p2p.faults.questions import REPORT_TIMEOUT_S, Questions
 from edgeshard_p2p.faults.scenario import FAULTS, LOSSES, PASSING, UNDOING, FaultScenario, Step
 from edgeshard_p2p.faults.watch import Watch
-from edgeshard_p2p.net.asking import ask
 from edgeshard_p2p.prompts import prompt_of
 from edgeshard_p2p.reports import as_pin, is_ready
 from edgeshard_p2p.wire.client import (
     ClientAnswer,
-    ClientRequest,
     Done,
     Failed,
-    Okay,
     Run,
     Set,
-    Status,
-    StatusReport,
 )
 
 READY_TIMEOUT_S = 180.0
 STEP_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 200.0
 CLEAN_TIMEOUT_S = 30.0
-REPORT_TIMEOUT_S = 2.0
 PROBE_TIMEOUT_S = 60.0
 POLL_S = 0.1
 
@@ -83,9 +80,10 @@ class Outcome:
         return found
 
 
-class FaultSwarm:
+class FaultSwarm(Questions):
     def __init__(self, scenario: FaultScenario, devices: Devices, say: Say) -> None:
-        self.scenario, self._devices, self._say = scenario, devices, say
+        super().__init__(devices)
+        self.scenario, self._say = scenario, say
         self._alive = set(scenario.names)
         self._frozen: set[str] = set()
         self._slowed: set[str] = set()
@@ -96,20 +94,6 @@ class FaultSwarm:
         self.prompt, self.prompt_tokens = "", 0
         self.wanted: list[int] = []
         """The tokens of an undisturbed run."""
-
-    # --- questions to peers ---------------------------------------------------------------
-
-    def ask(self, name: str, request: ClientRequest, wait_s: float) -> ClientAnswer | None:
-        """The last word of the conversation; None: there is none."""
-        devices = self._devices
-        return devices.reach(
-            name, lambda: ask(devices.address(name), devices.security, request, wait_s)
-        )
-
-    def report(self, name: str) -> dict[str, Any]:
-        """Empty without an answer."""
-        answer = self.ask(name, Status(), REPORT_TIMEOUT_S)
-        return answer.report if isinstance(answer, StatusReport) else {}
 
     def _here(self) -> list[str]:
         """Who lives and can be reached by the source."""
@@ -146,13 +130,16 @@ class FaultSwarm:
     def pin(self) -> None:
         if not self.scenario.swarm.pin:
             return
-        answer = self.ask(
-            self.scenario.source, Set("pin", self.scenario.swarm.pin), REPORT_TIMEOUT_S
-        )
-        if not isinstance(answer, Okay):
-            raise FaultError(f"{self.scenario.source} does not take the pin: {answer}")
+        self.set(self.scenario.source, "pin", self.scenario.swarm.pin)
         self._wait_until_serving(is_pinned=True)
         self._say(f"pinned: {self._plan_in_words()}")
+
+    def pin_to(self, pin: str) -> None:
+        """In place of the scenario's."""
+        self.scenario = structs.replace(
+            self.scenario, swarm=structs.replace(self.scenario.swarm, pin=pin)
+        )
+        self.pin()
 
     def unpin(self) -> None:
         if self.scenario.swarm.pin:

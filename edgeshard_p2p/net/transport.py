@@ -271,15 +271,17 @@ class Transport:
         """Over the edge's own socket; a new epoch starts with a new one."""
         known = self._edges.get((plan, edge))
         if known is None or known[0] != epoch:
-            Transport.close_edge(self, plan, edge)
+            self._drop_edge(plan, edge)
             known = (epoch, self._connect(zmq.PUSH, to, DATA_QUEUE, data_port=True))
             self._edges[plan, edge] = known
         self._send(known[1], parts, "frame: queue full")
 
-    def close_edge(self, plan: bytes, edge: int) -> None:
+    def _drop_edge(self, plan: bytes, edge: int) -> None:
         known = self._edges.pop((plan, edge), None)
         if known is not None:
             known[1].close(linger=200)
+
+    close_edge = _drop_edge
 
     def send_probe(self, to: Address, parts: Sequence[Buffer]) -> None:
         if to not in self._probes:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from edgeshard_p2p.core.ids import UnitRange
 from edgeshard_p2p.core.model_spec import ModelSpec
-from edgeshard_p2p.core.plan import Link, Snapshot, Workload, kv_bytes, weight_bytes
+from edgeshard_p2p.core.plan import BYTES_PER_MBIT, Link, Snapshot, Workload, kv_bytes, weight_bytes
 from edgeshard_p2p.core.records import UnitTimes
 
 AGX_MS = 140.34
@@ -32,7 +32,6 @@ OTHER_MBPS = 50.0
 """Between all devices but the source and the cloud."""
 RATES_MBPS = (1.0, 5.0, 10.0, 25.0, 50.0)
 CLOUD = "rtx3090"
-_BITS_PER_MBIT = 1e6
 
 
 class Kind(Struct, frozen=True):
@@ -107,7 +106,7 @@ def scale_of(agx_us: int) -> float:
 
 
 def bytes_per_s(paper_mbps: float, row_bytes: int, scale: float) -> int:
-    return max(1, round(paper_mbps * _BITS_PER_MBIT / 8 * row_bytes / ROW_BYTES / scale))
+    return max(1, round(paper_mbps * BYTES_PER_MBIT * row_bytes / ROW_BYTES / scale))
 
 
 def links(source: str, mbps: float, row_bytes: int, scale: float) -> dict[tuple[str, str], Link]:

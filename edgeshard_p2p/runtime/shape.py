@@ -20,13 +20,12 @@ from msgspec import Meta, Struct
 
 from edgeshard_p2p.config import ConfigError, parse_address
 from edgeshard_p2p.core.messages import Address
+from edgeshard_p2p.core.plan import BYTES_PER_MBIT
 from edgeshard_p2p.net.lane import Lane
 from edgeshard_p2p.net.shaper import Lanes
 from edgeshard_p2p.tables import At, TopologyError, read_toml, to_table
 
 log = logging.getLogger("edgeshard")
-
-_BYTES_PER_MBIT = 125_000
 
 
 class _File(Struct, frozen=True):
@@ -54,7 +53,7 @@ def read_shape(path: Path) -> dict[Address, Lane | None]:
             raise (here / "to").error(str(error)) from None
         if entry.cut == (entry.mbps is not None):
             raise here.error("expected either mbps or cut = true")
-        rate = (entry.mbps or 0.0) * _BYTES_PER_MBIT
+        rate = (entry.mbps or 0.0) * BYTES_PER_MBIT
         lanes[to] = None if entry.cut else Lane(rate, entry.delay_ms / 1e3)
     return lanes
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from edgeshard_p2p.core.footprint import needed_bytes, offered_bytes
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.model_spec import ModelSpec, weight_bytes_of
-from edgeshard_p2p.core.plan import Device, Goal, Link, Snapshot, Workload, snapshot
+from edgeshard_p2p.core.plan import BYTES_PER_MBIT, Device, Goal, Link, Snapshot, Workload, snapshot
 
 SLACK = 1.5
 PARAMS_PER_US = 20_000
@@ -40,7 +40,7 @@ def different_devices(n_devices: int, seed: int, model: ModelSpec, goal: Goal) -
     ]
     links: list[Link] = []
     for a, b in combinations(devices, 2):
-        bytes_per_s = int(125_000 * 50 * 20 ** rng.random())
+        bytes_per_s = int(BYTES_PER_MBIT * 50 * 20 ** rng.random())
         delay_us, per_message_us = rng.randint(100, 3000), rng.randint(100, 2000)
         for one, other in ((a, b), (b, a)):
             names = one.peer.name, other.peer.name
