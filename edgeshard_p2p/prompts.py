@@ -23,6 +23,10 @@ STRIDE = 7
 so each word is a beginning before one is for the second time."""
 
 
+SLACK = 8
+"""Tokens by which one variant may be longer than another of as many words."""
+
+
 def words(n: int, variant: int = 0) -> str:
     """So many; two variants differ within a few words of their beginning."""
     text = _TEXT.split()

@@ -54,7 +54,6 @@ from edgeshard_p2p.reproduction.cells import (
 )
 from edgeshard_p2p.runtime.state import Profile
 
-ASK_S = 10.0
 SETTLE_S = 240.0
 SETTLED_WITHIN = 0.35
 """A peer publishes a link's rate again when it moved by more than a quarter of what it was."""

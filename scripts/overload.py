@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,22 +62,14 @@ class Memory:
     samples: list[tuple[float, dict[str, int]]] = field(default_factory=list)
     """Seconds, and bytes by name."""
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        is_over, begun = threading.Event(), time.monotonic()
+    def watched(self) -> AbstractContextManager[None]:
+        begun = time.monotonic()
 
         def watch() -> None:
-            while not is_over.wait(WATCH_S):
-                now = {name: resident_bytes(pid) for name, pid in self.pids.items()}
-                self.samples.append((time.monotonic() - begun, now))
+            now = {name: resident_bytes(pid) for name, pid in self.pids.items()}
+            self.samples.append((time.monotonic() - begun, now))
 
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            is_over.set()
-            thread.join()
+        return again_and_again(WATCH_S, watch)
 
     def told(self) -> dict[str, dict[str, float]]:
         return {name: self._told(name) for name in self.pids}
@@ -202,20 +194,29 @@ def overload(minutes: float, say: Say) -> tuple[dict[str, Any], bool]:
     return figures_told, not wrong
 
 
-@contextmanager
-def telling(memory: Memory, for_s: float, say: Say) -> Iterator[None]:
+def telling(memory: Memory, for_s: float, say: Say) -> AbstractContextManager[None]:
     """Progress."""
-    is_over = threading.Event()
 
     def tell() -> None:
-        while not is_over.wait(TELL_S):
-            at_s, held = memory.samples[-1] if memory.samples else (0.0, {})
-            mib = ", ".join(f"{name} {n / 2**20:.0f} MiB" for name, n in held.items())
-            is_done = at_s > for_s
-            what = "what was begun is seen through" if is_done else f"{at_s:.0f} of {for_s:.0f} s"
-            say(f"{what}: {mib}")
+        at_s, held = memory.samples[-1] if memory.samples else (0.0, {})
+        mib = ", ".join(f"{name} {n / 2**20:.0f} MiB" for name, n in held.items())
+        is_done = at_s > for_s
+        what = "what was begun is seen through" if is_done else f"{at_s:.0f} of {for_s:.0f} s"
+        say(f"{what}: {mib}")
 
-    thread = threading.Thread(target=tell, daemon=True)
+    return again_and_again(TELL_S, tell)
+
+
+@contextmanager
+def again_and_again(pause_s: float, act: Callable[[], None]) -> Iterator[None]:
+    """Beside what is done meanwhile."""
+    is_over = threading.Event()
+
+    def run() -> None:
+        while not is_over.wait(pause_s):
+            act()
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         yield

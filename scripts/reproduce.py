@@ -32,7 +32,7 @@ from edgeshard_p2p.faults.namespaces import NamespaceError, why_not
 from edgeshard_p2p.faults.scenario import PeerEntry
 from edgeshard_p2p.model.errors import ModelError
 from edgeshard_p2p.model.library import DEMO_NAME, cache_dir, fetch_demo_model, resolve
-from edgeshard_p2p.prompts import prompt_of
+from edgeshard_p2p.prompts import SLACK, prompt_of
 from edgeshard_p2p.reproduction import lines as written
 from edgeshard_p2p.reproduction import pool
 from edgeshard_p2p.reproduction.cells import LATENCY, THROUGHPUT, Cell, Part, Place, parts_of
@@ -45,8 +45,6 @@ OUT = Path("docs/results")
 NAME = "reproduce"
 PROMPT = 32
 """Tokens, as in the paper; it has 96 come back."""
-PROMPT_SLACK = 8
-"""By which other words may be longer."""
 FASTEST_CORES = 0.9
 
 
@@ -184,7 +182,7 @@ class _Wish:
         path = fetch_demo_model(say).path if model == DEMO_NAME else resolve(model).path
         tokenizer = Tokenizer(path)
         prompt, self.n_prompt = prompt_of(PROMPT, lambda text: len(tokenizer.encode(text, True)))
-        context = -(-(self.n_prompt + PROMPT_SLACK + generate) // KV_POSITIONS) * KV_POSITIONS
+        context = -(-(self.n_prompt + SLACK + generate) // KV_POSITIONS) * KV_POSITIONS
         self.spec: ModelSpec = spec_of_config(path)
         self.wanted = comparing.Wanted(
             str(path),

@@ -52,7 +52,7 @@ LAG_P99_MS = 20.0
 LONE_PAIRS, LONE_REQUESTS, LONE_SHARE = 5, 2, 0.05
 """A lone request under one objective and the other, in turn: how often, how many each time, and by
 how much throughput may be slower."""
-ASK_S, SET_S = 10.0, 30.0
+SET_S = 30.0
 
 Say = Callable[[str], None]
 

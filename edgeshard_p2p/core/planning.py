@@ -193,13 +193,7 @@ class Planning:
         """What waits for a plan ends when there has been none to be had for a while: who is held
         dead by mistake, as after a partition, is back sooner."""
         waits = any(r.phase is Phase.WAITING for r in self.serving.source.requests.values())
-        choice = self.replan.choice  # The latest, even where another is being computed.
-        if (
-            not waits
-            or self.rollout.active is not None
-            or choice is None
-            or choice.plan is not None
-        ):
+        if not waits or self.rollout.active is not None or not self.replan.found_none():
             self._hopeless_at = None
             return []
         if self._hopeless_at is None:

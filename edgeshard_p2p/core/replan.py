@@ -46,6 +46,10 @@ class Replan:
             return None
         return self.choice
 
+    def found_none(self) -> bool:
+        """Whether there was no plan by the latest answer, even where another is being computed."""
+        return self.choice is not None and self.choice.plan is None
+
     def is_infeasible(self) -> bool:
         """Whether the present snapshot is known to have no plan."""
         choice = self.current_choice()

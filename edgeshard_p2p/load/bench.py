@@ -21,7 +21,7 @@ from edgeshard_p2p.load.watch import Expected, bubbles, expected, served_plan
 from edgeshard_p2p.net.asking import ask
 from edgeshard_p2p.net.client import Client
 from edgeshard_p2p.net.security import Security
-from edgeshard_p2p.prompts import prompt_of, words
+from edgeshard_p2p.prompts import SLACK, prompt_of, words
 from edgeshard_p2p.wire.client import (
     ClientRequest,
     Done,
@@ -101,10 +101,11 @@ class Bench:
             raise LoadError(f"the swarm cannot serve now: {why}")
         say(f"looking for a prompt of {wish.prompt} tokens")
         prompt, n_prompt = prompt_of(wish.prompt, self._count)
-        if n_prompt + wish.generate > plan["context"]:
+        if n_prompt + SLACK + wish.generate > plan["context"]:
             raise LoadError(
-                f"{n_prompt} + {wish.generate} tokens are more than the swarm's context of "
-                f"{plan['context']}; ask for fewer, or `edgeshard set context=`"
+                f"{n_prompt} + {wish.generate} tokens, and {SLACK} by which prompts differ, are "
+                f"more than the swarm's context of {plan['context']}; ask for fewer, or "
+                "`edgeshard set context=`"
             )
         promise = self._promise(report, min(wish.concurrency, plan["batch"]))
         # No two begin alike, nor, as far as can be, as those of the bench before: else what is

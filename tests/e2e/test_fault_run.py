@@ -13,6 +13,7 @@ import pytest
 from edgeshard_p2p.faults.namespaces import why_not
 from tests.e2e.conftest import BLOCK_MIB
 from tests.e2e.swarm import Machine, ended, eventually, killed_at_the_end
+from tests.topologies import topology_text
 
 KILL = f"""
 [swarm]
@@ -146,24 +147,11 @@ way = "out"
 failovers_min = 1
 """
 
-THREE = f"""
-sources = ["amy"]
-[[device]]
-name = "amy"
-class = "small"
-[[device]]
-name = "ben"
-class = "small"
-[[device]]
-name = "cat"
-class = "small"
-[class.small]
-cores = 0.5
-memory_gib = {BLOCK_MIB * 5 / 1024}
-[link]
-default_mbps = 50
-delay_ms = 1
-"""
+THREE = topology_text(
+    [("amy", "small", 1), ("ben", "small", 1), ("cat", "small", 1)],
+    {"small": f"cores = 0.5\nmemory_gib = {BLOCK_MIB * 5 / 1024}"},
+    "default_mbps = 50\ndelay_ms = 1",
+)
 
 
 @pytest.mark.campaign

@@ -24,27 +24,18 @@ from tests.e2e.swarm import (
     Machine,
     eventually,
 )
+from tests.topologies import topology_text
 
 pytestmark = pytest.mark.timeout(300)
 
 TESTBED = (sys.executable, Path(__file__).parents[2] / "scripts" / "testbed.py")
 needs_namespaces = pytest.mark.skipif(bool(why_not()), reason=f"emulated devices need {why_not()}")
 
-TWO = f"""
-sources = ["amy"]
-[[device]]
-name = "amy"
-class = "small"
-[[device]]
-name = "ben"
-class = "small"
-[class.small]
-cores = 0.7
-memory_gib = {BLOCK_MIB * (N_BLOCKS // 2 + 2) / 1024}
-[link]
-default_mbps = 50
-delay_ms = 1
-"""
+TWO = topology_text(
+    [("amy", "small", 1), ("ben", "small", 1)],
+    {"small": f"cores = 0.7\nmemory_gib = {BLOCK_MIB * (N_BLOCKS // 2 + 2) / 1024}"},
+    "default_mbps = 50\ndelay_ms = 1",
+)
 
 
 def topology(directory: Path, text: str = TWO) -> Path:

@@ -13,31 +13,15 @@ from edgeshard_p2p.faults.devices import FaultError
 from edgeshard_p2p.faults.emulation import check_fits, check_memory, scenario_of
 from edgeshard_p2p.faults.scenario import links_of
 from edgeshard_p2p.topology import Topology, TopologyError, read_topology
-
-FILE = """
-sources = ["a"]
-[[device]]
-name = "a"
-class = "slow"
-[[device]]
-name = "b"
-class = "quick"
-count = {count}
-[class.slow]
-cores = 0.25
-memory_gib = 0.5
-[class.quick]
-{cores}
-memory_gib = 1
-[link]
-default_mbps = 8
-delay_ms = 3
-"""
+from tests.topologies import topology_text
 
 
 def topology(tmp_path: Path, count: int = 2, cores: str = "cores = 0.5") -> Topology:
     file = tmp_path / "x.toml"
-    file.write_text(FILE.format(count=count, cores=cores))
+    slow, quick = "cores = 0.25\nmemory_gib = 0.5", f"{cores}\nmemory_gib = 1"
+    devices = [("a", "slow", 1), ("b", "quick", count)]
+    text = topology_text(devices, {"slow": slow, "quick": quick}, "default_mbps = 8\ndelay_ms = 3")
+    file.write_text(text)
     return read_topology(file)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeshard_p2p.faults.scenario import Step, TopologyError, read_scenario
+from tests.topologies import topology_text
 
 SHIPPED = sorted((Path(__file__).parents[2] / "scripts" / "faults").glob("*.toml"))
 PEERS = '[[peer]]\nname = "a"\nsource = true\n[[peer]]\nname = "b"\n'
@@ -48,21 +49,11 @@ def test_what_a_file_says(tmp_path: Path) -> None:
     assert not read.is_remote
 
 
-TOPOLOGY = """
-sources = ["a"]
-[[device]]
-name = "a"
-class = "slow"
-[[device]]
-name = "b"
-class = "slow"
-count = 2
-[class.slow]
-cores = 0.25
-memory_gib = 0.5
-[link]
-default_mbps = 8
-"""
+TOPOLOGY = topology_text(
+    [("a", "slow", 1), ("b", "slow", 2)],
+    {"slow": "cores = 0.25\nmemory_gib = 0.5"},
+    "default_mbps = 8",
+)
 EMULATED = '[swarm]\ntopology = "devices/two.toml"\n'
 
 
