@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import shlex
 import shutil
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 import click
 import comparing
-import psutil
+from cell_log import Log, Progress, known_lines, run_of
+from msgspec import Struct
 
-from edgeshard_p2p import __version__
 from edgeshard_p2p.cli.common import Finite
 from edgeshard_p2p.cli.plot import PlotError, check_plot, plot_comparison
 from edgeshard_p2p.core.model_spec import ModelSpec
@@ -27,17 +22,15 @@ from edgeshard_p2p.core.plan import KV_POSITIONS
 from edgeshard_p2p.faults.devices import FaultError
 from edgeshard_p2p.faults.emulation import check_fits
 from edgeshard_p2p.faults.ending import end_on_term
-from edgeshard_p2p.faults.lone_messages import Trial
 from edgeshard_p2p.faults.namespaces import NamespaceError, why_not
-from edgeshard_p2p.faults.scenario import PeerEntry
 from edgeshard_p2p.model.errors import ModelError
 from edgeshard_p2p.model.library import DEMO_NAME, cache_dir, fetch_demo_model, resolve
 from edgeshard_p2p.prompts import SLACK, prompt_of
 from edgeshard_p2p.reproduction import lines as written
 from edgeshard_p2p.reproduction import pool
-from edgeshard_p2p.reproduction.cells import LATENCY, THROUGHPUT, Cell, Part, Place, parts_of
+from edgeshard_p2p.reproduction.cells import LATENCY, THROUGHPUT, Cell, Part, parts_of
 from edgeshard_p2p.reproduction.figures import accuracy, gain, series
-from edgeshard_p2p.reproduction.lines import Line, Lines, LinesError
+from edgeshard_p2p.reproduction.lines import Lines, LinesError
 from edgeshard_p2p.reproduction.report import UNITS, report
 
 FAILED, USAGE = 1, 2
@@ -151,7 +144,7 @@ def main(
                 rates, repeats, generate = rates[:1], 1, min(generate, 8)
             names = list(dict.fromkeys(sources)) or list(pool.SOURCES)[: 1 if quick else None]
             parts = parts_of(rates, names, full)
-            wish = _Wish(model, repeats, generate, requests, seed, minutes, logs, resume)
+            wish = _wish(model, repeats, generate, requests, seed, minutes, logs, resume)
             is_whole = _measure(wish, parts, file)
         _report(file, as_json)
         sys.exit(0 if is_whole else FAILED)
@@ -163,55 +156,43 @@ def main(
         fail(f"cancelled; what was measured is in {file}", FAILED)
 
 
-class _Wish:
-    def __init__(
-        self,
-        model: str,
-        repeats: int,
-        generate: int,
-        requests: int,
-        seed: int,
-        minutes: float | None,
-        logs: Path | None,
-        resume: bool,
-    ) -> None:
-        # Light until here: a report, and what cannot be, need no torch.
-        from edgeshard_p2p.model.checkpoint import spec_of_config
-        from edgeshard_p2p.model.text import Tokenizer
-
-        path = fetch_demo_model(say).path if model == DEMO_NAME else resolve(model).path
-        tokenizer = Tokenizer(path)
-        prompt, self.n_prompt = prompt_of(PROMPT, lambda text: len(tokenizer.encode(text, True)))
-        context = -(-(self.n_prompt + SLACK + generate) // KV_POSITIONS) * KV_POSITIONS
-        self.spec: ModelSpec = spec_of_config(path)
-        self.wanted = comparing.Wanted(
-            str(path),
-            len(prompt.split()),
-            FASTEST_CORES,
-            context,
-            repeats,
-            generate,
-            requests,
-            seed,
-        )
-        self.model, self.minutes, self.logs, self.resume = model, minutes, logs, resume
+class Wish(Struct, frozen=True):
+    wanted: comparing.Wanted
+    spec: ModelSpec
+    n_prompt: int
+    """Tokens of the first prompt."""
+    minutes: float | None
+    logs: Path | None
+    resume: bool
 
 
-class _Log:
-    """The lines of a run, written as they come."""
+def _wish(
+    model: str,
+    repeats: int,
+    generate: int,
+    requests: int,
+    seed: int,
+    minutes: float | None,
+    logs: Path | None,
+    resume: bool,
+) -> Wish:
+    """Fetches the model where it is the demo's and not here.  Raises ModelError."""
+    # Light until here: a report, and what cannot be, need no torch.
+    from edgeshard_p2p.model.checkpoint import spec_of_config
+    from edgeshard_p2p.model.text import Tokenizer
 
-    def __init__(self, file: Path, is_resumed: bool) -> None:
-        self._out: TextIO = file.open("a" if is_resumed else "w")
+    path = fetch_demo_model(say).path if model == DEMO_NAME else resolve(model).path
+    tokenizer = Tokenizer(path)
+    prompt, n_prompt = prompt_of(PROMPT, lambda text: len(tokenizer.encode(text, True)))
+    context = -(-(n_prompt + SLACK + generate) // KV_POSITIONS) * KV_POSITIONS
+    n_words = len(prompt.split())
+    wanted = comparing.Wanted(
+        str(path), n_words, FASTEST_CORES, context, repeats, generate, requests, seed
+    )
+    return Wish(wanted, spec_of_config(path), n_prompt, minutes, logs, resume)
 
-    def put(self, line: Line) -> None:
-        self._out.write(written.write(line) + "\n")
-        self._out.flush()
 
-    def close(self) -> None:
-        self._out.close()
-
-
-def _measure(wish: _Wish, parts: Sequence[Part], file: Path) -> bool:
+def _measure(wish: Wish, parts: Sequence[Part], file: Path) -> bool:
     """Whether all of it was come to."""
     missing = why_not()
     if missing:
@@ -219,7 +200,7 @@ def _measure(wish: _Wish, parts: Sequence[Part], file: Path) -> bool:
     wanted, ends_at = wish.wanted, None
     if wish.minutes is not None:
         ends_at = time.monotonic() + 60 * wish.minutes
-    known = _known(file) if wish.resume else None
+    known = known_lines(file) if wish.resume else None
     profiles = cache_dir() / "reproduce" / f"{FASTEST_CORES:g}-{wanted.context}"
     if known is None:
         _forget(profiles)
@@ -238,11 +219,11 @@ def _measure(wish: _Wish, parts: Sequence[Part], file: Path) -> bool:
     trials = comparing.checked(links, say)
     for trial in (trial for trial in trials if not trial.is_right):
         say(f"not as it should be: {trial}")
-    log = _Log(file, wish.resume)
+    log = Log(file, wish.resume)
     try:
-        log.put(_run_of(wish, scale, peers, trials))
+        log.put(run_of(wanted, wish.spec, wish.n_prompt, scale, peers, trials))
         done = {cell.place: cell for cell in known.cells if not cell.why} if known else {}
-        progress = _Progress(parts, done)
+        progress = Progress(parts, done, say)
         is_whole = True
         for source in dict.fromkeys(part.source for part in parts):
             here = [part for part in parts if part.source == source]
@@ -257,14 +238,14 @@ def _measure(wish: _Wish, parts: Sequence[Part], file: Path) -> bool:
 
 
 def _measure_from(
-    wish: _Wish,
+    wish: Wish,
     source: str,
     parts: Sequence[Part],
     scale: float,
     cores: dict[str, float],
     profiles: Path,
-    log: _Log,
-    progress: _Progress,
+    log: Log,
+    progress: Progress,
     ends_at: float | None,
 ) -> bool:
     begun, devices = time.monotonic(), None
@@ -298,8 +279,8 @@ def _measure_from(
 def _cells(
     swarm: comparing.Swarm,
     parts: Sequence[Part],
-    log: _Log,
-    progress: _Progress,
+    log: Log,
+    progress: Progress,
     ends_at: float | None,
 ) -> Iterator[Cell]:
     whole_ms = {name: us / 1e3 for name, us in swarm.measured.items()}
@@ -314,101 +295,13 @@ def _cells(
                 return
 
 
-class _Progress:
-    def __init__(self, parts: Sequence[Part], done: dict[Place, Cell]) -> None:
-        self._left = [p for part in parts for p in part.places() if p not in done]
-        self._all, self._done = len(self._left), done
-        self._took_s: list[float] = []
-        self._begun = self._last = time.monotonic()
-        self.is_in_time = True
-
-    def begin(self) -> None:
-        """Of a swarm's cells: what it took to come up is none's."""
-        self._last = time.monotonic()
-
-    def is_done(self, place: Place) -> bool:
-        return place in self._done
-
-    def tell(self, cell: Cell) -> None:
-        self._done[cell.place] = cell
-        self._left.remove(cell.place)
-        now, n = time.monotonic(), self._all - len(self._left)
-        self._took_s.append(now - self._last)
-        self._last = now
-        figure = f"{cell.median:.4g} {UNITS[cell.place.objective]}" if cell.median else "no figure"
-        if cell.measured and not cell.like:
-            figure += f" ±{100 * cell.noise:.1f} %"
-        said = [figure, cell.why, f"as {cell.like}" if cell.like else ""]
-        left_min = statistics.mean(self._took_s) * len(self._left) / 60
-        say(
-            f"  {'; '.join(part for part in said if part)}  [{n} of {self._all} cells, "
-            f"{(now - self._begun) / 60:.0f} min, about {left_min:.0f} left]"
-        )
-
-
-def _known(file: Path) -> Lines:
-    try:
-        return written.read(file.read_text().splitlines())
-    except LinesError as error:
-        raise LinesError(f"{file}: {error}") from None
-
-
 def _forget(profiles: Path) -> None:
     """What devices measured in an earlier run: this machine may be another, or busier."""
     shutil.rmtree(profiles, ignore_errors=True)
 
 
-def _run_of(
-    wish: _Wish, scale: float, peers: Sequence[PeerEntry], trials: Sequence[Trial]
-) -> written.Run:
-    wanted = wish.wanted
-    return written.Run(
-        command=shlex.join(["scripts/reproduce", *sys.argv[1:]]),
-        version=_version(),
-        machine=_machine(),
-        model=f"{wish.spec.name} ({wish.spec.n_blocks} blocks, fp32, exact)",
-        row_bytes=wish.spec.hidden_bytes("fp32"),
-        prompt_tokens=wish.n_prompt,
-        generate=wanted.generate,
-        repeats=wanted.repeats,
-        requests=wanted.requests,
-        seed=wanted.seed,
-        context=wanted.context,
-        scale=scale,
-        devices=tuple(
-            written.Emulated(p.name, kind.name, p.cores or 0.0, p.layers_mib or 0, kind.whole_ms)
-            for p, kind in ((p, pool.DEVICES[p.name]) for p in peers)
-        ),
-        links_checked=len(trials),
-        links_wrong=tuple(str(trial) for trial in trials if not trial.is_right),
-    )
-
-
-def _version() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return f"{__version__} {done.stdout.strip()}".strip()
-
-
-def _machine() -> dict[str, str]:
-    """As the system describes it, without a name."""
-    named = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "processor": named[0] if named else platform.machine(),
-        "cores": str(os.cpu_count()),
-        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
-        "system": f"{platform.system()} {platform.release().split('-')[0]}",
-        "Python": platform.python_version(),
-    }
-
-
 def _report(file: Path, as_json: bool) -> None:
-    lines = _known(file)
+    lines = known_lines(file)
     plots = []
     for source in dict.fromkeys(cell.place.source for cell in lines.cells):
         found = {unit: series(lines.cells, source, objective) for objective, unit in UNITS.items()}
