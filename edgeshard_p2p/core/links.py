@@ -4,8 +4,8 @@ The probes travel the data path, as frames will; the answers come back as contro
     delay     = half of the fastest small round trip
     bandwidth = what is more in it / (fastest large round trip - fastest small one)
 On a link so quick that the payload hardly shows, a larger one is tried.
-A link is as good as the best of its last few measurements says: while its ends compute, it looks
-worse than it is, and plans that followed that would move running requests for nothing.
+The fastest trips are those of the last few measurements together: while its ends compute, a link
+looks worse than it is, and plans that followed that would move running requests for nothing.
 Knows nothing of what the figures are used for.
 """
 
@@ -56,7 +56,8 @@ class Target:
     """Which of BIG_BYTES is being tried."""
     taken_s: float = 0.0
     """By the large probes of the present measurement."""
-    found: deque[LinkFigures] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    found: deque[LinkFigures] = field(default_factory=lambda: deque(maxlen=REMEMBERED - 1))
+    """By the measurements before this one."""
     failures: int = 0
     settled: bool = False
     """Measured, or given up for now: either way this link keeps nobody waiting."""
@@ -191,11 +192,11 @@ class LinkProber:
             return
         target.small_us, target.size_index = [], 0
         target.failures, target.settled = 0, True
-        transfer_us = max(1, big_us - small_us)
-        bytes_per_s = min((n_bytes - SMALL_BYTES) * 1_000_000 // transfer_us, BYTES_PER_S_MAX)
-        new = LinkFigures(target.peer.name, max(1, small_us // 2), 0, max(1, bytes_per_s))
+        new = _figures(target.peer.name, n_bytes, small_us, big_us)
+        trips_us = [_trips_us(one, n_bytes) for one in target.found]
+        smalls_us, bigs_us = zip((small_us, big_us), *trips_us, strict=True)
+        best = _figures(target.peer.name, n_bytes, min(smalls_us), min(bigs_us))
         target.found.append(new)
-        best = _best(target.found)
         is_doubtful = _is_far_off(best, new)
         wait_s = self.timing.link_doubt_s if is_doubtful else self.timing.link_refresh_s
         target.next_at = now + wait_s
@@ -206,14 +207,17 @@ class LinkProber:
             self.known[target.peer.name] = best
 
 
-def _best(found: Iterable[LinkFigures]) -> LinkFigures:
-    found = tuple(found)
-    return LinkFigures(
-        found[-1].to,
-        min(one.delay_us for one in found),
-        0,
-        max(one.bytes_per_s for one in found),
-    )
+def _figures(to: str, n_bytes: int, small_us: int, big_us: int) -> LinkFigures:
+    """From a small round trip and one of so many bytes."""
+    transfer_us = max(1, big_us - small_us)
+    bytes_per_s = min((n_bytes - SMALL_BYTES) * 1_000_000 // transfer_us, BYTES_PER_S_MAX)
+    return LinkFigures(to, max(1, small_us // 2), 0, max(1, bytes_per_s))
+
+
+def _trips_us(figures: LinkFigures, n_bytes: int) -> tuple[int, int]:
+    """What they say that a small round trip takes, and one of so many bytes."""
+    small_us = 2 * figures.delay_us
+    return small_us, small_us + (n_bytes - SMALL_BYTES) * 1_000_000 // figures.bytes_per_s
 
 
 def _is_far_off(best: LinkFigures, new: LinkFigures) -> bool:

@@ -140,6 +140,19 @@ def test_probes_take_a_small_share_of_a_link_that_serves() -> None:
     assert line.probe() is not None
 
 
+def test_small_trip_that_was_held_up_makes_no_link_quicker() -> None:
+    line = Line(1e6)
+    line.track("b")
+    line.measure()
+    before = line.figures()
+    line.now = some(line.prober.next_deadline())
+    while (probe := line.probe()) is not None:
+        line.now += ROUND_TRIP_S + (probe.n_bytes - SMALL_BYTES) / line.bytes_per_s
+        line.now += 0.1 if probe.n_bytes == SMALL_BYTES else 0.0
+        line.prober.on_echo(probe.nonce, line.now)
+    assert line.figures() == before
+
+
 @pytest.mark.parametrize("worse", [0.1, 0.5])
 def test_link_that_only_seems_worse_at_times_stays_what_it_is(worse: float) -> None:
     line = Line(1e6)
