@@ -136,7 +136,6 @@ def main(
         fail("--quick and --full are not both possible", USAGE)
     file = out / f"{NAME}.jsonl"
     try:
-        check_plot(out / f"{NAME}.svg")
         is_whole = True
         if not only_report:
             rates = sorted(set(mbps)) or list(pool.RATES_MBPS)
@@ -205,6 +204,7 @@ def _measure(wish: Wish, parts: Sequence[Part], file: Path) -> bool:
     if known is None:
         _forget(profiles)
     file.parent.mkdir(parents=True, exist_ok=True)
+    check_plot(file.with_suffix(".svg"))
     if known is not None:
         scale, cores = known.run.scale, {d.name: d.cores for d in known.run.devices}
     else:

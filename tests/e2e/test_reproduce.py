@@ -68,10 +68,13 @@ def test_report_is_made_from_lines_and_nothing_else(tmp_path: Path) -> None:
 def test_what_cannot_be_is_said_in_one_line(
     tmp_path: Path, lines: str | None, arguments: list[str], exit_code: int, why: str
 ) -> None:
+    out = tmp_path / "results"
     if lines is not None:
-        (tmp_path / "reproduce.jsonl").write_text(lines)
-    done = reproduce(tmp_path, *arguments)
+        out.mkdir()
+        (out / "reproduce.jsonl").write_text(lines)
+    done = reproduce(out, *arguments)
     assert done.exit_code == exit_code, done.stderr
     assert why in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+    assert out.exists() == (lines is not None)
