@@ -25,8 +25,9 @@ from edgeshard_p2p.core.work import Job
 
 Rows = EntryRows | StageRows
 
-PassRows = Callable[[Plan, int], int]
-"""How many rows a pass of a plan takes at best, with so many requests that decode."""
+PassRows = Callable[[Plan, int, int], int]
+"""How many rows a pass of a plan takes at best, with so many requests that decode, and so many
+chunks of prompts that have still to set out."""
 
 
 @dataclass(slots=True)
@@ -63,11 +64,13 @@ class ComputeDesk:
         role, plan_id = lane
         stage = self.stages.get(plan_id)
         requests = self.source.requests.values() if role == ENTRY else ()
-        own = [r for r in requests if r.plan_id == plan_id and r.is_decoding]
+        here = [request for request in requests if request.plan_id == plan_id]
+        own = [request for request in here if request.is_decoding]
         n_requests = max(len(own), stage.n_decoding() if stage is not None else 0)
         if not n_requests:
             return 1
-        n_rows = self.pass_rows(self.flows[plan_id].plan, n_requests)
+        n_chunks = sum(request.n_chunks for request in here)
+        n_rows = self.pass_rows(self.flows[plan_id].plan, n_requests, n_chunks)
         if role != ENTRY:
             return n_rows
         out = {request.pass_number for request in own} - {None}

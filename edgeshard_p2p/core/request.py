@@ -16,7 +16,7 @@ from edgeshard_p2p.core.events import PromptSubmitted
 from edgeshard_p2p.core.flow import Frame
 from edgeshard_p2p.core.ids import PeerId, PlanId, RequestId, UnitRange
 from edgeshard_p2p.core.messages import CacheReport
-from edgeshard_p2p.core.plan import Plan
+from edgeshard_p2p.core.plan import CHUNK_ROWS, Plan
 from edgeshard_p2p.core.recovery import Resumption
 from edgeshard_p2p.core.timing import Timing
 from edgeshard_p2p.core.work import CacheKey, RowGroup
@@ -123,6 +123,13 @@ class Request:
     @property
     def is_decoding(self) -> bool:
         return self.phase is Phase.RUNNING and not self.is_prefilling
+
+    @property
+    def n_chunks(self) -> int:
+        """Of its known tokens, that have still to set out."""
+        if self.slot is None or not self.is_prefilling:
+            return 0
+        return self.is_computing - (self.slot.length - self.n_known) // CHUNK_ROWS
 
     def wakes_at(self, timing: Timing) -> float:
         if self.phase is Phase.ASKING:

@@ -24,7 +24,7 @@ from edgeshard_p2p.sim.compute import HashModel, State, embed
 PORT = 7911
 OPEN_S, MEASURE_S, LOAD_S = 0.01, 0.2, 0.2
 ROWS_MAX = 64
-"""A pass takes as long whatever its rows; measured up to so many."""
+"""Measured are passes up to so many."""
 
 
 @dataclass(slots=True)
@@ -37,6 +37,8 @@ class SimPeer:
     block_us: int
     install_id: str
     host: str
+    row_us: int = 0
+    """What each row of a pass takes in a block besides."""
 
     # Its disk.
     generation: int = 0
@@ -136,10 +138,13 @@ class SimPeer:
         return ev.ModelOpened(digest, self.opened, detail)
 
     def measure(self, effect: fx.MeasureDevice) -> ev.DeviceMeasured:
-        times = (max(1, self.block_us // 10), self.block_us, self.block_us)
-        figures = tuple(UnitTimes(rows, *times) for rows in (1, ROWS_MAX))
+        figures = tuple(self._times(rows) for rows in (1, ROWS_MAX))
         digest = self._spec.digest
         return ev.DeviceMeasured(digest, effect.dtype, effect.numerics, figures, figures)
+
+    def _times(self, rows: int) -> UnitTimes:
+        block_us = self.block_us + rows * self.row_us
+        return UnitTimes(rows, max(1, block_us // 10), block_us, block_us)
 
     def load(self, effect: fx.LoadUnits) -> ev.UnitsLoaded | ev.LoadFailed:
         wanted = {unit for units in effect.units for unit in units}
@@ -151,7 +156,8 @@ class SimPeer:
         return ev.UnitsLoaded(effect.load)
 
     def forward_s(self, effect: fx.RunForward) -> float:
-        return len(effect.units) * self.block_us * 1e-6
+        n_rows = sum(group.rows for group in effect.groups)
+        return len(effect.units) * (self.block_us + n_rows * self.row_us) * 1e-6
 
     def forward(self, effect: fx.RunForward) -> ev.ForwardDone | ev.ForwardFailed:
         if effect.tensors:

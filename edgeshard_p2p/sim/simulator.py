@@ -85,12 +85,13 @@ class Simulator:
         block_us: int = 1000,
         models: tuple[ModelSpec, ...] | None = None,
         host: str = "",
+        row_us: int = 0,
     ) -> SimPeer:
         """A device.  ``host`` names it on the network where two peers share a name."""
         host = host or name
         install_id = host.encode().hex().ljust(16, "0")[:16]
         found = (self.spec,) if models is None else models
-        peer = SimPeer(name, found, budget_bytes, is_source, block_us, install_id, host)
+        peer = SimPeer(name, found, budget_bytes, is_source, block_us, install_id, host, row_us)
         self.peers[host] = peer
         return peer
 

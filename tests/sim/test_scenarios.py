@@ -170,11 +170,34 @@ def test_requests_that_began_apart_come_to_share_passes(
         assert answer(swarm, stream) == stream.oracle.tokens(LONG)
 
 
-def swarm_of_two_stages(settings: dict[str, int | str]) -> Simulator:
+@pytest.mark.parametrize(("settings", "sizes"), [({}, {8}), ({"micro_batch": 4}, {4})])
+def test_rows_set_out_together_while_prompts_keep_the_stages_busy(
+    settings: dict[str, int | str], sizes: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where two passes of four fill both stages when all decode.  A wish for passes of a size is
+    kept to."""
+    monkeypatch.setattr(entry, "CHUNK_ROWS", 8)
+    swarm = swarm_of_two_stages({"batch": 10, **settings}, row_us=1000)
+    streams = [swarm.submit("a", PROMPT, 100) for _ in range(8)]
+    assert swarm.run_until(lambda: all(len(s.tokens) >= 10 for s in streams), 30.0)
+    passes = watch_passes(monkeypatch, "entry")
+    assert swarm.run_until(lambda: all(len(s.tokens) >= 20 for s in streams), 30.0)
+    assert {len(one) for one in passes} == {4}
+    prompts = [swarm.submit("a", tuple(range(90)), 1) for _ in range(2)]
+    swarm.run(swarm.now + 0.3)
+    passes.clear()
+    swarm.run(swarm.now + 0.3)
+    assert {len(one) for one in passes if one[0][1] == 1} == sizes
+    assert not any(request.finished for request in prompts)
+    for request in [*streams, *prompts]:
+        assert answer(swarm, request) == request.oracle.tokens(request.max_tokens)
+
+
+def swarm_of_two_stages(settings: dict[str, int | str], row_us: int = 0) -> Simulator:
     """a takes prompts and 3 ms for each pass, b the rest of each, and as long."""
     swarm = Simulator(7)
     for name in "ab":
-        swarm.add(name, EVERYTHING, is_source=name == "a")
+        swarm.add(name, EVERYTHING, is_source=name == "a", row_us=row_us)
         swarm.start(name, join=("a",) if name != "a" else ())
     for key, value in settings.items():
         swarm.set("a", key, value)
