@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 from edgeshard_p2p.core.plan import Snapshot
@@ -10,6 +12,7 @@ from edgeshard_p2p.net.asking import ask
 from edgeshard_p2p.wire.client import (
     ClientAnswer,
     ClientRequest,
+    Failed,
     Okay,
     Set,
     Status,
@@ -20,6 +23,8 @@ from edgeshard_p2p.wire.client import (
 
 REPORT_TIMEOUT_S = 2.0
 VIEW_TIMEOUT_S = 10.0
+PATIENCE_S, PAUSE_S = 30.0, 0.5
+"""A device with a small part of a core may stand still for seconds, when it frees memory."""
 
 
 class Questions:
@@ -40,13 +45,23 @@ class Questions:
 
     def snapshot(self, name: str) -> Snapshot:
         """What it plans with.  Raises FaultError."""
-        seen = self.ask(name, View(), VIEW_TIMEOUT_S)
+        seen = self._ask_again(name, View())
         if not isinstance(seen, SwarmView) or seen.snapshot is None:
             raise FaultError(f"{name} does not say what it plans with")
         return seen.snapshot
 
     def set(self, name: str, key: str, value: str) -> None:
         """Of the whole swarm, by that peer.  Raises FaultError."""
-        answer = self.ask(name, Set(key, value), VIEW_TIMEOUT_S)
+        answer = self._ask_again(name, Set(key, value))
         if not isinstance(answer, Okay):
-            raise FaultError(f"{name} does not take {key}={value}: {answer}")
+            why = answer.error if isinstance(answer, Failed) else "it does not answer"
+            raise FaultError(f"{name} does not take {key}={value}: {why}")
+
+    def _ask_again(self, name: str, request: ClientRequest) -> ClientAnswer | None:
+        """Until there is an answer, or it has been long enough."""
+        ends_at, pause = time.monotonic() + PATIENCE_S, threading.Event()
+        while (answer := self.ask(name, request, VIEW_TIMEOUT_S)) is None:
+            if time.monotonic() > ends_at:
+                return None
+            pause.wait(PAUSE_S)
+        return answer

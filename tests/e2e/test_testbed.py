@@ -117,6 +117,7 @@ def test_bench_has_devices_of_its_own(machine: Machine, tmp_path: Path) -> None:
     assert set(told["bubbles"]) == {"amy", "ben"}
 
 
+@pytest.mark.campaign
 def test_without_namespaces_peers_shape_their_links(machine: Machine, tmp_path: Path) -> None:
     command = ("bench", "--requests", 2, "--prompt", 8, "--generate", 4, "--json")
     emulation = ("--topology", topology(tmp_path), "--model", machine.model, "--shaper")
