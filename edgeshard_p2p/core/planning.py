@@ -119,10 +119,11 @@ class Planning:
         return self._sizes.of(plan, n_requests, self._snapshot())
 
     def _pass_rows(self, plan: Plan, n_requests: int, n_chunks: int) -> int:
-        """Where chunks keep every stage busy there are no gaps that more passes would fill."""
+        """Where there are chunks for the source and every stage, no gaps are left that more passes
+        would fill."""
         snapshot = self._snapshot()
         is_wished = snapshot is not None and bool(snapshot.goal.micro_batch)
-        if n_chunks >= len(plan.stages) > 0 and not is_wished:
+        if n_chunks > len(plan.stages) > 0 and not is_wished:
             return n_requests
         size = self.pass_size(plan, n_requests)
         return size.rows if size is not None else n_requests

@@ -300,16 +300,21 @@ def test_rows_of_a_prompt_travel_alone_to_the_last() -> None:
     source.submit(CHUNK_ROWS + 1)
     plan = replace(PLAN, workload=replace(PLAN.workload, context=1024))
     source.start(plan)
+    one = source.work.requests[ONE]
+    left = [one.n_chunks]
     steps: list[Any] = source.work.on_slot(SlotAnswer(plan.id, ONE, 1, "granted"), 0.0)
+    left.append(one.n_chunks)
     rows = [step.rows for step in of(Compute, steps)]
     run = source.work.begin(rows)
     assert run is not None
     hidden = TensorRef(1, 32 * CHUNK_ROWS)
     steps = source.work.on_done(ForwardDone(run.job, 11, hidden), 0.5)
+    left.append(one.n_chunks)
     rows += [step.rows for step in of(Compute, steps)]
     run = source.work.begin(rows[1:])
     assert run is not None
     source.work.on_done(ForwardDone(run.job, 11, TensorRef(2, 32)), 0.5)
+    left.append(one.n_chunks)
     header = RowGroupHeader(0, 1, 1, CHUNK_ROWS + 1, 1, CHUNK_ROWS + 1, 0, 0)
     steps = source.work.on_tokens(plan, Frame(FrameKind.TOKENS, (header,), tokens=(7,)), 1.0)
     rows += [step.rows for step in of(Compute, steps)]
@@ -318,6 +323,8 @@ def test_rows_of_a_prompt_travel_alone_to_the_last() -> None:
         (1, True),
         (1, False),
     ]
+    # What is being computed counts, a row that decodes does not.
+    assert [*left, one.n_chunks] == [0, 2, 1, 0, 0]
 
 
 def test_what_waits_of_a_parked_request_is_computed_first() -> None:

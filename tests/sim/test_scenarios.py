@@ -176,21 +176,29 @@ def test_rows_set_out_together_while_prompts_keep_the_stages_busy(
 ) -> None:
     """Where two passes of four fill both stages when all decode.  A wish for passes of a size is
     kept to."""
-    monkeypatch.setattr(entry, "CHUNK_ROWS", 8)
+    for module in ("entry", "request"):
+        monkeypatch.setattr(f"edgeshard_p2p.core.{module}.CHUNK_ROWS", 8)
     swarm = swarm_of_two_stages({"batch": 10, **settings}, row_us=1000)
-    streams = [swarm.submit("a", PROMPT, 100) for _ in range(8)]
+    streams = [swarm.submit("a", PROMPT, 150) for _ in range(8)]
     assert swarm.run_until(lambda: all(len(s.tokens) >= 10 for s in streams), 30.0)
     passes = watch_passes(monkeypatch, "entry")
-    assert swarm.run_until(lambda: all(len(s.tokens) >= 20 for s in streams), 30.0)
-    assert {len(one) for one in passes} == {4}
+
+    def sizes_of_passes() -> set[int]:
+        """Of rows that decode, from a while after now on."""
+        swarm.run(swarm.now + 0.2)
+        passes.clear()
+        swarm.run(swarm.now + 0.3)
+        assert not any(stream.finished for stream in streams)
+        return {len(one) for one in passes if one[0][1] == 1}
+
+    assert sizes_of_passes() == {4}
     prompts = [swarm.submit("a", tuple(range(90)), 1) for _ in range(2)]
-    swarm.run(swarm.now + 0.3)
-    passes.clear()
-    swarm.run(swarm.now + 0.3)
-    assert {len(one) for one in passes if one[0][1] == 1} == sizes
-    assert not any(request.finished for request in prompts)
-    for request in [*streams, *prompts]:
-        assert answer(swarm, request) == request.oracle.tokens(request.max_tokens)
+    assert sizes_of_passes() == sizes
+    assert not any(prompt.finished for prompt in prompts)
+    assert swarm.run_until(lambda: all(prompt.finished for prompt in prompts), 30.0)
+    assert sizes_of_passes() == {4}
+    for asked in [*streams, *prompts]:
+        assert answer(swarm, asked) == asked.oracle.tokens(asked.max_tokens)
 
 
 def swarm_of_two_stages(settings: dict[str, int | str], row_us: int = 0) -> Simulator:
