@@ -194,16 +194,18 @@ class Groups:
 
     def limit_cores(self, cores: float | None) -> None:
         """To so much of the processors' time; None: to all of it.  Raises GroupError."""
-        quota_us = None if cores is None else max(QUOTA_US_MIN, int(PERIOD_US * cores))
+        # The system has a least quota, so a small part takes a longer period.
+        period_us = max(PERIOD_US, math.ceil(QUOTA_US_MIN / cores)) if cores else PERIOD_US
+        quota_us = None if cores is None else int(period_us * cores)
         if self._is_v1.get(CPU):
             files = {
-                "cpu.cfs_period_us": str(PERIOD_US),
+                "cpu.cfs_period_us": str(period_us),
                 "cpu.cfs_quota_us": str(-1 if quota_us is None else quota_us),
                 "cpu.shares": str(SHARES),
             }
         else:
             quota = "max" if quota_us is None else str(quota_us)
-            files = {"cpu.max": f"{quota} {PERIOD_US}", "cpu.weight": str(WEIGHT)}
+            files = {"cpu.max": f"{quota} {period_us}", "cpu.weight": str(WEIGHT)}
         self._write(CPU, files)
 
     def limit_memory(self, n_bytes: int) -> None:
