@@ -3,7 +3,6 @@ has come."""
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import statistics
@@ -18,6 +17,7 @@ import psutil
 from comparing import Say, Wanted
 
 from edgeshard_p2p import __version__
+from edgeshard_p2p.control_groups import usable_cores
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.faults.lone_messages import Trial
 from edgeshard_p2p.faults.scenario import PeerEntry
@@ -43,15 +43,16 @@ class Log:
 
 
 class Progress:
-    """Which cells are there, and when the others will be."""
+    """Which cells are there, and when the others will be; ``ends_at``: after which none begins."""
 
-    def __init__(self, parts: Sequence[Part], done: dict[Place, Cell], say: Say) -> None:
-        self._say = say
+    def __init__(
+        self, parts: Sequence[Part], done: dict[Place, Cell], say: Say, ends_at: float | None
+    ) -> None:
+        self._say, self._ends_at = say, ends_at
         self._left = [p for part in parts for p in part.places() if p not in done]
         self._all, self._done = len(self._left), done
         self._took_s: list[float] = []
         self._begun = self._last = time.monotonic()
-        self.is_in_time = True
 
     def begin(self) -> None:
         """Of a swarm's cells: what it took to come up is none's."""
@@ -59,6 +60,12 @@ class Progress:
 
     def is_done(self, place: Place) -> bool:
         return place in self._done
+
+    def is_late(self) -> bool:
+        return self._ends_at is not None and time.monotonic() > self._ends_at
+
+    def has_left(self, parts: Sequence[Part]) -> bool:
+        return any(place in self._left for part in parts for place in part.places())
 
     def tell(self, cell: Cell) -> None:
         self._done[cell.place] = cell
@@ -132,7 +139,7 @@ def _machine() -> dict[str, str]:
     ]
     return {
         "processor": named[0] if named else platform.machine(),
-        "cores": str(os.cpu_count()),
+        "cores": f"{usable_cores():g}",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "Python": platform.python_version(),

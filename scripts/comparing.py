@@ -8,7 +8,6 @@ promises.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from edgeshard_p2p.control_groups import usable_cores
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.peer import LOG_SHARE
 from edgeshard_p2p.core.plan import Link, Snapshot, Workload
@@ -114,7 +114,7 @@ class Swarm:
         wanted = pool.links(self.source, mbps, row_bytes, self.scale)
         if wanted != self.links:
             self.devices.relink(wanted)
-            self.links = wanted
+            self.links, self.strangers = wanted, []
 
     def settle(self) -> None:
         """Wait until the swarm knows every link's rate: after a change, or a loss."""
@@ -173,7 +173,10 @@ class Swarm:
 
     def _measured(self, place: Place, found: Found) -> tuple[tuple[float, ...], str]:
         self.swarm.pin_to(found.pin)
-        plan_id = self.swarm.report(self.source)["plan"]["plan_id"]
+        report = self.swarm.report(self.source)
+        if not report:
+            raise FaultError(f"{self.source} does not answer")
+        plan_id = report["plan"]["plan_id"]
         n, at_once, figure = self.wanted.repeats, 1, _ms_per_token
         if place.objective == THROUGHPUT:
             n, at_once, figure = max(1, n - 1), self.wanted.requests, steady_tokens_per_s
@@ -184,7 +187,10 @@ class Swarm:
             of_round = self._serve(at_once)
             served += of_round
             figures.append(figure(of_round))
-        return tuple(figures), _why_not(served, plan_id)
+        why = _why_not(served, plan_id)
+        if not why and not all(figures):
+            why = "there was no time in which all requests were decoding"
+        return tuple(figures), why
 
     def _serve(self, requests: int) -> list[Served]:
         """All at once."""
@@ -258,7 +264,7 @@ def speeds_of(wanted: Wanted, spec: ModelSpec, profiles: Path, say: Say) -> Spee
     nominal = round(pool.cores_of(pool.AGX, wanted.cores), 3)
     rtx_us = _whole_us(wanted, cloud, wanted.cores, spec, profiles, say)
     agx_us = _whole_us(wanted, first, nominal, spec, profiles, say)
-    available = (os.cpu_count() or 1) - SPARE_CORES - wanted.cores
+    available = usable_cores() - SPARE_CORES - wanted.cores
     cores = pool.calibrated(rtx_us, agx_us, nominal, available)
     for share in cores.values():
         _derive(profiles, nominal, share)
@@ -321,12 +327,16 @@ def serving(
         yield serving
 
 
-def cells_of(swarm: Swarm, part: Part, is_done: Callable[[Place], bool]) -> Iterator[Cell]:
+def cells_of(
+    swarm: Swarm, part: Part, is_done: Callable[[Place], bool], is_late: Callable[[], bool]
+) -> Iterator[Cell]:
     left = [place for place in part.places() if not is_done(place)]
-    if not left:
+    if not left or is_late():
         return
     swarm.relink(part.mbps)
     swarm.swarm.set(swarm.source, "schedule", part.schedule)
     for place in left:
+        if is_late():
+            return
         swarm.say(str(place))
         yield swarm.measure(place)

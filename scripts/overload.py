@@ -133,7 +133,8 @@ class Swarm:
         return held
 
     def _held(self) -> int:
-        reports = [self.swarm.report(name) for name in NAMES]
+        # Who does not answer is asked about elsewhere.
+        reports = filter(None, map(self.swarm.report, NAMES))
         return sum(
             len(report["requests"]) + report["self"]["requests_in_stage"] for report in reports
         )

@@ -39,6 +39,8 @@ NAME = "reproduce"
 PROMPT = 32
 """Tokens, as in the paper; it has 96 come back."""
 FASTEST_CORES = 0.9
+SAME = ("model", "prompt_tokens", "generate", "repeats", "requests", "seed", "context")
+"""What all cells of a report have in common."""
 
 
 def say(text: str) -> None:
@@ -138,6 +140,8 @@ def main(
     try:
         is_whole = True
         if not only_report:
+            out.mkdir(parents=True, exist_ok=True)
+            check_plot(out / f"{NAME}.svg")
             rates = sorted(set(mbps)) or list(pool.RATES_MBPS)
             if quick:
                 rates, repeats, generate = rates[:1], 1, min(generate, 8)
@@ -150,7 +154,7 @@ def main(
     except (FaultError, NamespaceError, ModelError, PlotError, LinesError) as error:
         fail(str(error), getattr(error, "exit_code", FAILED))
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}", FAILED)
+        fail(f"{error.filename or file}: {error.strerror}", FAILED)
     except KeyboardInterrupt:
         fail(f"cancelled; what was measured is in {file}", FAILED)
 
@@ -203,8 +207,6 @@ def _measure(wish: Wish, parts: Sequence[Part], file: Path) -> bool:
     profiles = cache_dir() / "reproduce" / f"{FASTEST_CORES:g}-{wanted.context}"
     if known is None:
         _forget(profiles)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    check_plot(file.with_suffix(".svg"))
     if known is not None:
         scale, cores = known.run.scale, {d.name: d.cores for d in known.run.devices}
     else:
@@ -214,6 +216,14 @@ def _measure(wish: Wish, parts: Sequence[Part], file: Path) -> bool:
         speeds = comparing.speeds_of(wanted, wish.spec, profiles, say)
         scale, cores = pool.scale_of(speeds.agx_us), speeds.cores
     peers = comparing.peers_of(wanted, parts[0].source, wish.spec, cores)
+    if known is not None:
+        run = run_of(wanted, wish.spec, wish.n_prompt, scale, peers, [])
+        differs = next(
+            (name for name in SAME if getattr(run, name) != getattr(known.run, name)), ""
+        )
+        if differs:
+            was, now = getattr(known.run, differs), getattr(run, differs)
+            raise LinesError(f"{file}: cannot go on with {differs} {now}: its cells have {was}")
     say(f"scale {scale:.3f}: the emulated AGX Orin takes {scale * pool.AGX_MS:.0f} ms for a token")
     links = pool.links(parts[0].source, parts[0].mbps, wish.spec.hidden_bytes("fp32"), scale)
     trials = comparing.checked(links, say)
@@ -223,15 +233,17 @@ def _measure(wish: Wish, parts: Sequence[Part], file: Path) -> bool:
     try:
         log.put(run_of(wanted, wish.spec, wish.n_prompt, scale, peers, trials))
         done = {cell.place: cell for cell in known.cells if not cell.why} if known else {}
-        progress = Progress(parts, done, say)
+        progress = Progress(parts, done, say, ends_at)
         is_whole = True
         for source in dict.fromkeys(part.source for part in parts):
             here = [part for part in parts if part.source == source]
             here = [part for part in here if not set(part.places()) <= done.keys()]
-            if here and not _measure_from(
-                wish, source, here, scale, cores, profiles, log, progress, ends_at
-            ):
+            if here and not progress.is_late():
+                _measure_from(wish, source, here, scale, cores, profiles, log, progress)
+            if progress.has_left(here):
                 is_whole = False
+                if progress.is_late():
+                    log.put(written.Ended(f"source {source}", "there was no more time"))
         return is_whole
     finally:
         log.close()
@@ -246,22 +258,19 @@ def _measure_from(
     profiles: Path,
     log: Log,
     progress: Progress,
-    ends_at: float | None,
-) -> bool:
+) -> None:
     begun, devices = time.monotonic(), None
     try:
         with comparing.serving(
             wish.wanted, source, parts[0].mbps, scale, wish.spec, cores, profiles, wish.logs, say
         ) as swarm:
             devices = swarm.devices
-            for cell in _cells(swarm, parts, log, progress, ends_at):
+            for cell in _cells(swarm, parts, log, progress):
                 log.put(cell)
                 progress.tell(cell)
-        return progress.is_in_time
     except FaultError as error:
         say(f"given up: {error}")
         log.put(written.Ended(f"source {source}", str(error)))
-        return False
     finally:
         if devices is not None and devices.switched:
             took = devices.switched
@@ -277,22 +286,13 @@ def _measure_from(
 
 
 def _cells(
-    swarm: comparing.Swarm,
-    parts: Sequence[Part],
-    log: Log,
-    progress: Progress,
-    ends_at: float | None,
+    swarm: comparing.Swarm, parts: Sequence[Part], log: Log, progress: Progress
 ) -> Iterator[Cell]:
     whole_ms = {name: us / 1e3 for name, us in swarm.measured.items()}
     log.put(written.Swarm(swarm.source, whole_ms))
     progress.begin()
     for part in parts:
-        for cell in comparing.cells_of(swarm, part, progress.is_done):
-            yield cell
-            if ends_at is not None and time.monotonic() > ends_at:
-                progress.is_in_time = False
-                log.put(written.Ended(f"source {swarm.source}", "there was no more time"))
-                return
+        yield from comparing.cells_of(swarm, part, progress.is_done, progress.is_late)
 
 
 def _forget(profiles: Path) -> None:

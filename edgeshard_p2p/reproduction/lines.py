@@ -80,7 +80,8 @@ _DECODER = msgspec.json.Decoder(Line)
 
 
 class Lines(Struct, frozen=True):
-    """A run that was read.  Of several beginnings and cells of one place the last one counts."""
+    """A run that was read.  Of several beginnings and cells of one place the last one counts, and
+    what was not come to is of the last one."""
 
     run: Run
     swarms: tuple[Swarm, ...]
@@ -101,11 +102,12 @@ def read(lines: Iterable[str]) -> Lines:
     if not runs:
         raise LinesError("no line says how the run was begun")
     cells = {line.place: line for line in found if isinstance(line, Cell)}
+    since = found[max(k for k, line in enumerate(found) if isinstance(line, Run)) :]
     return Lines(
         runs[-1],
         tuple(line for line in found if isinstance(line, Swarm)),
         tuple(line for line in found if isinstance(line, Switch)),
-        tuple(line for line in found if isinstance(line, Ended)),
+        tuple(line for line in since if isinstance(line, Ended)),
         tuple(cells.values()),
     )
 

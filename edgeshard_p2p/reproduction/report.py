@@ -88,24 +88,27 @@ def _gains(lines: Lines) -> Iterator[str]:
         for mbps in _rates(lines):
             for objective, wanted in GAINS.items():
                 found = gain(lines.cells, source, mbps, objective)
-                if found is None:
-                    continue
-                unit = UNITS[objective]
-                text = (
-                    f"source {source}, {mbps:g} Mbps, {unit}: {found.ratio:.2f} times as good as "
-                    f"the best baseline, {found.baseline.place.algorithm} "
-                    f"({found.exact.median:.4g} against {found.baseline.median:.4g})"
-                )
+                where = f"source {source}, {mbps:g} Mbps, {UNITS[objective]}"
                 is_default = mbps == min(pool.RATES_MBPS) and source == pool.SOURCES["fast"]
-                said = f"{_verdict(found.ratio >= wanted)}, at least {wanted} is wanted: "
-                yield (said if is_default else "") + text + "."
+                text, is_met = f"{where}: no figures", False
+                if found is not None:
+                    is_met = found.ratio >= wanted
+                    text = (
+                        f"{where}: {found.ratio:.2f} times as good as "
+                        f"the best baseline, {found.baseline.place.algorithm} "
+                        f"({found.exact.median:.4g} against {found.baseline.median:.4g})"
+                    )
+                if is_default:
+                    yield f"{_verdict(is_met)}, at least {wanted} is wanted: {text}."
+                elif found is not None:
+                    yield f"{text}."
 
 
 def _accuracies(lines: Lines) -> Iterator[str]:
     for objective, unit in UNITS.items():
         found = accuracy(lines.cells, objective)
         if found is None:
-            yield f"not met: predicted {unit}: nothing was measured."
+            yield f"{_verdict(False)}: predicted {unit}: nothing was measured."
             continue
         by = found.worst.off_by or 0.0
         verdict = _verdict(found.median <= WITHIN)
@@ -150,9 +153,9 @@ def _figure(cell: Cell | None) -> str:
         return "not in this run"
     said = "-" if cell.predicted is None else f"{cell.predicted:.4g}"
     if cell.median is None or cell.why:
-        return f"{said} \\| -"
+        return f"{said} | -"
     noise = f" ±{_percent(cell.noise)}" if len(cell.measured) > 1 else ""
-    return f"{said} \\| {cell.median:.4g}{noise}"
+    return f"{said} | {cell.median:.4g}{noise}"
 
 
 def _remarks(cells: Sequence[Cell]) -> Iterator[str]:
@@ -275,5 +278,7 @@ def _percent(share: float) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Bars within a cell are its own."""
     written = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in written)
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in written]
+    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)

@@ -8,7 +8,7 @@ import pytest
 
 from edgeshard_p2p.cli.plot import plot_comparison
 from edgeshard_p2p.reproduction import lines as written
-from edgeshard_p2p.reproduction.cells import BUBBLES, LATENCY, THROUGHPUT, Cell, Place
+from edgeshard_p2p.reproduction.cells import BUBBLES, LATENCY, THROUGHPUT, Cell, Place, in_words
 from edgeshard_p2p.reproduction.figures import accuracy, gain, rivals, series
 from edgeshard_p2p.reproduction.lines import Emulated, Ended, LinesError, Run, Swarm, Switch
 from edgeshard_p2p.reproduction.report import report
@@ -34,6 +34,9 @@ RUN = Run(
     links_checked=36,
     links_wrong=("agx-1 -> nx: 100 bytes took 9.00 ms, should take 5.00",),
 )
+
+
+BAR = "\\|"
 
 
 def cell(
@@ -132,12 +135,19 @@ def test_lines_that_are_no_run_s_are_refused(lines: list[str], why: str) -> None
         written.read(lines)
 
 
+def test_what_was_not_come_to_is_forgotten_once_the_run_goes_on() -> None:
+    ended = Ended("source nx", "there was no more time")
+    for lines, expected in (((RUN, *CELLS, ended), (ended,)), ((RUN, ended, RUN, *CELLS), ())):
+        assert written.read(map(written.write, lines)).ended == expected
+
+
 def test_report_has_every_figure_beside_its_prediction() -> None:
     text = report(LINES, ["reproduce-agx-1.svg"])
     for expected in (
         "| exact | 150 \\| 160 ±6.2 % | 118 \\| 120 |",
         "| paper | 160 \\| - | not in this run |",
         "| 1 | paper | 0-31 agx-1 |  | a token would come back |",
+        f"| 1 | exact | {in_words(ROUND).replace('|', BAR)} |  |  |",
         "measured once, as edge-solo",
         "met, at least 1.85 is wanted: source agx-1, 1 Mbps, ms/token: 2.20 times",
         "**not met**, at least 2.2 is wanted: source agx-1, 1 Mbps, tokens/s: 2.00 times",
@@ -157,7 +167,10 @@ def test_report_of_a_run_without_figures_claims_nothing() -> None:
     bare = written.Lines(RUN, (), (), (), (cell("exact", why="it failed", predicted=1.0),))
     text = report(bare)
     assert "**not met**: `exact` takes no more" in text
-    assert "nothing was measured" in text
+    assert "**not met**: predicted ms/token: nothing was measured" in text
+    assert (
+        "**not met**, at least 1.85 is wanted: source agx-1, 1 Mbps, ms/token: no figures" in text
+    )
     assert "| exact | 1 \\| - |" in text
 
 
