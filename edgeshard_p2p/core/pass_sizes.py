@@ -42,6 +42,15 @@ class PassSizes:
             self._sizes[key] = self._best(plan, n_requests)
         return self._sizes[key]
 
+    def rows(self, plan: Plan, n_requests: int, n_chunks: int, snapshot: Snapshot | None) -> int:
+        """Of a pass of ``n_requests`` that decode, while ``n_chunks`` of prompts have still to set
+        out.  With one for the source and each stage, no gap is left that more passes would fill."""
+        size = self.of(plan, n_requests, snapshot)
+        if size is None or snapshot is None:
+            return n_requests
+        has_gaps = n_chunks <= len(plan.stages) or not plan.stages
+        return size.rows if has_gaps or snapshot.goal.micro_batch else n_requests
+
     def _best(self, plan: Plan, n_requests: int) -> PassSize | None:
         snapshot = self._snapshot
         if snapshot is None or not n_requests:

@@ -119,14 +119,7 @@ class Planning:
         return self._sizes.of(plan, n_requests, self._snapshot())
 
     def _pass_rows(self, plan: Plan, n_requests: int, n_chunks: int) -> int:
-        """Where there are chunks for the source and every stage, no gaps are left that more passes
-        would fill."""
-        snapshot = self._snapshot()
-        is_wished = snapshot is not None and bool(snapshot.goal.micro_batch)
-        if n_chunks > len(plan.stages) > 0 and not is_wished:
-            return n_requests
-        size = self.pass_size(plan, n_requests)
-        return size.rows if size is not None else n_requests
+        return self._sizes.rows(plan, n_requests, n_chunks, self._snapshot())
 
     def dispatchable(self) -> Plan | None:
         """The plan on which requests may start: active, ready everywhere, not asked to end."""

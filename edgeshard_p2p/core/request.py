@@ -129,7 +129,7 @@ class Request:
         """Of its known tokens, that have still to set out."""
         if self.slot is None or not self.is_prefilling:
             return 0
-        return self.is_computing - (self.slot.length - self.n_known) // CHUNK_ROWS
+        return self.is_computing + -(-(self.n_known - self.slot.length) // CHUNK_ROWS)
 
     def wakes_at(self, timing: Timing) -> float:
         if self.phase is Phase.ASKING:

@@ -76,6 +76,26 @@ def test_size_that_was_set_is_taken() -> None:
     assert (rows(PLAN, 8, seen), rows(PLAN, 2, seen)) == (3, 2)
 
 
+def test_chunks_for_all_leave_no_gaps_to_fill() -> None:
+    stages = (Stage(B, UnitRange(2, 4)), Stage(C, UnitRange(4, 6)))
+    three, sizes = replace(PLAN, stages=stages), PassSizes()
+    few = sizes.rows(three, 8, 0, DEAR_ROWS)
+    assert few < 8
+    assert [sizes.rows(three, 8, n_chunks, DEAR_ROWS) for n_chunks in (1, 2, 3, 9)] == [
+        few,
+        few,
+        8,
+        8,
+    ]
+    wished = swarm({1: 1000, 16: 16_000}, Goal(micro_batch=3))
+    assert sizes.rows(three, 8, 9, wished) == 3
+    dear = swarm({1: 1000, 8: 1000, 16: 32_000})
+    alone = rows(ALONE, 16, dear)
+    assert alone == 8
+    assert sizes.rows(ALONE, 16, 9, dear) == alone  # It has no stages that would wait.
+    assert sizes.rows(three, 8, 0, None) == 8
+
+
 def test_nothing_is_known_of_a_plan_that_the_snapshot_does_not_cover() -> None:
     assert rows(PLAN, 8, None) is None
     assert rows(PLAN, 0, DEAR_ROWS) is None
