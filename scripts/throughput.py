@@ -3,14 +3,14 @@
 Emulated devices: peers on loopback, each with a CPU quota from its start.  So many devices serve so
 many requests of 64 tokens in and 64 out, all put at once, and are compared with one such device, in
 turn with it; of four stages also with what the slowest of them, measured before and after, would
-give if it never waited.  Then
-two devices that have a core each: a lone request under either objective, and how late their loops
-are.  On a machine that should be idle; one that others use too is at times a third slower, which is
-why those ratios are of several pairs.
+give if it never waited.  Then two devices that have a core each: a lone request under either
+objective, and how late their loops are.  On a machine that should be idle; one that others use too
+is at times a third slower, which is why those ratios are of several pairs.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -27,6 +27,7 @@ from edgeshard_p2p.core.pass_sizes import PassSizes
 from edgeshard_p2p.core.pin import Pin, PinnedStage
 from edgeshard_p2p.core.plan import Plan, Snapshot, Stage
 from edgeshard_p2p.faults.devices import FaultError
+from edgeshard_p2p.faults.janitor import RUN, janitor
 from edgeshard_p2p.faults.local import LocalDevices
 from edgeshard_p2p.faults.scenario import (
     ExpectEntry,
@@ -49,8 +50,6 @@ SETTINGS = ((2, 0.8, 1.8), (4, 0.4, 3.2))
 N_STAGES, EFFICIENCY = 4, 0.92
 """Of the setting with so many devices: what the pipeline gives at least, of what its slowest stage
 alone would."""
-LONE = "lone"
-"""The one device that several are compared with."""
 PAIRS = 3
 """How often one device and several are measured, in turn; the pair that counts has the middle
 ratio."""
@@ -61,6 +60,8 @@ LONE_PAIRS, LONE_REQUESTS, LONE_SHARE = 5, 2, 0.05
 """A lone request under one objective and the other, in turn: how often, how many each time, and by
 how much throughput may be slower."""
 SET_S = 30.0
+
+SCRATCH = "edgeshard-bench-"
 
 Say = Callable[[str], None]
 
@@ -137,9 +138,14 @@ class Devices:
 def stage_us(model: Path, start: int, end: int, rows: int, cores: float) -> int:
     numbers = (start, end, rows, PROMPT, GENERATE)
     command = [sys.executable, str(Path(__file__).with_name("stage_time.py")), str(model)]
-    with Part("stage", None, None) as part:
+    with (
+        TemporaryDirectory(prefix=SCRATCH) as scratch,
+        janitor(Path(scratch)) as run,
+        Part(f"{run}-stage", None, None) as part,
+    ):
         process = subprocess.Popen(
             [*part.command(), *command, *map(str, numbers)],
+            env=os.environ | {RUN: run},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -183,8 +189,7 @@ def devices(
     n: int, cores: float | None, batch: int, say: Say, profiles: Path | None = None
 ) -> Iterator[Devices]:
     """``profiles``: where others find what was measured of these, as all are alike."""
-    # Names of their own: a device's control group goes by its name.
-    names = tuple(f"dev-{index}" for index in range(1, n + 1)) if n > 1 else (LONE,)
+    names = tuple(f"dev-{index}" for index in range(1, n + 1))
     flags = ["--context", str(CONTEXT), "--batch", str(batch), "--objective", "throughput"]
     scenario = FaultScenario(
         "throughput",
@@ -216,7 +221,7 @@ def throughput(say: Say) -> tuple[dict[str, Any], bool]:
 def against_one(n: int, cores: float, wanted: float, say: Say) -> tuple[dict[str, Any], bool]:
     at_once = n * PER_DEVICE
     with ExitStack() as stack:
-        profiles = Path(stack.enter_context(TemporaryDirectory(prefix="edgeshard-bench-")))
+        profiles = Path(stack.enter_context(TemporaryDirectory(prefix=SCRATCH)))
         one = stack.enter_context(devices(1, cores, at_once, say, profiles))
         many = stack.enter_context(devices(n, cores, at_once, say, profiles))
         advised = many.report()["plan"]

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import psutil
@@ -29,21 +30,21 @@ RUN = "EDGESHARD_RUN"
 TIMEOUT_S = 20.0
 
 
-def run_name() -> str:
-    """Of this process's run; with a hyphen after it, what its namespaces and groups begin with."""
-    return f"edgeshard-{os.getpid()}"
+_RUNS = count(1)
 
 
 @contextmanager
-def janitor(directory: Path) -> Iterator[None]:
-    """For as long as this lasts, and after it once."""
+def janitor(directory: Path) -> Iterator[str]:
+    """For as long as this lasts, and after it once.  Gives the name of a run, which no other one
+    has, of this process or of others; with a hyphen after it, namespaces and groups begin so."""
+    run = f"edgeshard-{os.getpid()}-{next(_RUNS)}"
     process = subprocess.Popen(
-        [sys.executable, "-m", __spec__.name, run_name(), str(directory)],
+        [sys.executable, "-m", __spec__.name, run, str(directory)],
         stdin=subprocess.PIPE,
         start_new_session=True,  # A terminal's Ctrl-C is not for it.
     )
     try:
-        yield
+        yield run
     finally:
         assert process.stdin is not None
         process.stdin.close()

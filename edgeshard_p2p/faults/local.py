@@ -26,7 +26,7 @@ from msgspec.structs import replace
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.core.plan import BYTES_PER_MBIT, Link
 from edgeshard_p2p.faults.devices import FaultError
-from edgeshard_p2p.faults.janitor import RUN, janitor, run_name
+from edgeshard_p2p.faults.janitor import RUN, janitor
 from edgeshard_p2p.faults.machine import EDGESHARD, ONE_THREAD, bare_mib, free_ports
 from edgeshard_p2p.faults.namespaces import Bridged, Switched
 from edgeshard_p2p.faults.scenario import BOTH, FaultScenario, PeerEntry
@@ -93,7 +93,7 @@ class LocalDevices:
         self._namespaces: Bridged | Switched | None = None
         self._shapes: Shapes | None = None
         self._secret_file: Path | None = None
-        self._directory = Path()
+        self._directory, self._run = Path(), ""
         self._profiles = profiles
         """What the first peer to measure this machine has found, by the cores that it may use: the
         others need not do it."""
@@ -116,7 +116,7 @@ class LocalDevices:
     def _open(self) -> None:
         scratch = tempfile.TemporaryDirectory(prefix="edgeshard-faults-")
         self._directory = Path(self._ends.enter_context(scratch))
-        self._ends.enter_context(janitor(self._directory))
+        self._run = self._ends.enter_context(janitor(self._directory))
         self._profiles = self._profiles or self._directory / "profiles"
         if self._logs is not None:
             self._logs.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,8 @@ class LocalDevices:
             self._shapes = Shapes(self._directory / "shapes", addresses, self._links or {})
         for name, entry in self._entries.items():
             memory_bytes = self._memory_bytes(entry) if entry.cores is not None else None
-            self._parts[name] = self._ends.enter_context(Part(name, entry.cores, memory_bytes))
+            part = Part(f"{self._run}-{name}", entry.cores, memory_bytes)
+            self._parts[name] = self._ends.enter_context(part)
         self._ends.callback(self._end_all)
         for name in self._entries:
             self.start(name)
@@ -138,9 +139,9 @@ class LocalDevices:
 
     def _open_namespaces(self) -> None:
         if self._links is not None:
-            self._namespaces = Switched(self._entries, self._links)
+            self._namespaces = Switched(self._run, self._entries, self._links)
         else:
-            self._namespaces = Bridged(self._entries)
+            self._namespaces = Bridged(self._run, self._entries)
         self._ends.callback(self._namespaces.close)
         self._secret_file = self._directory / "swarm.secret"
         self._secret_file.touch(mode=0o600)
@@ -210,7 +211,7 @@ class LocalDevices:
         """For commands of edgeshard's to ask that peer."""
         secret = {"EDGESHARD_SECRET_FILE": str(self._secret_file)} if self._secret_file else {}
         where = {"EDGESHARD_PEER": str(self.address(name)), "EDGESHARD_SWARM": SWARM}
-        return {**where, **secret, RUN: run_name()}
+        return {**where, **secret, RUN: self._run}
 
     def pid(self, name: str) -> int:
         return self._living(name).popen.pid
@@ -255,7 +256,7 @@ class LocalDevices:
         with log.open("ab") as out:
             popen = subprocess.Popen(
                 command,
-                env=os.environ | ONE_THREAD | {RUN: run_name()},
+                env=os.environ | ONE_THREAD | {RUN: self._run},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

@@ -63,8 +63,8 @@ def check_switched_links(
     sizes: Sequence[int] = SIZES,
 ) -> tuple[list[Trial], dict[str, Any]]:
     """Through a switch of their own; and what that did.  Raises FaultError."""
-    with working(), tempfile.TemporaryDirectory() as scratch, janitor(Path(scratch)):
-        namespaces = Switched(names, links)
+    with working(), tempfile.TemporaryDirectory() as scratch, janitor(Path(scratch)) as run:
+        namespaces = Switched(run, names, links)
         try:
             trials = check_links(namespaces, links, say, sizes)
         finally:

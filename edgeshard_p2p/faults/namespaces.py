@@ -23,7 +23,6 @@ from typing import Any
 
 from edgeshard_p2p.core.plan import BYTES_PER_MBIT, Link
 from edgeshard_p2p.faults.devices import FaultError
-from edgeshard_p2p.faults.janitor import run_name
 from edgeshard_p2p.faults.scenario import BOTH, OUT
 from edgeshard_p2p.faults.switch import CLONE_NEWNET, INTERFACE, TUN, address_of
 
@@ -49,15 +48,15 @@ def why_not() -> str:
 
 
 class Namespaces(ABC):
-    """Named after this process, so that runs cannot meet."""
+    """Named after a run (``janitor``), so that runs cannot meet."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, run: str, names: Iterable[str]) -> None:
         missing = why_not()
         if missing:
             raise NamespaceError(f"devices with a network of their own need {missing}")
-        self.prefix = run_name()
+        self._run = run
         self._index = {name: index for index, name in enumerate(names)}
-        self._names = {name: f"{self.prefix}-{index}" for name, index in self._index.items()}
+        self._names = {name: f"{run}-{index}" for name, index in self._index.items()}
         self._made: list[str] = []
         with ExitStack() as undo:
             undo.callback(self.close)
@@ -127,7 +126,7 @@ class Namespaces(ABC):
 
 class Bridged(Namespaces):
     def _make(self) -> None:
-        self._hub = f"{self.prefix}-hub"
+        self._hub = f"{self._run}-hub"
         self._add(self._hub)
         for bridge in ("br0", "br1"):
             _ip("-n", self._hub, "link", "add", bridge, "type", "bridge")
@@ -154,7 +153,9 @@ class Switched(Namespaces):
     """``links``: one for each ordered pair of names that is to reach each other; what a message
     takes beside its bytes (``per_message_us``) is not a matter of frames, and left out."""
 
-    def __init__(self, names: Iterable[str], links: Mapping[tuple[str, str], Link]) -> None:
+    def __init__(
+        self, run: str, names: Iterable[str], links: Mapping[tuple[str, str], Link]
+    ) -> None:
         if not Path(TUN).exists():
             raise NamespaceError(f"devices with links of their own need {TUN}")
         self.links = dict(links)
@@ -163,7 +164,7 @@ class Switched(Namespaces):
         self._switch: subprocess.Popen[str] | None = None
         self.said: dict[str, Any] = {}
         """What the switch did, once it has ended."""
-        super().__init__(names)
+        super().__init__(run, names)
 
     def _make(self) -> None:
         for own in self._names.values():

@@ -13,7 +13,6 @@ from contextlib import ExitStack, suppress
 
 from edgeshard_p2p.control_groups import CPU, PERIOD_US, GroupError, Groups
 from edgeshard_p2p.faults.devices import FaultError
-from edgeshard_p2p.faults.janitor import run_name
 
 PERIOD_S = PERIOD_US / 1e6
 QUOTA, TURNS = "a control group's quota", "stopping and continuing it"
@@ -23,8 +22,8 @@ _MIB = 2**20
 
 class Part:
     """Of this machine, for one device whose processes may come and go: ``cores`` of its
-    processors' time and ``memory_bytes``, where they are given.  A context manager,
-    at whose end what still runs in it is ended."""
+    processors' time and ``memory_bytes``, where they are given.  ``name``: of its control groups,
+    which no other part has.  A context manager, at whose end what still runs in it is ended."""
 
     def __init__(self, name: str, cores: float | None, memory_bytes: int | None) -> None:
         self._cores, self._memory_bytes = cores, memory_bytes
@@ -33,7 +32,7 @@ class Part:
         """By the system, before the process that is there now."""
         self._turns: _StopAndGo | None = None
         with ExitStack() as undo:
-            self._groups = undo.enter_context(Groups(f"{run_name()}-{name}"))
+            self._groups = undo.enter_context(Groups(name))
             self.why_memory_free = self._limit_memory()
             """Why its memory is not limited; empty: it is, or need not be."""
             self._by_quota = self._groups.has(CPU) and self._has_quota(cores)

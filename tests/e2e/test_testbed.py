@@ -155,11 +155,11 @@ def test_ctrl_c_takes_everything_down(machine: Machine, tmp_path: Path) -> None:
 
 
 def living_of(pid: int) -> list[str]:
-    """What runs in the name of that process's run."""
+    """What runs in the name of that process's runs."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.environ().get(RUN) == f"edgeshard-{pid}":
+            if process.environ().get(RUN, "").startswith(f"edgeshard-{pid}-"):
                 found.append(" ".join(process.cmdline()))
     return found
 

@@ -130,7 +130,7 @@ def switched() -> Iterator[Switched]:
         pytest.skip(f"emulated links need {missing}")
     pairs = [(a, b) for a in "abc" for b in "abc" if a != b]
     links = {(a, b): Link(a, b, 20_000, 0, 20 * MBIT) for a, b in pairs}
-    namespaces = Switched("abc", links)
+    namespaces = Switched("edgeshard-tests", "abc", links)
     yield namespaces
     namespaces.close()
 

@@ -75,7 +75,7 @@ def real() -> Iterator[Part]:
     with Groups("edgeshard-tests-look") as groups:
         if not groups.has(MEMORY):
             pytest.skip(f"limits of memory need control groups: {groups.why_not}")
-    with Part("tests", 0.5, 64 * MIB) as part:
+    with Part("edgeshard-tests", 0.5, 64 * MIB) as part:
         yield part
 
 
@@ -105,7 +105,7 @@ def test_quota_is_in_force_from_the_first_moment_and_goes_with_the_part(real: Pa
 
 @pytest.mark.needs_root
 def test_what_still_runs_in_a_part_ends_with_it() -> None:
-    with Part("tests", 0.5, None) as part:
+    with Part("edgeshard-tests", 0.5, None) as part:
         if not part.command():
             pytest.skip("no control group can be made here")
         script = "print(flush=True)\nwhile True: pass"
