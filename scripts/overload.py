@@ -125,20 +125,6 @@ class Swarm:
             raise FaultError(f"an undisturbed run ends early: {failed[0]}")
         return {one.index: one.token_ids for one in served}
 
-    def left_over(self) -> int:
-        """Requests that some peer still holds, after a while."""
-        ends_at, pause = time.monotonic() + IDLE_S, threading.Event()
-        while (held := self._held()) and time.monotonic() < ends_at:
-            pause.wait(WATCH_S)
-        return held
-
-    def _held(self) -> int:
-        # Who does not answer is asked about elsewhere.
-        reports = filter(None, map(self.swarm.report, NAMES))
-        return sum(
-            len(report["requests"]) + report["self"]["requests_in_stage"] for report in reports
-        )
-
 
 @contextmanager
 def opened(say: Say) -> Iterator[Swarm]:
@@ -170,7 +156,7 @@ def overload(minutes: float, say: Say) -> tuple[dict[str, Any], bool]:
         say(f"{TIMES * BATCH} at once for {minutes:g} min")
         with memory.watched(), telling(memory, for_s, say):
             served = swarm.put(TIMES * BATCH, REQUESTS_MAX, for_s)
-        left_over, ended = swarm.left_over(), swarm.devices.why_ended()
+        left_over, ended = swarm.swarm.left_over(IDLE_S), swarm.devices.why_ended()
     calm_told, told = told_of(calm, answers), told_of(served, answers)
     of_memory = memory.told()
     later = told["inter_token_ms"]["p99"] / max(1e-3, calm_told["inter_token_ms"]["p99"])

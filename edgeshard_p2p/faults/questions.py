@@ -24,7 +24,7 @@ from edgeshard_p2p.wire.client import (
 REPORT_TIMEOUT_S = 2.0
 VIEW_TIMEOUT_S = 10.0
 PATIENCE_S, PAUSE_S = 30.0, 0.5
-"""A device with a small part of a core may stand still for seconds, when it frees memory."""
+"""A device with a small part of a core may stand still for seconds."""
 
 
 class Questions:

@@ -237,7 +237,7 @@ class FaultSwarm(Questions):
             if not watch.is_ended:
                 watch.error = f"no end after {ANSWER_TIMEOUT_S:.0f} s"
             self._wait_until_noticed(watch)
-        left_over = self._left_over()
+        left_over = self.left_over()
         return Outcome(
             scenario,
             self._devices.network,
@@ -366,10 +366,10 @@ class FaultSwarm(Questions):
 
         watch.wait_until(are_noticed, CLEAN_TIMEOUT_S)
 
-    def _left_over(self) -> int:
-        """After a while."""
+    def left_over(self, wait_s: float = CLEAN_TIMEOUT_S) -> int:
+        """Requests that peers still hold, after a while."""
         with suppress(FaultError):
-            self.wait(lambda: not self._held(), CLEAN_TIMEOUT_S, "nothing is left over")
+            self.wait(lambda: not self._held(), wait_s, "nothing is left over")
         return self._held()
 
     def _held(self) -> int:
