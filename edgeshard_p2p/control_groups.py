@@ -196,7 +196,7 @@ class Groups:
         """To so much of the processors' time; None: to all of it.  Raises GroupError."""
         # The system has a least quota, so a small part takes a longer period.
         period_us = max(PERIOD_US, math.ceil(QUOTA_US_MIN / cores)) if cores else PERIOD_US
-        quota_us = None if cores is None else int(period_us * cores)
+        quota_us = None if cores is None else round(period_us * cores)
         if self._is_v1.get(CPU):
             files = {
                 "cpu.cfs_period_us": str(period_us),

@@ -64,8 +64,9 @@ def test_one_group_holds_both_limits_beside_the_one_that_this_process_is_in(tree
         assert tree.read("user/device/cpu.max") == "5000 20000"
         assert tree.read("user/device/memory.max") == "3145728"
         assert tree.read("user/device/memory.swap.max") == "0"
-        groups.limit_cores(0.02)
-        assert tree.read("user/device/cpu.max") == "1000 50000", "the least quota there is"
+        for cores, quota in ((0.02, "1000 50000"), (0.03, "1000 33334"), (0.007, "1000 142858")):
+            groups.limit_cores(cores)
+            assert tree.read("user/device/cpu.max") == quota, "there is a least one"
         groups.limit_cores(None)
         assert tree.read("user/device/cpu.max") == "max 20000"
         assert int(tree.read("user/device/cgroup.procs")) > 1, "a process was put there"
