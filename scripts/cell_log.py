@@ -3,8 +3,8 @@ has come."""
 
 from __future__ import annotations
 
+import os
 import platform
-import shlex
 import statistics
 import subprocess
 import sys
@@ -19,7 +19,6 @@ from comparing import Say, Wanted
 from edgeshard_p2p import __version__
 from edgeshard_p2p.control_groups import usable_cores
 from edgeshard_p2p.core.model_spec import ModelSpec
-from edgeshard_p2p.faults.lone_messages import Trial
 from edgeshard_p2p.faults.scenario import PeerEntry
 from edgeshard_p2p.reproduction import lines as written
 from edgeshard_p2p.reproduction import pool
@@ -32,6 +31,8 @@ class Log:
     """The lines of a run, written as they come."""
 
     def __init__(self, file: Path, is_resumed: bool) -> None:
+        if is_resumed:
+            os.truncate(file, len(_whole(file).encode()))
         self._out: TextIO = file.open("a" if is_resumed else "w")
 
     def put(self, line: Line) -> None:
@@ -84,10 +85,16 @@ class Progress:
         )
 
 
+def _whole(file: Path) -> str:
+    """The last line may have been cut short by whatever ended the run."""
+    text = file.read_text()
+    return text[: text.rfind("\n") + 1]
+
+
 def known_lines(file: Path) -> Lines:
     """Raises LinesError."""
     try:
-        return written.read(file.read_text().splitlines())
+        return written.read(_whole(file).splitlines())
     except LinesError as error:
         raise LinesError(f"{file}: {error}") from None
 
@@ -98,11 +105,10 @@ def run_of(
     n_prompt: int,
     scale: float,
     peers: Sequence[PeerEntry],
-    trials: Sequence[Trial],
 ) -> written.Run:
-    """What the figures were taken with."""
+    """What the figures are taken with; links are not checked yet."""
     return written.Run(
-        command=shlex.join(["scripts/reproduce", *sys.argv[1:]]),
+        command=written.command_of(sys.argv[1:]),
         version=_version(),
         machine=_machine(),
         model=f"{spec.name} ({spec.n_blocks} blocks, fp32, exact)",
@@ -118,8 +124,6 @@ def run_of(
             written.Emulated(p.name, kind.name, p.cores or 0.0, p.layers_mib or 0, kind.whole_ms)
             for p, kind in ((p, pool.DEVICES[p.name]) for p in peers)
         ),
-        links_checked=len(trials),
-        links_wrong=tuple(str(trial) for trial in trials if not trial.is_right),
     )
 
 

@@ -14,6 +14,7 @@ import click
 import comparing
 from cell_log import Log, Progress, known_lines, run_of
 from msgspec import Struct
+from msgspec.structs import replace
 
 from edgeshard_p2p.cli.common import Finite
 from edgeshard_p2p.cli.plot import PlotError, check_plot, plot_comparison
@@ -205,33 +206,23 @@ def _measure(wish: Wish, parts: Sequence[Part], file: Path) -> bool:
         ends_at = time.monotonic() + 60 * wish.minutes
     known = known_lines(file) if wish.resume else None
     profiles = cache_dir() / "reproduce" / f"{FASTEST_CORES:g}-{wanted.context}"
-    if known is None:
-        _forget(profiles)
     if known is not None:
         scale, cores = known.run.scale, {d.name: d.cores for d in known.run.devices}
     else:
-        nominal = {n: pool.cores_of(kind, wanted.cores) for n, kind in pool.DEVICES.items()}
-        peers = comparing.peers_of(wanted, parts[0].source, wish.spec, nominal)
-        check_fits(comparing.scenario_of(wanted, peers), wanted.model)
-        speeds = comparing.speeds_of(wanted, wish.spec, profiles, say)
-        scale, cores = pool.scale_of(speeds.agx_us), speeds.cores
+        scale, cores = _scaled(wish, parts[0].source, profiles)
     peers = comparing.peers_of(wanted, parts[0].source, wish.spec, cores)
+    run = run_of(wanted, wish.spec, wish.n_prompt, scale, peers)
     if known is not None:
-        run = run_of(wanted, wish.spec, wish.n_prompt, scale, peers, [])
-        differs = next(
-            (name for name in SAME if getattr(run, name) != getattr(known.run, name)), ""
-        )
-        if differs:
-            was, now = getattr(known.run, differs), getattr(run, differs)
-            raise LinesError(f"{file}: cannot go on with {differs} {now}: its cells have {was}")
+        _check_same(file, known.run, run)
     say(f"scale {scale:.3f}: the emulated AGX Orin takes {scale * pool.AGX_MS:.0f} ms for a token")
     links = pool.links(parts[0].source, parts[0].mbps, wish.spec.hidden_bytes("fp32"), scale)
     trials = comparing.checked(links, say)
-    for trial in (trial for trial in trials if not trial.is_right):
-        say(f"not as it should be: {trial}")
+    wrong = tuple(str(trial) for trial in trials if not trial.is_right)
+    for text in wrong:
+        say(f"not as it should be: {text}")
     log = Log(file, wish.resume)
     try:
-        log.put(run_of(wanted, wish.spec, wish.n_prompt, scale, peers, trials))
+        log.put(replace(run, links_checked=len(trials), links_wrong=wrong))
         done = {cell.place: cell for cell in known.cells if not cell.why} if known else {}
         progress = Progress(parts, done, say, ends_at)
         is_whole = True
@@ -247,6 +238,24 @@ def _measure(wish: Wish, parts: Sequence[Part], file: Path) -> bool:
         return is_whole
     finally:
         log.close()
+
+
+def _scaled(wish: Wish, source: str, profiles: Path) -> tuple[float, dict[str, float]]:
+    """By how much slower than the paper's devices these are, and the cores of each."""
+    _forget(profiles)
+    nominal = {n: pool.cores_of(kind, wish.wanted.cores) for n, kind in pool.DEVICES.items()}
+    peers = comparing.peers_of(wish.wanted, source, wish.spec, nominal)
+    check_fits(comparing.scenario_of(wish.wanted, peers), wish.wanted.model)
+    speeds = comparing.speeds_of(wish.wanted, wish.spec, profiles, say)
+    return pool.scale_of(speeds.agx_us), speeds.cores
+
+
+def _check_same(file: Path, before: written.Run, now: written.Run) -> None:
+    """Raises LinesError where the cells that are there were measured otherwise."""
+    for name in SAME:
+        was, is_now = getattr(before, name), getattr(now, name)
+        if was != is_now:
+            raise LinesError(f"{file}: cannot go on with {name} {is_now}: its cells have {was}")
 
 
 def _measure_from(

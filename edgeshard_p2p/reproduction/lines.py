@@ -3,12 +3,16 @@ So what was measured is there whatever ends the run, and the report is made from
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 
 import msgspec
 from msgspec import Struct
 
 from edgeshard_p2p.reproduction.cells import Cell
+
+PLACES = ("--out", "--logs")
+"""Options that say where files go."""
 
 
 class LinesError(Exception):
@@ -88,6 +92,8 @@ class Lines(Struct, frozen=True):
     switches: tuple[Switch, ...]
     ended: tuple[Ended, ...]
     cells: tuple[Cell, ...]
+    versions: tuple[str, ...]
+    """Of the program, by which cells were measured, in order."""
 
 
 def read(lines: Iterable[str]) -> Lines:
@@ -102,14 +108,31 @@ def read(lines: Iterable[str]) -> Lines:
     if not runs:
         raise LinesError("no line says how the run was begun")
     cells = {line.place: line for line in found if isinstance(line, Cell)}
-    since = found[max(k for k, line in enumerate(found) if isinstance(line, Run)) :]
+    ended = list[Ended]()
+    for one in found:
+        if isinstance(one, Run):
+            ended.clear()
+        elif isinstance(one, Ended):
+            ended.append(one)
     return Lines(
         runs[-1],
         tuple(line for line in found if isinstance(line, Swarm)),
         tuple(line for line in found if isinstance(line, Switch)),
-        tuple(line for line in since if isinstance(line, Ended)),
+        tuple(ended),
         tuple(cells.values()),
+        tuple(dict.fromkeys(run.version for run in runs)),
     )
+
+
+def command_of(arguments: Iterable[str]) -> str:
+    """How a run is begun again: where files go on a machine is nobody else's."""
+    found, words = ["scripts/reproduce"], iter(arguments)
+    for word in words:
+        if word in PLACES:
+            next(words, None)
+        elif word.partition("=")[0] not in PLACES:
+            found.append(word)
+    return shlex.join(found)
 
 
 def write(line: Line) -> str:

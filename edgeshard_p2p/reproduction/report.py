@@ -47,7 +47,7 @@ def _how(lines: Lines) -> Iterator[str]:
         ["", ""],
         [
             ["command", f"`{run.command}`"],
-            ["program", run.version],
+            ["program", ", then ".join(lines.versions)],
             ["machine", machine],
             ["scale s", f"{run.scale:.3f}"],
             [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from edgeshard_p2p.cli.plot import plot_comparison
 from edgeshard_p2p.reproduction import lines as written
@@ -71,6 +72,7 @@ LINES = written.Lines(
     (Switch("agx-1", 600.0, 30.0, 1000, 80.0),),
     (Ended("source nx", "there was no more time"),),
     CELLS,
+    ("1.0",),
 )
 
 
@@ -141,6 +143,17 @@ def test_what_was_not_come_to_is_forgotten_once_the_run_goes_on() -> None:
         assert written.read(map(written.write, lines)).ended == expected
 
 
+def test_command_does_not_say_where_files_went() -> None:
+    given = ["--out", "/home/me/there", "--mbps", "1", "--logs=/home/me/logs", "--quick"]
+    assert written.command_of(given) == "scripts/reproduce --mbps 1 --quick"
+
+
+def test_cells_of_several_versions_are_said_to_be() -> None:
+    later = replace(RUN, version="1.1")
+    found = written.read(map(written.write, [RUN, *CELLS, later, RUN]))
+    assert "| program | 1.0, then 1.1 |" in report(found)
+
+
 def test_report_has_every_figure_beside_its_prediction() -> None:
     text = report(LINES, ["reproduce-agx-1.svg"])
     for expected in (
@@ -164,7 +177,9 @@ def test_report_has_every_figure_beside_its_prediction() -> None:
 
 
 def test_report_of_a_run_without_figures_claims_nothing() -> None:
-    bare = written.Lines(RUN, (), (), (), (cell("exact", why="it failed", predicted=1.0),))
+    bare = written.Lines(
+        RUN, (), (), (), (cell("exact", why="it failed", predicted=1.0),), ("1.0",)
+    )
     text = report(bare)
     assert "**not met**: `exact` takes no more" in text
     assert "**not met**: predicted ms/token: nothing was measured" in text
