@@ -24,7 +24,8 @@ from edgeshard_p2p.wire.client import (
 REPORT_TIMEOUT_S = 2.0
 VIEW_TIMEOUT_S = 10.0
 PATIENCE_S, PAUSE_S = 30.0, 0.5
-"""A device with a small part of a core may stand still for seconds."""
+"""A device with a small part of a core may stand still for seconds; one that serves may still have
+to open its tokenizer."""
 
 
 class Questions:
@@ -45,23 +46,25 @@ class Questions:
 
     def snapshot(self, name: str) -> Snapshot:
         """What it plans with.  Raises FaultError."""
-        seen = self._ask_again(name, View())
+        seen = self.insist(name, View(), VIEW_TIMEOUT_S)
         if not isinstance(seen, SwarmView) or seen.snapshot is None:
             raise FaultError(f"{name} does not say what it plans with")
         return seen.snapshot
 
     def set(self, name: str, key: str, value: str) -> None:
         """Of the whole swarm, by that peer.  Raises FaultError."""
-        answer = self._ask_again(name, Set(key, value))
+        answer = self.insist(name, Set(key, value), VIEW_TIMEOUT_S)
         if not isinstance(answer, Okay):
             why = answer.error if isinstance(answer, Failed) else "it does not answer"
             raise FaultError(f"{name} does not take {key}={value}: {why}")
 
-    def _ask_again(self, name: str, request: ClientRequest) -> ClientAnswer | None:
-        """Until there is an answer, or it has been long enough."""
+    def insist(self, name: str, request: ClientRequest, wait_s: float) -> ClientAnswer | None:
+        """As ``ask``, again where there is no answer, or one to come again later."""
         ends_at, pause = time.monotonic() + PATIENCE_S, threading.Event()
-        while (answer := self.ask(name, request, VIEW_TIMEOUT_S)) is None:
-            if time.monotonic() > ends_at:
-                return None
+        while True:
+            answer = self.ask(name, request, wait_s)
+            is_last = time.monotonic() > ends_at
+            is_later = answer is None or (isinstance(answer, Failed) and answer.retry_ms > 0)
+            if is_last or not is_later:
+                return answer
             pause.wait(PAUSE_S)
-        return answer

@@ -182,7 +182,7 @@ class FaultSwarm(Questions):
 
     def _count(self, text: str) -> int:
         run = Run(text, True, 1, self.scenario.request.sampling)
-        answer = self.ask(self.scenario.source, run, PROBE_TIMEOUT_S)
+        answer = self.insist(self.scenario.source, run, PROBE_TIMEOUT_S)
         if not isinstance(answer, Done):
             raise FaultError(f"{self.scenario.source} does not answer: {_why(answer)}")
         return answer.prompt_tokens
