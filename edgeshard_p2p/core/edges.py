@@ -41,6 +41,9 @@ CARRY_FACTOR = 2.0
 """Others use the link too: so many times what frames occupy it for they may be on their way."""
 TRAVEL_MAX_S = 300.0
 """Longer nobody waits for what is on its way, whatever was measured of the link."""
+RESEND_PATIENCE = 1 / 3
+"""The longer nothing is heard, so much of that time the next resend waits at least: the word may
+be waiting behind what goes the other way, of which this end knows nothing."""
 
 
 Item = TypeVar("Item")
@@ -214,7 +217,9 @@ class OutEdge(Generic[Item]):
             return []
         if now < self._resend_at + travel_s:
             return []
-        self._resend_at = now + self.timing.resend_s
+        self._resend_at = now + max(
+            self.timing.resend_s, RESEND_PATIENCE * (now - self._progress_at)
+        )
         return list(self._unacked)
 
     def drain(self) -> list[Item]:

@@ -179,6 +179,25 @@ def test_unconfirmed_frames_are_sent_again_until_they_are_confirmed() -> None:
     assert edge.next_deadline() is None
 
 
+def test_resends_are_fewer_the_longer_no_word_comes() -> None:
+    edge: OutEdge[str] = OutEdge("0" * 16, SPEC, 5, TIMING, 0.0, ahead_s=40.0)
+    edge.on_answer(5)
+    offer(edge, "a")
+    edge.take_sendable(0.0)
+    times = []
+    while (now := some(edge.next_deadline())) < 20.0:
+        assert edge.take_resends(now) == [(1, "a")]
+        times.append(now)
+    gaps = [b - a for a, b in pairwise(times)]
+    assert times[0] == gaps[0] == TIMING.resend_s
+    assert len(times) < 15  # Not 39, one each half second.
+    assert len([time for time in times if time < TIMING.edge_lost_s]) >= 7
+    assert edge.on_ack(5, 1, 9, 0, 20.0) == ["a"]
+    offer(edge, "b")
+    edge.take_sendable(21.0)
+    assert edge.next_deadline() == 21.0 + TIMING.resend_s
+
+
 def test_edge_without_progress_is_lost_with_all_it_carried() -> None:
     edge = opened()
     offer(edge, "a" * WINDOW + "z")
