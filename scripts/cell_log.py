@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 import psutil
-from comparing import Say, Wanted
+from comparing import Say, Speeds, Wanted
 
 from edgeshard_p2p import __version__
 from edgeshard_p2p.control_groups import usable_cores
@@ -103,7 +103,7 @@ def run_of(
     wanted: Wanted,
     spec: ModelSpec,
     n_prompt: int,
-    scale: float,
+    speeds: Speeds,
     peers: Sequence[PeerEntry],
 ) -> written.Run:
     """What the figures are taken with; links are not checked yet."""
@@ -119,11 +119,12 @@ def run_of(
         requests=wanted.requests,
         seed=wanted.seed,
         context=wanted.context,
-        scale=scale,
+        scale=speeds.scale,
         devices=tuple(
             written.Emulated(p.name, kind.name, p.cores or 0.0, p.layers_mib or 0, kind.whole_ms)
             for p, kind in ((p, pool.DEVICES[p.name]) for p in peers)
         ),
+        pass_ms={name: us / 1e3 for name, us in speeds.pass_us.items()},
     )
 
 

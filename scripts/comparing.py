@@ -20,6 +20,7 @@ from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
+from pass_time import Reference
 
 from edgeshard_p2p.control_groups import usable_cores
 from edgeshard_p2p.core.model_spec import ModelSpec
@@ -48,6 +49,7 @@ from edgeshard_p2p.reproduction.cells import (
     Found,
     Part,
     Place,
+    expected,
     found_by,
     in_words,
     uses,
@@ -85,15 +87,27 @@ class Wanted(Struct, frozen=True):
     seed: int
 
 
+class Speeds(Struct, frozen=True):
+    """What devices are emulated with."""
+
+    cores: dict[str, float]
+    """By device."""
+    scale: float
+    """By how much slower than the paper's they are."""
+    pass_us: dict[str, int]
+    """By device, of the reference's when it was measured."""
+
+
 @dataclass
 class Swarm:
     """Emulated devices that serve, with prompts coming in at one of them."""
 
     source: str
-    scale: float
+    speeds: Speeds
     wanted: Wanted
     swarm: FaultSwarm
     devices: LocalDevices
+    reference: Reference
     say: Say
     links: dict[tuple[str, str], Link]
     known: dict[tuple[Any, ...], Cell] = field(default_factory=dict)
@@ -111,7 +125,7 @@ class Swarm:
     def relink(self, mbps: float) -> None:
         """Other rates, from now on."""
         row_bytes = self.snapshot().model.hidden_bytes("fp32")
-        wanted = pool.links(self.source, mbps, row_bytes, self.scale)
+        wanted = pool.links(self.source, mbps, row_bytes, self.speeds.scale)
         if wanted != self.links:
             self.devices.relink(wanted)
             self.links, self.strangers = wanted, []
@@ -162,12 +176,21 @@ class Swarm:
                 like += f" at {known.place.mbps:g} Mbps"
             return replace(cell, measured=known.measured, why=known.why, like=like)
         self.say(f"  {in_words(found.pin)}, {found.predicted:.4g} expected")
+        before_us = self.reference.pass_us()
         try:
             measured, why = self._measured(place, found)
         except FaultError as error:
             measured, why = (), str(error)
-        took_s = round(time.monotonic() - begun, 1)
-        cell = replace(cell, measured=measured, why=why, seconds=took_s)
+        us = (before_us + self.reference.pass_us()) / 2
+        then = pool.at_pace(snapshot, {name: us / was for name, was in self.speeds.pass_us.items()})
+        cell = replace(
+            cell,
+            measured=measured,
+            why=why,
+            seconds=round(time.monotonic() - begun, 1),
+            pass_ms=round(us / 1e3, 3),
+            predicted_then=expected(place, then, found, self.wanted.requests),
+        )
         self.known[key] = cell
         return cell
 
@@ -249,27 +272,26 @@ def scenario_of(wanted: Wanted, peers: tuple[PeerEntry, ...]) -> FaultScenario:
     return FaultScenario("reproduce", "", swarm, peers, RequestEntry(generate=1), (), ExpectEntry())
 
 
-class Speeds(Struct, frozen=True):
-    cores: dict[str, float]
-    """By device."""
-    agx_us: int
-    """Whole-model time of the emulated AGX Orin."""
-
-
-def speeds_of(wanted: Wanted, spec: ModelSpec, profiles: Path, say: Say) -> Speeds:
+def speeds_of(
+    wanted: Wanted, spec: ModelSpec, profiles: Path, reference: Reference, say: Say
+) -> Speeds:
     """The fastest device and one with the share that the AGX Orin should have measure themselves.
     A small share gives less than its part, so shares are set by what was measured; by what the
     second one said, and its share, all but the fastest go."""
     cloud, first = pool.CLOUD, next(iter(pool.DEVICES))
     nominal = round(pool.cores_of(pool.AGX, wanted.cores), 3)
+    paces = [reference.pass_us()]
     rtx_us = _whole_us(wanted, cloud, wanted.cores, spec, profiles, say)
+    paces.append(reference.pass_us())
     agx_us = _whole_us(wanted, first, nominal, spec, profiles, say)
+    paces.append(reference.pass_us())
     available = usable_cores() - SPARE_CORES - wanted.cores
     cores = pool.calibrated(rtx_us, agx_us, nominal, available)
     for share in cores.values():
         _derive(profiles, nominal, share)
     by_name = {name: cores.get(kind.name, wanted.cores) for name, kind in pool.DEVICES.items()}
-    return Speeds(by_name, round(agx_us * nominal / by_name[first]))
+    pass_us = {name: sum(paces[:2] if name == cloud else paces[1:]) // 2 for name in pool.DEVICES}
+    return Speeds(by_name, pool.scale_of(round(agx_us * nominal / by_name[first])), pass_us)
 
 
 def _whole_us(
@@ -310,19 +332,19 @@ def serving(
     wanted: Wanted,
     source: str,
     mbps: float,
-    scale: float,
+    speeds: Speeds,
     spec: ModelSpec,
-    cores: dict[str, float],
     profiles: Path,
+    reference: Reference,
     logs: Path | None,
     say: Say,
 ) -> Iterator[Swarm]:
-    links = pool.links(source, mbps, spec.hidden_bytes("fp32"), scale)
-    scenario = scenario_of(wanted, peers_of(wanted, source, spec, cores))
+    links = pool.links(source, mbps, spec.hidden_bytes("fp32"), speeds.scale)
+    scenario = scenario_of(wanted, peers_of(wanted, source, spec, speeds.cores))
     with LocalDevices(scenario, wanted.model, logs, links, profiles) as devices:
         swarm = FaultSwarm(scenario, devices, say)
         swarm.wait_until_serving()
-        serving = Swarm(source, scale, wanted, swarm, devices, say, links)
+        serving = Swarm(source, speeds, wanted, swarm, devices, reference, say, links)
         serving.measured = pool.whole_us(serving.snapshot())
         yield serving
 

@@ -13,8 +13,10 @@ from typing import NoReturn
 import click
 import comparing
 from cell_log import Log, Progress, known_lines, run_of
+from comparing import Speeds
 from msgspec import Struct
 from msgspec.structs import replace
+from pass_time import Reference
 
 from edgeshard_p2p.cli.common import Finite
 from edgeshard_p2p.cli.plot import PlotError, check_plot, plot_comparison
@@ -201,21 +203,28 @@ def _measure(wish: Wish, parts: Sequence[Part], file: Path) -> bool:
     missing = why_not()
     if missing:
         raise FaultError(f"emulated devices need {missing}")
+    with Reference(wish.wanted.model) as reference:
+        return _measure_beside(reference, wish, parts, file)
+
+
+def _measure_beside(reference: Reference, wish: Wish, parts: Sequence[Part], file: Path) -> bool:
     wanted, ends_at = wish.wanted, None
     if wish.minutes is not None:
         ends_at = time.monotonic() + 60 * wish.minutes
     known = known_lines(file) if wish.resume else None
     profiles = cache_dir() / "reproduce" / f"{FASTEST_CORES:g}-{wanted.context}"
     if known is not None:
-        scale, cores = known.run.scale, {d.name: d.cores for d in known.run.devices}
+        speeds = _speeds_as(known.run)
     else:
-        scale, cores = _scaled(wish, parts[0].source, profiles)
-    peers = comparing.peers_of(wanted, parts[0].source, wish.spec, cores)
-    run = run_of(wanted, wish.spec, wish.n_prompt, scale, peers)
+        speeds = _scaled(wish, parts[0].source, profiles, reference)
+    peers = comparing.peers_of(wanted, parts[0].source, wish.spec, speeds.cores)
+    run = run_of(wanted, wish.spec, wish.n_prompt, speeds, peers)
     if known is not None:
         _check_same(file, known.run, run)
-    say(f"scale {scale:.3f}: the emulated AGX Orin takes {scale * pool.AGX_MS:.0f} ms for a token")
-    links = pool.links(parts[0].source, parts[0].mbps, wish.spec.hidden_bytes("fp32"), scale)
+    agx_ms = speeds.scale * pool.AGX_MS
+    say(f"scale {speeds.scale:.3f}: the emulated AGX Orin takes {agx_ms:.0f} ms for a token")
+    row_bytes = wish.spec.hidden_bytes("fp32")
+    links = pool.links(parts[0].source, parts[0].mbps, row_bytes, speeds.scale)
     trials = comparing.checked(links, say)
     wrong = tuple(str(trial) for trial in trials if not trial.is_right)
     for text in wrong:
@@ -230,7 +239,7 @@ def _measure(wish: Wish, parts: Sequence[Part], file: Path) -> bool:
             here = [part for part in parts if part.source == source]
             here = [part for part in here if not set(part.places()) <= done.keys()]
             if here and not progress.is_late():
-                _measure_from(wish, source, here, scale, cores, profiles, log, progress)
+                _measure_from(wish, source, here, speeds, profiles, reference, log, progress)
             if progress.has_left(here):
                 is_whole = False
                 if progress.is_late():
@@ -240,14 +249,17 @@ def _measure(wish: Wish, parts: Sequence[Part], file: Path) -> bool:
         log.close()
 
 
-def _scaled(wish: Wish, source: str, profiles: Path) -> tuple[float, dict[str, float]]:
-    """By how much slower than the paper's devices these are, and the cores of each."""
+def _speeds_as(run: written.Run) -> Speeds:
+    pass_us = {name: round(1e3 * ms) for name, ms in run.pass_ms.items()}
+    return Speeds({device.name: device.cores for device in run.devices}, run.scale, pass_us)
+
+
+def _scaled(wish: Wish, source: str, profiles: Path, reference: Reference) -> Speeds:
     _forget(profiles)
     nominal = {n: pool.cores_of(kind, wish.wanted.cores) for n, kind in pool.DEVICES.items()}
     peers = comparing.peers_of(wish.wanted, source, wish.spec, nominal)
     check_fits(comparing.scenario_of(wish.wanted, peers), wish.wanted.model)
-    speeds = comparing.speeds_of(wish.wanted, wish.spec, profiles, say)
-    return pool.scale_of(speeds.agx_us), speeds.cores
+    return comparing.speeds_of(wish.wanted, wish.spec, profiles, reference, say)
 
 
 def _check_same(file: Path, before: written.Run, now: written.Run) -> None:
@@ -262,16 +274,24 @@ def _measure_from(
     wish: Wish,
     source: str,
     parts: Sequence[Part],
-    scale: float,
-    cores: dict[str, float],
+    speeds: Speeds,
     profiles: Path,
+    reference: Reference,
     log: Log,
     progress: Progress,
 ) -> None:
     begun, devices = time.monotonic(), None
     try:
         with comparing.serving(
-            wish.wanted, source, parts[0].mbps, scale, wish.spec, cores, profiles, wish.logs, say
+            wish.wanted,
+            source,
+            parts[0].mbps,
+            speeds,
+            wish.spec,
+            profiles,
+            reference,
+            wish.logs,
+            say,
         ) as swarm:
             devices = swarm.devices
             for cell in _cells(swarm, parts, log, progress):

@@ -37,16 +37,22 @@ def values(engine: Engine, units: UnitRange, rows: int) -> torch.Tensor:
     return torch.randn((rows, engine.spec.hidden_size))
 
 
-def mean_us(model: Path, units: UnitRange, rows: int, begin: int, passes: int) -> float:
-    """Of passes of one row each of so many requests, that have ``begin`` positions cached at first
-    and one more after each pass."""
+def engine_of(model: Path, units: UnitRange, slots: int, context: int) -> Engine:
+    """With those units loaded, and KV for so many sequences."""
     use_one_thread()
     engine = Engine(
         open_checkpoint(model, manifest_digest(model), "bench"), "fp32", EXACT_TILE_ROWS, "cpu"
     )
     for unit in units:
         engine.load(unit)
-    engine.reserve(ROLE, units, rows, begin + UNTIMED + passes)
+    engine.reserve(ROLE, units, slots, context)
+    return engine
+
+
+def mean_us(model: Path, units: UnitRange, rows: int, begin: int, passes: int) -> float:
+    """Of passes of one row each of so many requests, that have ``begin`` positions cached at first
+    and one more after each pass."""
+    engine = engine_of(model, units, rows, begin + UNTIMED + passes)
     for sequence in range(rows):
         prompt = group(sequence, 0, begin)
         engine.open(prompt.key)

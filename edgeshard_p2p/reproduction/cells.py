@@ -60,6 +60,11 @@ class Cell(Struct, frozen=True, tag="cell", tag_field="kind"):
     slow: str = ""
     """What the plan and the prediction went by, where it was not what had been measured."""
     seconds: float = 0.0
+    pass_ms: float = 0.0
+    """How fast the machine was meanwhile: of the reference's pass, before and after."""
+    predicted_then: float | None = None
+    """As ``predicted``, with devices as much slower or quicker as the machine had become since
+    they were measured."""
 
     @property
     def median(self) -> float | None:
@@ -74,8 +79,15 @@ class Cell(Struct, frozen=True, tag="cell", tag_field="kind"):
     @property
     def off_by(self) -> float | None:
         """How far the prediction is from what was measured, as a part of that."""
+        return self._off_by(self.predicted)
+
+    @property
+    def off_by_then(self) -> float | None:
+        return self._off_by(self.predicted_then)
+
+    def _off_by(self, predicted: float | None) -> float | None:
         middle = self.median
-        return self.predicted / middle - 1 if middle and self.predicted is not None else None
+        return predicted / middle - 1 if middle and predicted is not None else None
 
 
 class Part(Struct, frozen=True):
@@ -124,6 +136,7 @@ class Found(Struct, frozen=True):
     rows: int = 1
     why: str = ""
     """Why it cannot be served, or is not there."""
+    answer: Answer | None = None
 
 
 def found_by(place: Place, snapshot: Snapshot, n_requests: int) -> Found:
@@ -134,12 +147,27 @@ def found_by(place: Place, snapshot: Snapshot, n_requests: int) -> Found:
     if layout is None:
         return Found(why=answer.reason)
     pin = str(_pin_of(layout))
-    if place.objective == LATENCY:
-        predicted, rows = latency_us(scenario.snapshot, layout) / 1e3, 1
-    else:
-        predicted, rows = _tokens_per_s(place, scenario.snapshot, answer, layout, n_requests)
+    predicted, rows = _expected(place, scenario.snapshot, answer, layout, n_requests)
     why = "a token would come back to a device it has left, which no peer serves"
-    return Found(pin, round(predicted, 3), rows, why if layout.revisits else "")
+    return Found(pin, predicted, rows, why if layout.revisits else "", answer)
+
+
+def expected(place: Place, snapshot: Snapshot, found: Found, n_requests: int) -> float | None:
+    """Of what was found for another snapshot."""
+    if found.answer is None or found.answer.layout is None:
+        return None
+    scenario = scenario_of(snapshot, place.source, place.objective)
+    return _expected(place, scenario.snapshot, found.answer, found.answer.layout, n_requests)[0]
+
+
+def _expected(
+    place: Place, snapshot: Snapshot, answer: Answer, layout: Layout, n_requests: int
+) -> tuple[float, int]:
+    """And the rows of a pass."""
+    if place.objective == LATENCY:
+        return round(latency_us(snapshot, layout) / 1e3, 3), 1
+    predicted, rows = _tokens_per_s(place, snapshot, answer, layout, n_requests)
+    return round(predicted, 3), rows
 
 
 def _tokens_per_s(

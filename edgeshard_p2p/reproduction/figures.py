@@ -4,7 +4,7 @@ arithmetic on what was measured."""
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from msgspec import Struct
 
@@ -31,6 +31,7 @@ class Accuracy(Struct, frozen=True):
     median: float
     """Of how far they are off either way, as a part of what was measured."""
     worst: Cell
+    worst_by: float
 
 
 class Gain(Struct, frozen=True):
@@ -60,17 +61,21 @@ def counting(cells: Iterable[Cell]) -> list[Cell]:
     return [cell for cell in cells if cell.measured and not cell.why]
 
 
-def accuracy(cells: Iterable[Cell], objective: str) -> Accuracy | None:
+def accuracy(
+    cells: Iterable[Cell],
+    objective: str,
+    off_by: Callable[[Cell], float | None] = lambda cell: cell.off_by,
+) -> Accuracy | None:
     """None where nothing was measured.  A plan that several algorithms found counts once."""
     off = [
-        (abs(cell.off_by), cell)
+        (by, cell)
         for cell in counting(cells)
-        if cell.place.objective == objective and not cell.like and cell.off_by is not None
+        if cell.place.objective == objective and not cell.like and (by := off_by(cell)) is not None
     ]
     if not off:
         return None
-    _, worst = max(off, key=lambda pair: pair[0])
-    return Accuracy(len(off), statistics.median(by for by, _ in off), worst)
+    worst_by, worst = max(off, key=lambda pair: abs(pair[0]))
+    return Accuracy(len(off), statistics.median(abs(by) for by, _ in off), worst, worst_by)
 
 
 def gain(cells: Iterable[Cell], source: str, mbps: float, objective: str) -> Gain | None:
