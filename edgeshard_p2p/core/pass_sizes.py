@@ -17,12 +17,25 @@ from msgspec.structs import replace
 from edgeshard_p2p.core.ids import PlanId
 from edgeshard_p2p.core.layout import Layout, is_linked, latency_us, loads
 from edgeshard_p2p.core.plan import Plan, Snapshot
+from edgeshard_p2p.core.schedule import Schedule, iteration_us
 
 
 class PassSize(Struct, frozen=True):
     rows: int
     iteration_us: int
     """From one token of a request to its next, all passes in flight (no-bubbles)."""
+
+
+def round_us(
+    plan: Plan, size: PassSize, n_requests: int, snapshot: Snapshot, schedule: Schedule
+) -> int:
+    """From one token of each of ``n_requests`` to their next, in passes of ``size``."""
+    if schedule == "no-bubbles":
+        return size.iteration_us
+    layout = Layout(plan.sources, plan.entry_end, plan.stages, snapshot.model.n_units)
+    busiest = max(loads(snapshot, layout, size.rows).values())
+    pipeline_us = latency_us(snapshot, layout, size.rows)
+    return iteration_us(schedule, pipeline_us, busiest, -(-n_requests // size.rows))
 
 
 @dataclass(slots=True)
@@ -79,5 +92,4 @@ class PassSizes:
         if key not in self._costs:
             busiest = max(loads(snapshot, layout, rows).values())
             self._costs[key] = latency_us(snapshot, layout, rows), busiest
-        pipeline_us, busiest = self._costs[key]
-        return max(pipeline_us, int(-(-n_requests // rows) * busiest))
+        return iteration_us("no-bubbles", *self._costs[key], -(-n_requests // rows))

@@ -15,6 +15,7 @@ from msgspec import Struct
 from edgeshard_p2p.config import parse_address
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.core.sampling import Sampling
+from edgeshard_p2p.core.schedule import Schedule
 from edgeshard_p2p.load.figures import Figures, figures, steady_tokens_per_s
 from edgeshard_p2p.load.traffic import Load, Served, Traffic
 from edgeshard_p2p.load.watch import Expected, bubbles, expected, served_plan
@@ -167,7 +168,9 @@ class Bench:
         plan = served_plan(report, snapshot) if snapshot is not None else None
         if snapshot is None or plan is None:
             return None
-        return expected(plan, snapshot, n_requests)
+        is_in_rounds = report["settings"].get("schedule") == "bubbles"
+        schedule: Schedule = "bubbles" if is_in_rounds else "no-bubbles"
+        return expected(plan, snapshot, n_requests, schedule)
 
     def _reports(self, report: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Of every peer of the plan that can be reached from here, by name."""

@@ -7,8 +7,9 @@ from typing import Any
 
 from msgspec import Struct
 
-from edgeshard_p2p.core.pass_sizes import PassSizes
+from edgeshard_p2p.core.pass_sizes import PassSizes, round_us
 from edgeshard_p2p.core.plan import Plan, Snapshot, Stage
+from edgeshard_p2p.core.schedule import Schedule
 from edgeshard_p2p.reports import as_pin
 
 
@@ -35,12 +36,15 @@ def served_plan(report: dict[str, Any], snapshot: Snapshot) -> Plan | None:
     return Plan(snapshot.model.digest, snapshot.workload, sources, pin.entry_end, stages)
 
 
-def expected(plan: Plan, snapshot: Snapshot, n_requests: int) -> Expected | None:
+def expected(
+    plan: Plan, snapshot: Snapshot, n_requests: int, schedule: Schedule = "no-bubbles"
+) -> Expected | None:
     size = PassSizes().of(plan, n_requests, snapshot)
     if size is None:
         return None
-    tokens_per_s = n_requests * 1e6 / size.iteration_us
-    return Expected(n_requests, size.rows, size.iteration_us / 1e3, round(tokens_per_s, 3))
+    took_us = round_us(plan, size, n_requests, snapshot, schedule)
+    tokens_per_s = round(n_requests * 1e6 / took_us, 3)
+    return Expected(n_requests, size.rows, took_us / 1e3, tokens_per_s)
 
 
 def bubbles(

@@ -12,12 +12,12 @@ from msgspec.structs import replace
 from edgeshard_p2p.core.answers import Answer
 from edgeshard_p2p.core.baselines import plan_by
 from edgeshard_p2p.core.ids import UnitRange
-from edgeshard_p2p.core.layout import Layout, latency_us, loads
-from edgeshard_p2p.core.pass_sizes import PassSizes
+from edgeshard_p2p.core.layout import Layout, latency_us
+from edgeshard_p2p.core.pass_sizes import PassSizes, round_us
 from edgeshard_p2p.core.pin import Pin, PinnedStage, parse_pin
 from edgeshard_p2p.core.plan import Plan, Snapshot
 from edgeshard_p2p.core.scenario import Scenario
-from edgeshard_p2p.core.schedule import iteration_us
+from edgeshard_p2p.core.schedule import Schedule
 from edgeshard_p2p.reproduction.pool import CLOUD, DEVICES, SOURCES
 
 ALGORITHMS = ("edge-solo", "cloud-edge-even", "cloud-edge-opt", "even", "paper", "exact")
@@ -178,11 +178,8 @@ def _tokens_per_s(
     plan = Plan(snapshot.model.digest, workload, layout.sources, layout.entry_end, layout.stages)
     size = PassSizes().of(plan, n_at_once, snapshot)
     assert size is not None, "the algorithm has planned with all of it"
-    if place.schedule == NO_BUBBLES:
-        return n_at_once * 1e6 / size.iteration_us, size.rows
-    pipeline_us = latency_us(snapshot, layout, size.rows)
-    busiest = max(loads(snapshot, layout, size.rows).values())
-    took_us = iteration_us("bubbles", pipeline_us, busiest, -(-n_at_once // size.rows))
+    schedule: Schedule = "bubbles" if place.schedule == BUBBLES else "no-bubbles"
+    took_us = round_us(plan, size, n_at_once, snapshot, schedule)
     return n_at_once * 1e6 / took_us, size.rows
 
 
