@@ -32,7 +32,7 @@ class Log:
 
     def __init__(self, file: Path, is_resumed: bool) -> None:
         if is_resumed:
-            os.truncate(file, len(_whole(file).encode()))
+            os.truncate(file, len(_whole(file)))
         self._out: TextIO = file.open("a" if is_resumed else "w")
 
     def put(self, line: Line) -> None:
@@ -85,16 +85,18 @@ class Progress:
         )
 
 
-def _whole(file: Path) -> str:
+def _whole(file: Path) -> bytes:
     """The last line may have been cut short by whatever ended the run."""
-    text = file.read_text()
-    return text[: text.rfind("\n") + 1]
+    text = file.read_bytes()
+    return text[: text.rfind(b"\n") + 1]
 
 
 def known_lines(file: Path) -> Lines:
     """Raises LinesError."""
     try:
-        return written.read(_whole(file).splitlines())
+        return written.read(_whole(file).decode().split("\n")[:-1])
+    except UnicodeDecodeError:
+        raise LinesError(f"{file}: no lines of a run: it is no text") from None
     except LinesError as error:
         raise LinesError(f"{file}: {error}") from None
 

@@ -62,6 +62,7 @@ SETTLED_WITHIN = 0.35
 TRUST_S = 90.0
 CELL_S = 75.0
 """A cell is not measured once more after it has taken so long."""
+SAME_SCALE = 0.01
 POLL_S = 2.0
 CHECKED_BYTES = (2**11, 2**14)
 """Larger ones would take minutes at the lowest rate; of smaller ones the headers beside them would
@@ -95,7 +96,7 @@ class Speeds(Struct, frozen=True):
     scale: float
     """By how much slower than the paper's they are."""
     pass_us: dict[str, int]
-    """By device, of the reference's when it was measured."""
+    """By device, of the reference's when it was measured; empty where that is not known."""
 
 
 @dataclass
@@ -176,21 +177,23 @@ class Swarm:
                 like += f" at {known.place.mbps:g} Mbps"
             return replace(cell, measured=known.measured, why=known.why, like=like)
         self.say(f"  {in_words(found.pin)}, {found.predicted:.4g} expected")
-        before_us = self.reference.pass_us()
+        before = self.reference.pace()
         try:
             measured, why = self._measured(place, found)
         except FaultError as error:
             measured, why = (), str(error)
-        us = (before_us + self.reference.pass_us()) / 2
-        then = pool.at_pace(snapshot, {name: us / was for name, was in self.speeds.pass_us.items()})
+        after = self.reference.pace()
         cell = replace(
             cell,
             measured=measured,
             why=why,
             seconds=round(time.monotonic() - begun, 1),
-            pass_ms=round(us / 1e3, 3),
-            predicted_then=expected(place, then, found, self.wanted.requests),
         )
+        if before is not None and after is not None and self.speeds.pass_us:
+            us = (before.usual + after.usual) / 2
+            by = {name: us / was for name, was in self.speeds.pass_us.items()}
+            then = expected(place, pool.at_pace(snapshot, by), found, self.wanted.requests)
+            cell = replace(cell, pass_ms=round(us / 1e3, 3), predicted_then=then)
         self.known[key] = cell
         return cell
 
@@ -280,17 +283,20 @@ def speeds_of(
     second one said, and its share, all but the fastest go."""
     cloud, first = pool.CLOUD, next(iter(pool.DEVICES))
     nominal = round(pool.cores_of(pool.AGX, wanted.cores), 3)
-    paces = [reference.pass_us()]
+    paces = [reference.pace()]
     rtx_us = _whole_us(wanted, cloud, wanted.cores, spec, profiles, say)
-    paces.append(reference.pass_us())
+    paces.append(reference.pace())
     agx_us = _whole_us(wanted, first, nominal, spec, profiles, say)
-    paces.append(reference.pass_us())
+    paces.append(reference.pace())
     available = usable_cores() - SPARE_CORES - wanted.cores
     cores = pool.calibrated(rtx_us, agx_us, nominal, available)
     for share in cores.values():
         _derive(profiles, nominal, share)
     by_name = {name: cores.get(kind.name, wanted.cores) for name, kind in pool.DEVICES.items()}
-    pass_us = {name: sum(paces[:2] if name == cloud else paces[1:]) // 2 for name in pool.DEVICES}
+    known, pass_us = [pace.measured for pace in paces if pace is not None], dict[str, int]()
+    if len(known) == len(paces):
+        of_cloud, of_others = sum(known[:2]) // 2, sum(known[1:]) // 2
+        pass_us = {name: of_cloud if name == cloud else of_others for name in pool.DEVICES}
     return Speeds(by_name, pool.scale_of(round(agx_us * nominal / by_name[first])), pass_us)
 
 
@@ -327,6 +333,13 @@ def checked(links: dict[tuple[str, str], Link], say: Say) -> list[Trial]:
     return trials
 
 
+def _check_times(swarm: Swarm) -> None:
+    """A run that goes on may find what another one's devices have measured, or nothing."""
+    scale = pool.scale_of(swarm.measured[pool.SOURCES["fast"]])
+    if abs(scale / swarm.speeds.scale - 1) > SAME_SCALE:
+        raise FaultError("devices' times are not those that the run was begun with: begin anew")
+
+
 @contextmanager
 def serving(
     wanted: Wanted,
@@ -346,6 +359,7 @@ def serving(
         swarm.wait_until_serving()
         serving = Swarm(source, speeds, wanted, swarm, devices, reference, say, links)
         serving.measured = pool.whole_us(serving.snapshot())
+        _check_times(serving)
         yield serving
 
 

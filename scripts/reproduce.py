@@ -32,7 +32,7 @@ from edgeshard_p2p.prompts import SLACK, prompt_of
 from edgeshard_p2p.reproduction import lines as written
 from edgeshard_p2p.reproduction import pool
 from edgeshard_p2p.reproduction.cells import LATENCY, THROUGHPUT, Cell, Part, parts_of
-from edgeshard_p2p.reproduction.figures import accuracy, gain, series
+from edgeshard_p2p.reproduction.figures import Accuracy, accuracy, gain, series
 from edgeshard_p2p.reproduction.lines import Lines, LinesError
 from edgeshard_p2p.reproduction.report import UNITS, report
 
@@ -159,7 +159,7 @@ def main(
     except OSError as error:
         fail(f"{error.filename or file}: {error.strerror}", FAILED)
     except KeyboardInterrupt:
-        fail(f"cancelled; what was measured is in {file}", FAILED)
+        fail(f"cancelled; what is measured is written to {file} as it comes", FAILED)
 
 
 class Wish(Struct, frozen=True):
@@ -351,17 +351,24 @@ def _told(lines: Lines) -> dict[str, object]:
             found = gain(lines.cells, *place, objective)
             if found is not None:
                 gains[f"{place[0]} {place[1]:g} Mbps {objective}"] = round(found.ratio, 3)
-    off = {objective: accuracy(lines.cells, objective) for objective in (LATENCY, THROUGHPUT)}
+    both = (LATENCY, THROUGHPUT)
+    off = {objective: accuracy(lines.cells, objective) for objective in both}
+    then = {o: accuracy(lines.cells, o, lambda cell: cell.off_by_then) for o in both}
     return {
         "reproduce": len(lines.cells),
         "without_figure": sum(not cell.measured or bool(cell.why) for cell in lines.cells),
         "scale": lines.run.scale,
         "gains": gains,
-        "predicted_off_by": {
-            objective: {"median": round(a.median, 4), "worst": round(a.worst.off_by or 0.0, 4)}
-            for objective, a in off.items()
-            if a is not None
-        },
+        "predicted_off_by": _off_by(off),
+        "predicted_then_off_by": _off_by(then),
+    }
+
+
+def _off_by(found: dict[str, Accuracy | None]) -> dict[str, object]:
+    return {
+        objective: {"median": round(a.median, 4), "worst": round(a.worst_by, 4)}
+        for objective, a in found.items()
+        if a is not None
     }
 
 

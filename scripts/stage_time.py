@@ -1,7 +1,8 @@
 """What one device takes to pass rows through its units: a process that computes nothing else.
 
 Started by ``scripts/bench throughput``, which confines it as it does a peer.  Says ``ready`` when
-the units are here, waits for a line, and prints the microseconds of a pass on average.
+the units are here, waits for a line, and prints the microseconds of a pass on average.  Its engine
+and its passes are also those of ``pass_time``.
 """
 
 from __future__ import annotations

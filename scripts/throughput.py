@@ -29,6 +29,7 @@ from edgeshard_p2p.core.layout import Layout, loads
 from edgeshard_p2p.core.pass_sizes import PassSizes
 from edgeshard_p2p.core.pin import Pin, PinnedStage
 from edgeshard_p2p.core.plan import Plan, Snapshot, Stage
+from edgeshard_p2p.core.schedule import SCHEDULES
 from edgeshard_p2p.faults.devices import FaultError
 from edgeshard_p2p.faults.janitor import RUN, janitor
 from edgeshard_p2p.faults.local import LocalDevices
@@ -42,6 +43,7 @@ from edgeshard_p2p.faults.scenario import (
 from edgeshard_p2p.faults.swarm import FaultSwarm
 from edgeshard_p2p.faults.throttle import Part
 from edgeshard_p2p.load.bench import Bench, Wish
+from edgeshard_p2p.load.watch import expected, served_plan
 from edgeshard_p2p.model.library import fetch_demo_model
 from edgeshard_p2p.reports import as_pin
 
@@ -118,6 +120,16 @@ class Devices:
         snapshot = self.swarm.snapshot(self.names[0])
         self.swarm.pin_to(str(best_of_all(snapshot, self.names, n_requests)))
 
+    def closed_form(self, at_once: int) -> float:
+        """How many times as much no-bubbles gives as bubbles, in the plan that serves."""
+        snapshot = self.swarm.snapshot(self.names[0])
+        plan = served_plan(self.report(), snapshot)
+        by = [expected(plan, snapshot, at_once, s) for s in SCHEDULES] if plan is not None else []
+        known = [one.tokens_per_s for one in by if one is not None]
+        if len(known) < len(SCHEDULES):
+            raise FaultError("nobody knows what the plan costs: links are still being measured")
+        return known[0] / known[1]
+
     def pin_uneven(self) -> None:
         """The last device has half of all units, the one before it half of the rest."""
         first, *others = self.names
@@ -163,6 +175,7 @@ def stage_us(model: Path, start: int, end: int, rows: int, cores: float) -> int:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # Ctrl-C is for who measures, and this is killed then.
         )
         assert process.stdin is not None
         assert process.stdout is not None
@@ -173,7 +186,10 @@ def stage_us(model: Path, start: int, end: int, rows: int, cores: float) -> int:
                 part.slow(process.pid, 1 / cores)
                 process.stdin.write("\n")
                 process.stdin.flush()
-                return int(process.stdout.readline())
+                told = process.stdout.readline()
+                if not told:
+                    raise FaultError(f"units {start}-{end - 1} were given up being measured")
+                return int(told)
             finally:
                 process.kill()
 
@@ -299,15 +315,16 @@ def ratio_of(pair: Pair) -> float:
 def in_rounds(many: Devices, at_once: int) -> dict[str, Any]:
     """No-bubbles against bubbles, which is measured before and after it: the paper's closed form
     says by how much it is better."""
-    found = []
+    closed_form, found = many.closed_form(at_once), []
     for schedule in ("bubbles", "no-bubbles", "bubbles"):
         many.say(f"schedule {schedule}")
         many.swarm.set(many.names[0], "schedule", schedule)
         found.append(many.measure(at_once, generate=GENERATE_IN_ROUNDS))
     many.swarm.set(many.names[0], "schedule", "no-bubbles")
     before, without, after = (one["steady_tokens_per_s"] for one in found)
+    if not before or not after:
+        raise FaultError("there was no time in which all requests were decoding")
     ratio = without / statistics.mean((before, after))
-    closed_form = found[1]["predicted_tokens_per_s"] / found[0]["predicted_tokens_per_s"]
     return {
         "plan": found[1]["plan"],
         "rows": found[1]["rows_per_pass"],

@@ -26,16 +26,12 @@ class PassSize(Struct, frozen=True):
     """From one token of a request to its next, all passes in flight (no-bubbles)."""
 
 
-def round_us(
-    plan: Plan, size: PassSize, n_requests: int, snapshot: Snapshot, schedule: Schedule
-) -> int:
-    """From one token of each of ``n_requests`` to their next, in passes of ``size``."""
-    if schedule == "no-bubbles":
-        return size.iteration_us
+def round_us(plan: Plan, rows: int, n_requests: int, snapshot: Snapshot, schedule: Schedule) -> int:
+    """From one token of each of ``n_requests`` to their next, in passes of so many rows."""
     layout = Layout(plan.sources, plan.entry_end, plan.stages, snapshot.model.n_units)
-    busiest = max(loads(snapshot, layout, size.rows).values())
-    pipeline_us = latency_us(snapshot, layout, size.rows)
-    return iteration_us(schedule, pipeline_us, busiest, -(-n_requests // size.rows))
+    busiest = max(loads(snapshot, layout, rows).values())
+    pipeline_us = latency_us(snapshot, layout, rows)
+    return iteration_us(schedule, pipeline_us, busiest, -(-n_requests // rows))
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from edgeshard_p2p.core.events import LoadFailed, PlanComputed, UnitsLoaded
 from edgeshard_p2p.core.gossip import Gossip
 from edgeshard_p2p.core.ids import PeerId, PlanId, unit_ranges
 from edgeshard_p2p.core.membership import Membership
-from edgeshard_p2p.core.pass_sizes import PassSize, PassSizes
+from edgeshard_p2p.core.pass_sizes import PassSize, PassSizes, round_us
 from edgeshard_p2p.core.plan import CHUNK_ROWS, DEFAULT_GOAL, Plan, Snapshot
 from edgeshard_p2p.core.records import (
     DeviceRecord,
@@ -30,6 +30,7 @@ from edgeshard_p2p.core.records import (
 from edgeshard_p2p.core.replan import Replan
 from edgeshard_p2p.core.request import Phase
 from edgeshard_p2p.core.rollout import Life, Rollout
+from edgeshard_p2p.core.schedule import Schedule
 from edgeshard_p2p.core.serving import Serving
 from edgeshard_p2p.core.standby import Standby
 from edgeshard_p2p.core.timing import Timing
@@ -73,7 +74,7 @@ class Planning:
             lambda peer, n_bytes: self._carry_s(self.membership.me.peer, peer, n_bytes),
             self._travel_s,
             self._pass_rows,
-            lambda: self.gossip.setting("schedule") == "bubbles",
+            lambda: self.schedule() == "bubbles",
             self.log_bytes,
         )
 
@@ -109,6 +110,17 @@ class Planning:
     def objective(self) -> str:
         snapshot = self._snapshot()
         return (snapshot.goal if snapshot is not None else DEFAULT_GOAL).objective
+
+    def schedule(self) -> Schedule:
+        return "bubbles" if self.gossip.setting("schedule") == "bubbles" else "no-bubbles"
+
+    def tokens_per_s(self, plan: Plan, n_requests: int) -> float | None:
+        """What is expected of ``plan``; None where nobody knows what it costs."""
+        size, snapshot = self.pass_size(plan, n_requests), self._snapshot()
+        if size is None or snapshot is None:
+            return None
+        took_us = round_us(plan, size.rows, n_requests, snapshot, self.schedule())
+        return n_requests * 1e6 / took_us
 
     def batch_wished(self) -> int | None:
         """Sequences that the swarm's settings wish for; a plan holds as many as fit."""

@@ -81,7 +81,7 @@ def _many(core: PeerCore, plan: Plan) -> Report:
     size = core.planning.pass_size(plan, batch)
     return {
         "micro_batch": size.rows if size is not None else None,
-        "predicted_tokens_per_s": batch * 1e6 / size.iteration_us if size is not None else None,
+        "predicted_tokens_per_s": core.planning.tokens_per_s(plan, batch),
     }
 
 

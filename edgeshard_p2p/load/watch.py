@@ -42,7 +42,7 @@ def expected(
     size = PassSizes().of(plan, n_requests, snapshot)
     if size is None:
         return None
-    took_us = round_us(plan, size, n_requests, snapshot, schedule)
+    took_us = round_us(plan, size.rows, n_requests, snapshot, schedule)
     tokens_per_s = round(n_requests * 1e6 / took_us, 3)
     return Expected(n_requests, size.rows, took_us / 1e3, tokens_per_s)
 

@@ -147,40 +147,36 @@ def found_by(place: Place, snapshot: Snapshot, n_requests: int) -> Found:
     if layout is None:
         return Found(why=answer.reason)
     pin = str(_pin_of(layout))
-    predicted, rows = _expected(place, scenario.snapshot, answer, layout, n_requests)
+    rows = 1
+    if place.objective == THROUGHPUT:
+        n_at_once = min(n_requests, answer.batch)
+        size = PassSizes().of(
+            _plan(answer, layout, scenario.snapshot), n_at_once, scenario.snapshot
+        )
+        assert size is not None, "the algorithm has planned with all of it"
+        rows = size.rows
+    found = Found(pin, rows=rows, answer=answer)
+    predicted = expected(place, snapshot, found, n_requests)
     why = "a token would come back to a device it has left, which no peer serves"
-    return Found(pin, predicted, rows, why if layout.revisits else "", answer)
+    return replace(found, predicted=predicted, why=why if layout.revisits else "")
 
 
 def expected(place: Place, snapshot: Snapshot, found: Found, n_requests: int) -> float | None:
-    """Of what was found for another snapshot."""
-    if found.answer is None or found.answer.layout is None:
+    """Of what was found, which may have been for another snapshot."""
+    answer, seen = found.answer, scenario_of(snapshot, place.source, place.objective).snapshot
+    if answer is None or answer.layout is None:
         return None
-    scenario = scenario_of(snapshot, place.source, place.objective)
-    return _expected(place, scenario.snapshot, found.answer, found.answer.layout, n_requests)[0]
-
-
-def _expected(
-    place: Place, snapshot: Snapshot, answer: Answer, layout: Layout, n_requests: int
-) -> tuple[float, int]:
-    """And the rows of a pass."""
     if place.objective == LATENCY:
-        return round(latency_us(snapshot, layout) / 1e3, 3), 1
-    predicted, rows = _tokens_per_s(place, snapshot, answer, layout, n_requests)
-    return round(predicted, 3), rows
-
-
-def _tokens_per_s(
-    place: Place, snapshot: Snapshot, answer: Answer, layout: Layout, n_requests: int
-) -> tuple[float, int]:
-    n_at_once = min(n_requests, answer.batch)
-    workload = replace(snapshot.workload, batch=answer.batch)
-    plan = Plan(snapshot.model.digest, workload, layout.sources, layout.entry_end, layout.stages)
-    size = PassSizes().of(plan, n_at_once, snapshot)
-    assert size is not None, "the algorithm has planned with all of it"
+        return round(latency_us(seen, answer.layout) / 1e3, 3)
+    n_at_once, plan = min(n_requests, answer.batch), _plan(answer, answer.layout, seen)
     schedule: Schedule = "bubbles" if place.schedule == BUBBLES else "no-bubbles"
-    took_us = round_us(plan, size, n_at_once, snapshot, schedule)
-    return n_at_once * 1e6 / took_us, size.rows
+    took_us = round_us(plan, found.rows, n_at_once, seen, schedule)
+    return round(n_at_once * 1e6 / took_us, 3)
+
+
+def _plan(answer: Answer, layout: Layout, snapshot: Snapshot) -> Plan:
+    workload = replace(snapshot.workload, batch=answer.batch)
+    return Plan(snapshot.model.digest, workload, layout.sources, layout.entry_end, layout.stages)
 
 
 def _pin_of(layout: Layout) -> Pin:

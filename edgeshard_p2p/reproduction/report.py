@@ -74,7 +74,8 @@ def _pace(lines: Lines) -> Iterator[list[str]]:
         yield [
             "its pace",
             "a row through the whole model, in a process that nothing restrains, took "
-            f"{_span(then)} ms when devices measured themselves, {_span(around)} ms around cells",
+            f"{_span(then)} ms at its quickest but one when devices measured themselves, as they "
+            f"do, and {_span(around)} ms on average before and after cells",
         ]
 
 

@@ -27,7 +27,7 @@ PROMPTS = (
 N_TOKENS = 64
 N_DRAWN = 24
 CUTS = {1: (), 3: (9, 21)}
-"""By number of stages; that two give the same is shown through sockets (tests/e2e)."""
+"""By number of stages; every cut is made of small models (test_sharding)."""
 CHUNK = 16
 
 
