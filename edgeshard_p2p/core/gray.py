@@ -2,7 +2,8 @@
 record promises.
 
     Judge       at whoever receives the frames: two stretches in a row that took more than twice
-                the promised time are told to the owner, in per cent
+                the promised time, and long enough for anybody to care, are told to the owner, in
+                per cent
     Slowness    at the owner: publishes figures that are so much slower, and after a while the
                 measured ones again
 
@@ -29,6 +30,9 @@ from edgeshard_p2p.core.records import UnitTimes
 from edgeshard_p2p.core.timing import Timing
 
 SLOW_PERCENT = 200
+SLOW_BY_US = 5_000
+"""So much longer a frame takes at least, on average: next to nothing, as an embedding is, takes
+several times as long where a quota lets go of a device between, and nobody waits for it."""
 FRAMES = 8
 """A stretch has so many frames at least."""
 STREAMS_REMEMBERED = 64
@@ -115,7 +119,8 @@ class Judge:
         if stretch.frames < FRAMES or now - stretch.since < self.timing.slow_stretch_s:
             return 0
         percent = 100 * stretch.service_us // stretch.promised_us
-        is_slow = percent > SLOW_PERCENT
+        longer_us = (stretch.service_us - stretch.promised_us) // stretch.frames
+        is_slow = percent > SLOW_PERCENT and longer_us >= SLOW_BY_US
         tells = is_slow and stretch.were_slow
         self._stretches[peer] = Stretch(now, now, were_slow=is_slow and not tells)
         return min(percent, PERCENT_MAX) if tells else 0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from edgeshard_p2p.core.flow import Flow, Frame
-from edgeshard_p2p.core.gray import FRAMES, PERCENT_MAX, Judge, Slowness
+from edgeshard_p2p.core.gray import FRAMES, PERCENT_MAX, SLOW_BY_US, Judge, Slowness
 from edgeshard_p2p.core.ids import PeerId, UnitRange
 from edgeshard_p2p.core.messages import FrameKind, RowGroupHeader, Slow
 from edgeshard_p2p.core.records import UnitTimes
@@ -15,7 +15,7 @@ from tests.core.parts import PLAN, TIMING, A, B, C, membership, sent
 from tests.core.test_flow import ENTRY, INNER, RETURN, TENSOR, opened, received
 
 STRETCH_S = TIMING.slow_stretch_s
-PROMISED_US = 1_000
+PROMISED_US = 10_000
 STEP_S = STRETCH_S / FRAMES
 
 
@@ -35,9 +35,10 @@ def verdicts(
     edge: int = INNER,
     n: int = 3 * FRAMES,
     step_s: float = STEP_S,
+    promised_us: int = PROMISED_US,
 ) -> list[Slow]:
     """What is told to the sender of so many frames."""
-    judge = Judge(membership(A, B, C, me=me), TIMING, lambda peer, units, rows: PROMISED_US)
+    judge = Judge(membership(A, B, C, me=me), TIMING, lambda peer, units, rows: promised_us)
     flow, told = opened(me), []
     for k in range(n):
         header = received(edge, frame(k), k + 1).header
@@ -71,6 +72,12 @@ def test_a_share_that_is_taken_in_long_pieces_counts_as_a_whole() -> None:
     told = verdicts(lambda k: decode(k, 11 * PROMISED_US if k % 4 == 0 else PROMISED_US))
     assert len(told) == 1
     assert 300 <= told[0].percent <= 450
+
+
+@pytest.mark.parametrize(("longer_us", "n_told"), [(SLOW_BY_US - 1, 0), (SLOW_BY_US, 1)])
+def test_little_work_is_slow_only_where_it_takes_long(longer_us: int, n_told: int) -> None:
+    told = verdicts(lambda k: decode(k, 400 + longer_us), promised_us=400)
+    assert len(told) == n_told
 
 
 def test_frames_far_apart_are_no_stretch() -> None:
