@@ -126,7 +126,6 @@ def run_of(
             written.Emulated(p.name, kind.name, p.cores or 0.0, p.layers_mib or 0, kind.whole_ms)
             for p, kind in ((p, pool.DEVICES[p.name]) for p in peers)
         ),
-        pass_ms={name: us / 1e3 for name, us in speeds.pass_us.items()},
     )
 
 

@@ -20,7 +20,6 @@ from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
-from pass_time import Reference
 
 from edgeshard_p2p.control_groups import usable_cores
 from edgeshard_p2p.core.model_spec import ModelSpec
@@ -49,7 +48,6 @@ from edgeshard_p2p.reproduction.cells import (
     Found,
     Part,
     Place,
-    expected,
     found_by,
     in_words,
     uses,
@@ -95,8 +93,6 @@ class Speeds(Struct, frozen=True):
     """By device."""
     scale: float
     """By how much slower than the paper's they are."""
-    pass_us: dict[str, int]
-    """By device, of the reference's when it was measured; empty where that is not known."""
 
 
 @dataclass
@@ -108,7 +104,6 @@ class Swarm:
     wanted: Wanted
     swarm: FaultSwarm
     devices: LocalDevices
-    reference: Reference
     say: Say
     links: dict[tuple[str, str], Link]
     known: dict[tuple[Any, ...], Cell] = field(default_factory=dict)
@@ -177,23 +172,12 @@ class Swarm:
                 like += f" at {known.place.mbps:g} Mbps"
             return replace(cell, measured=known.measured, why=known.why, like=like)
         self.say(f"  {in_words(found.pin)}, {found.predicted:.4g} expected")
-        before = self.reference.pace()
         try:
             measured, why = self._measured(place, found)
         except FaultError as error:
             measured, why = (), str(error)
-        after = self.reference.pace()
-        cell = replace(
-            cell,
-            measured=measured,
-            why=why,
-            seconds=round(time.monotonic() - begun, 1),
-        )
-        if before is not None and after is not None and self.speeds.pass_us:
-            us = (before.usual + after.usual) / 2
-            by = {name: us / was for name, was in self.speeds.pass_us.items()}
-            then = expected(place, pool.at_pace(snapshot, by), found, self.wanted.requests)
-            cell = replace(cell, pass_ms=round(us / 1e3, 3), predicted_then=then)
+        took_s = round(time.monotonic() - begun, 1)
+        cell = replace(cell, measured=measured, why=why, seconds=took_s)
         self.known[key] = cell
         return cell
 
@@ -275,29 +259,20 @@ def scenario_of(wanted: Wanted, peers: tuple[PeerEntry, ...]) -> FaultScenario:
     return FaultScenario("reproduce", "", swarm, peers, RequestEntry(generate=1), (), ExpectEntry())
 
 
-def speeds_of(
-    wanted: Wanted, spec: ModelSpec, profiles: Path, reference: Reference, say: Say
-) -> Speeds:
+def speeds_of(wanted: Wanted, spec: ModelSpec, profiles: Path, say: Say) -> Speeds:
     """The fastest device and one with the share that the AGX Orin should have measure themselves.
     A small share gives less than its part, so shares are set by what was measured; by what the
     second one said, and its share, all but the fastest go."""
     cloud, first = pool.CLOUD, next(iter(pool.DEVICES))
     nominal = round(pool.cores_of(pool.AGX, wanted.cores), 3)
-    paces = [reference.pace()]
     rtx_us = _whole_us(wanted, cloud, wanted.cores, spec, profiles, say)
-    paces.append(reference.pace())
     agx_us = _whole_us(wanted, first, nominal, spec, profiles, say)
-    paces.append(reference.pace())
     available = usable_cores() - SPARE_CORES - wanted.cores
     cores = pool.calibrated(rtx_us, agx_us, nominal, available)
     for share in cores.values():
         _derive(profiles, nominal, share)
     by_name = {name: cores.get(kind.name, wanted.cores) for name, kind in pool.DEVICES.items()}
-    known, pass_us = [pace.measured for pace in paces if pace is not None], dict[str, int]()
-    if len(known) == len(paces):
-        of_cloud, of_others = sum(known[:2]) // 2, sum(known[1:]) // 2
-        pass_us = {name: of_cloud if name == cloud else of_others for name in pool.DEVICES}
-    return Speeds(by_name, pool.scale_of(round(agx_us * nominal / by_name[first])), pass_us)
+    return Speeds(by_name, pool.scale_of(round(agx_us * nominal / by_name[first])))
 
 
 def _whole_us(
@@ -348,7 +323,6 @@ def serving(
     speeds: Speeds,
     spec: ModelSpec,
     profiles: Path,
-    reference: Reference,
     logs: Path | None,
     say: Say,
 ) -> Iterator[Swarm]:
@@ -357,7 +331,7 @@ def serving(
     with LocalDevices(scenario, wanted.model, logs, links, profiles) as devices:
         swarm = FaultSwarm(scenario, devices, say)
         swarm.wait_until_serving()
-        serving = Swarm(source, speeds, wanted, swarm, devices, reference, say, links)
+        serving = Swarm(source, speeds, wanted, swarm, devices, say, links)
         serving.measured = pool.whole_us(serving.snapshot())
         _check_times(serving)
         yield serving

@@ -16,7 +16,6 @@ from cell_log import Log, Progress, known_lines, run_of
 from comparing import Speeds
 from msgspec import Struct
 from msgspec.structs import replace
-from pass_time import Reference
 
 from edgeshard_p2p.cli.common import Finite
 from edgeshard_p2p.cli.plot import PlotError, check_plot, plot_comparison
@@ -32,7 +31,7 @@ from edgeshard_p2p.prompts import SLACK, prompt_of
 from edgeshard_p2p.reproduction import lines as written
 from edgeshard_p2p.reproduction import pool
 from edgeshard_p2p.reproduction.cells import LATENCY, THROUGHPUT, Cell, Part, parts_of
-from edgeshard_p2p.reproduction.figures import Accuracy, accuracy, gain, series
+from edgeshard_p2p.reproduction.figures import accuracy, gain, series
 from edgeshard_p2p.reproduction.lines import Lines, LinesError
 from edgeshard_p2p.reproduction.report import UNITS, report
 
@@ -203,20 +202,15 @@ def _measure(wish: Wish, parts: Sequence[Part], file: Path) -> bool:
     missing = why_not()
     if missing:
         raise FaultError(f"emulated devices need {missing}")
-    with Reference(wish.wanted.model) as reference:
-        return _measure_beside(reference, wish, parts, file)
-
-
-def _measure_beside(reference: Reference, wish: Wish, parts: Sequence[Part], file: Path) -> bool:
     wanted, ends_at = wish.wanted, None
     if wish.minutes is not None:
         ends_at = time.monotonic() + 60 * wish.minutes
     known = known_lines(file) if wish.resume else None
     profiles = cache_dir() / "reproduce" / f"{FASTEST_CORES:g}-{wanted.context}"
     if known is not None:
-        speeds = _speeds_as(known.run)
+        speeds = Speeds({d.name: d.cores for d in known.run.devices}, known.run.scale)
     else:
-        speeds = _scaled(wish, parts[0].source, profiles, reference)
+        speeds = _scaled(wish, parts[0].source, profiles)
     peers = comparing.peers_of(wanted, parts[0].source, wish.spec, speeds.cores)
     run = run_of(wanted, wish.spec, wish.n_prompt, speeds, peers)
     if known is not None:
@@ -239,7 +233,7 @@ def _measure_beside(reference: Reference, wish: Wish, parts: Sequence[Part], fil
             here = [part for part in parts if part.source == source]
             here = [part for part in here if not set(part.places()) <= done.keys()]
             if here and not progress.is_late():
-                _measure_from(wish, source, here, speeds, profiles, reference, log, progress)
+                _measure_from(wish, source, here, speeds, profiles, log, progress)
             if progress.has_left(here):
                 is_whole = False
                 if progress.is_late():
@@ -249,17 +243,12 @@ def _measure_beside(reference: Reference, wish: Wish, parts: Sequence[Part], fil
         log.close()
 
 
-def _speeds_as(run: written.Run) -> Speeds:
-    pass_us = {name: round(1e3 * ms) for name, ms in run.pass_ms.items()}
-    return Speeds({device.name: device.cores for device in run.devices}, run.scale, pass_us)
-
-
-def _scaled(wish: Wish, source: str, profiles: Path, reference: Reference) -> Speeds:
+def _scaled(wish: Wish, source: str, profiles: Path) -> Speeds:
     _forget(profiles)
     nominal = {n: pool.cores_of(kind, wish.wanted.cores) for n, kind in pool.DEVICES.items()}
     peers = comparing.peers_of(wish.wanted, source, wish.spec, nominal)
     check_fits(comparing.scenario_of(wish.wanted, peers), wish.wanted.model)
-    return comparing.speeds_of(wish.wanted, wish.spec, profiles, reference, say)
+    return comparing.speeds_of(wish.wanted, wish.spec, profiles, say)
 
 
 def _check_same(file: Path, before: written.Run, now: written.Run) -> None:
@@ -276,22 +265,13 @@ def _measure_from(
     parts: Sequence[Part],
     speeds: Speeds,
     profiles: Path,
-    reference: Reference,
     log: Log,
     progress: Progress,
 ) -> None:
     begun, devices = time.monotonic(), None
     try:
         with comparing.serving(
-            wish.wanted,
-            source,
-            parts[0].mbps,
-            speeds,
-            wish.spec,
-            profiles,
-            reference,
-            wish.logs,
-            say,
+            wish.wanted, source, parts[0].mbps, speeds, wish.spec, profiles, wish.logs, say
         ) as swarm:
             devices = swarm.devices
             for cell in _cells(swarm, parts, log, progress):
@@ -351,24 +331,17 @@ def _told(lines: Lines) -> dict[str, object]:
             found = gain(lines.cells, *place, objective)
             if found is not None:
                 gains[f"{place[0]} {place[1]:g} Mbps {objective}"] = round(found.ratio, 3)
-    both = (LATENCY, THROUGHPUT)
-    off = {objective: accuracy(lines.cells, objective) for objective in both}
-    then = {o: accuracy(lines.cells, o, lambda cell: cell.off_by_then) for o in both}
+    off = {objective: accuracy(lines.cells, objective) for objective in (LATENCY, THROUGHPUT)}
     return {
         "reproduce": len(lines.cells),
         "without_figure": sum(not cell.measured or bool(cell.why) for cell in lines.cells),
         "scale": lines.run.scale,
         "gains": gains,
-        "predicted_off_by": _off_by(off),
-        "predicted_then_off_by": _off_by(then),
-    }
-
-
-def _off_by(found: dict[str, Accuracy | None]) -> dict[str, object]:
-    return {
-        objective: {"median": round(a.median, 4), "worst": round(a.worst_by, 4)}
-        for objective, a in found.items()
-        if a is not None
+        "predicted_off_by": {
+            objective: {"median": round(a.median, 4), "worst": round(a.worst_by, 4)}
+            for objective, a in off.items()
+            if a is not None
+        },
     }
 
 

@@ -1,8 +1,7 @@
 """What one device takes to pass rows through its units: a process that computes nothing else.
 
 Started by ``scripts/bench throughput``, which confines it as it does a peer.  Says ``ready`` when
-the units are here, waits for a line, and prints the microseconds of a pass on average.  Its engine
-and its passes are also those of ``pass_time``.
+the units are here, waits for a line, and prints the microseconds of a pass on average.
 """
 
 from __future__ import annotations
@@ -38,22 +37,16 @@ def values(engine: Engine, units: UnitRange, rows: int) -> torch.Tensor:
     return torch.randn((rows, engine.spec.hidden_size))
 
 
-def engine_of(model: Path, units: UnitRange, slots: int, context: int) -> Engine:
-    """With those units loaded, and KV for so many sequences."""
+def mean_us(model: Path, units: UnitRange, rows: int, begin: int, passes: int) -> float:
+    """Of passes of one row each of so many requests, that have ``begin`` positions cached at first
+    and one more after each pass."""
     use_one_thread()
     engine = Engine(
         open_checkpoint(model, manifest_digest(model), "bench"), "fp32", EXACT_TILE_ROWS, "cpu"
     )
     for unit in units:
         engine.load(unit)
-    engine.reserve(ROLE, units, slots, context)
-    return engine
-
-
-def mean_us(model: Path, units: UnitRange, rows: int, begin: int, passes: int) -> float:
-    """Of passes of one row each of so many requests, that have ``begin`` positions cached at first
-    and one more after each pass."""
-    engine = engine_of(model, units, rows, begin + UNTIMED + passes)
+    engine.reserve(ROLE, units, rows, begin + UNTIMED + passes)
     for sequence in range(rows):
         prompt = group(sequence, 0, begin)
         engine.open(prompt.key)

@@ -30,7 +30,7 @@ from edgeshard_p2p.core.records import (
 from edgeshard_p2p.core.replan import Replan
 from edgeshard_p2p.core.request import Phase
 from edgeshard_p2p.core.rollout import Life, Rollout
-from edgeshard_p2p.core.schedule import Schedule
+from edgeshard_p2p.core.schedule import Schedule, schedule_of
 from edgeshard_p2p.core.serving import Serving
 from edgeshard_p2p.core.standby import Standby
 from edgeshard_p2p.core.timing import Timing
@@ -112,7 +112,7 @@ class Planning:
         return (snapshot.goal if snapshot is not None else DEFAULT_GOAL).objective
 
     def schedule(self) -> Schedule:
-        return "bubbles" if self.gossip.setting("schedule") == "bubbles" else "no-bubbles"
+        return schedule_of(self.gossip.setting("schedule"))
 
     def tokens_per_s(self, plan: Plan, n_requests: int) -> float | None:
         """What is expected of ``plan``; None where nobody knows what it costs."""

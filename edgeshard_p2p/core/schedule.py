@@ -22,6 +22,12 @@ SCHEDULES: tuple[Schedule, ...] = ("no-bubbles", "bubbles")
 """``bubbles``: all micro-batches of an iteration come back before any starts the next one.
 ``no-bubbles``: each starts its next token the moment its own last one is back."""
 
+
+def schedule_of(setting: object) -> Schedule:
+    """By the swarm's setting, which nobody need have made."""
+    return "bubbles" if setting == "bubbles" else "no-bubbles"
+
+
 Order = Literal["fifo", "lowest-id"]
 """``lowest-id`` is what not to do: who has a low number runs ahead, and when it has finished too
 few are left to fill the pipeline."""

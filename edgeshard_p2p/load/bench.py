@@ -15,7 +15,7 @@ from msgspec import Struct
 from edgeshard_p2p.config import parse_address
 from edgeshard_p2p.core.messages import Address
 from edgeshard_p2p.core.sampling import Sampling
-from edgeshard_p2p.core.schedule import Schedule
+from edgeshard_p2p.core.schedule import schedule_of
 from edgeshard_p2p.load.figures import Figures, figures, steady_tokens_per_s
 from edgeshard_p2p.load.traffic import Load, Served, Traffic
 from edgeshard_p2p.load.watch import Expected, bubbles, expected, served_plan
@@ -168,8 +168,7 @@ class Bench:
         plan = served_plan(report, snapshot) if snapshot is not None else None
         if snapshot is None or plan is None:
             return None
-        is_in_rounds = report["settings"].get("schedule") == "bubbles"
-        schedule: Schedule = "bubbles" if is_in_rounds else "no-bubbles"
+        schedule = schedule_of(report["settings"].get("schedule"))
         return expected(plan, snapshot, n_requests, schedule)
 
     def _reports(self, report: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -37,7 +37,7 @@ def served_plan(report: dict[str, Any], snapshot: Snapshot) -> Plan | None:
 
 
 def expected(
-    plan: Plan, snapshot: Snapshot, n_requests: int, schedule: Schedule = "no-bubbles"
+    plan: Plan, snapshot: Snapshot, n_requests: int, schedule: Schedule
 ) -> Expected | None:
     size = PassSizes().of(plan, n_requests, snapshot)
     if size is None:

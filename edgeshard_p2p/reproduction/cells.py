@@ -24,7 +24,8 @@ ALGORITHMS = ("edge-solo", "cloud-edge-even", "cloud-edge-opt", "even", "paper",
 BASELINES = ALGORITHMS[:3]
 """Those of the paper that ``exact`` is to be better than by as much as the paper's is."""
 LATENCY, THROUGHPUT = "latency", "throughput"
-NO_BUBBLES, BUBBLES = "no-bubbles", "bubbles"
+NO_BUBBLES: Schedule = "no-bubbles"
+BUBBLES: Schedule = "bubbles"
 
 
 class Place(Struct, frozen=True):
@@ -35,7 +36,7 @@ class Place(Struct, frozen=True):
     """Of the paper's, between source and cloud."""
     objective: str
     algorithm: str
-    schedule: str = NO_BUBBLES
+    schedule: Schedule = NO_BUBBLES
 
     def __str__(self) -> str:
         what = "ms/token" if self.objective == LATENCY else f"tokens/s, {self.schedule}"
@@ -60,11 +61,6 @@ class Cell(Struct, frozen=True, tag="cell", tag_field="kind"):
     slow: str = ""
     """What the plan and the prediction went by, where it was not what had been measured."""
     seconds: float = 0.0
-    pass_ms: float = 0.0
-    """How fast the machine was meanwhile: of the reference's pass, before and after."""
-    predicted_then: float | None = None
-    """As ``predicted``, with devices as much slower or quicker as the machine had become since
-    they were measured."""
 
     @property
     def median(self) -> float | None:
@@ -79,15 +75,8 @@ class Cell(Struct, frozen=True, tag="cell", tag_field="kind"):
     @property
     def off_by(self) -> float | None:
         """How far the prediction is from what was measured, as a part of that."""
-        return self._off_by(self.predicted)
-
-    @property
-    def off_by_then(self) -> float | None:
-        return self._off_by(self.predicted_then)
-
-    def _off_by(self, predicted: float | None) -> float | None:
         middle = self.median
-        return predicted / middle - 1 if middle and predicted is not None else None
+        return self.predicted / middle - 1 if middle and self.predicted is not None else None
 
 
 class Part(Struct, frozen=True):
@@ -96,7 +85,7 @@ class Part(Struct, frozen=True):
     source: str
     mbps: float
     objective: str
-    schedule: str = NO_BUBBLES
+    schedule: Schedule = NO_BUBBLES
     algorithms: tuple[str, ...] = ALGORITHMS
 
     def places(self) -> Iterator[Place]:
@@ -136,7 +125,6 @@ class Found(Struct, frozen=True):
     rows: int = 1
     why: str = ""
     """Why it cannot be served, or is not there."""
-    answer: Answer | None = None
 
 
 def found_by(place: Place, snapshot: Snapshot, n_requests: int) -> Found:
@@ -147,36 +135,24 @@ def found_by(place: Place, snapshot: Snapshot, n_requests: int) -> Found:
     if layout is None:
         return Found(why=answer.reason)
     pin = str(_pin_of(layout))
-    rows = 1
-    if place.objective == THROUGHPUT:
-        n_at_once = min(n_requests, answer.batch)
-        size = PassSizes().of(
-            _plan(answer, layout, scenario.snapshot), n_at_once, scenario.snapshot
-        )
-        assert size is not None, "the algorithm has planned with all of it"
-        rows = size.rows
-    found = Found(pin, rows=rows, answer=answer)
-    predicted = expected(place, snapshot, found, n_requests)
-    why = "a token would come back to a device it has left, which no peer serves"
-    return replace(found, predicted=predicted, why=why if layout.revisits else "")
-
-
-def expected(place: Place, snapshot: Snapshot, found: Found, n_requests: int) -> float | None:
-    """Of what was found, which may have been for another snapshot."""
-    answer, seen = found.answer, scenario_of(snapshot, place.source, place.objective).snapshot
-    if answer is None or answer.layout is None:
-        return None
     if place.objective == LATENCY:
-        return round(latency_us(seen, answer.layout) / 1e3, 3)
-    n_at_once, plan = min(n_requests, answer.batch), _plan(answer, answer.layout, seen)
-    schedule: Schedule = "bubbles" if place.schedule == BUBBLES else "no-bubbles"
-    took_us = round_us(plan, found.rows, n_at_once, seen, schedule)
-    return round(n_at_once * 1e6 / took_us, 3)
+        predicted, rows = latency_us(scenario.snapshot, layout) / 1e3, 1
+    else:
+        predicted, rows = _tokens_per_s(place, scenario.snapshot, answer, layout, n_requests)
+    why = "a token would come back to a device it has left, which no peer serves"
+    return Found(pin, round(predicted, 3), rows, why if layout.revisits else "")
 
 
-def _plan(answer: Answer, layout: Layout, snapshot: Snapshot) -> Plan:
+def _tokens_per_s(
+    place: Place, snapshot: Snapshot, answer: Answer, layout: Layout, n_requests: int
+) -> tuple[float, int]:
+    n_at_once = min(n_requests, answer.batch)
     workload = replace(snapshot.workload, batch=answer.batch)
-    return Plan(snapshot.model.digest, workload, layout.sources, layout.entry_end, layout.stages)
+    plan = Plan(snapshot.model.digest, workload, layout.sources, layout.entry_end, layout.stages)
+    size = PassSizes().of(plan, n_at_once, snapshot)
+    assert size is not None, "the algorithm has planned with all of it"
+    took_us = round_us(plan, size.rows, n_at_once, snapshot, place.schedule)
+    return n_at_once * 1e6 / took_us, size.rows
 
 
 def _pin_of(layout: Layout) -> Pin:

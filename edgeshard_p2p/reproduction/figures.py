@@ -4,7 +4,7 @@ arithmetic on what was measured."""
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
@@ -61,16 +61,12 @@ def counting(cells: Iterable[Cell]) -> list[Cell]:
     return [cell for cell in cells if cell.measured and not cell.why]
 
 
-def accuracy(
-    cells: Iterable[Cell],
-    objective: str,
-    off_by: Callable[[Cell], float | None] = lambda cell: cell.off_by,
-) -> Accuracy | None:
+def accuracy(cells: Iterable[Cell], objective: str) -> Accuracy | None:
     """None where nothing was measured.  A plan that several algorithms found counts once."""
     off = [
-        (by, cell)
+        (cell.off_by, cell)
         for cell in counting(cells)
-        if cell.place.objective == objective and not cell.like and (by := off_by(cell)) is not None
+        if cell.place.objective == objective and not cell.like and cell.off_by is not None
     ]
     if not off:
         return None

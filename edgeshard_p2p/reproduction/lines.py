@@ -47,8 +47,6 @@ class Run(Struct, frozen=True, tag="run", tag_field="kind"):
     context: int
     scale: float
     devices: tuple[Emulated, ...]
-    pass_ms: dict[str, float] = {}
-    """By device, how fast the machine was when it was measured: of the reference's pass."""
     links_checked: int = 0
     """Lone messages over the emulated links, before any figure."""
     links_wrong: tuple[str, ...] = ()

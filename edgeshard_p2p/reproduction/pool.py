@@ -16,16 +16,7 @@ from msgspec.structs import replace
 
 from edgeshard_p2p.core.ids import UnitRange
 from edgeshard_p2p.core.model_spec import ModelSpec
-from edgeshard_p2p.core.plan import (
-    BYTES_PER_MBIT,
-    Device,
-    Link,
-    RowTimes,
-    Snapshot,
-    Workload,
-    kv_bytes,
-    weight_bytes,
-)
+from edgeshard_p2p.core.plan import BYTES_PER_MBIT, Link, Snapshot, Workload, kv_bytes, weight_bytes
 from edgeshard_p2p.core.records import UnitTimes
 
 AGX_MS = 140.34
@@ -107,27 +98,6 @@ def slowed(figures: tuple[UnitTimes, ...], by: float) -> tuple[UnitTimes, ...]:
         )
         for times in figures
     )
-
-
-def at_pace(seen: Snapshot, by: dict[str, float]) -> Snapshot:
-    """With devices' times so many times as long, by their names."""
-    return replace(seen, devices=tuple(_at_pace(d, by[d.peer.name]) for d in seen.devices))
-
-
-def _at_pace(device: Device, by: float) -> Device:
-    def longer(figures: tuple[RowTimes, ...]) -> tuple[RowTimes, ...]:
-        return tuple(replace(f, unit_us=_longer(f.unit_us, by)) for f in figures)
-
-    return replace(
-        device,
-        unit_us=_longer(device.unit_us, by),
-        decode=longer(device.decode),
-        prefill=longer(device.prefill),
-    )
-
-
-def _longer(unit_us: tuple[int, ...], by: float) -> tuple[int, ...]:
-    return tuple(round(us * by) for us in unit_us)
 
 
 def scale_of(agx_us: int) -> float:

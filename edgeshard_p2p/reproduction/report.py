@@ -16,7 +16,7 @@ from edgeshard_p2p.reproduction.cells import (
     Place,
     in_words,
 )
-from edgeshard_p2p.reproduction.figures import GAINS, WITHIN, Accuracy, accuracy, gain, rivals
+from edgeshard_p2p.reproduction.figures import GAINS, WITHIN, accuracy, gain, rivals
 from edgeshard_p2p.reproduction.lines import Lines
 
 UNITS = {LATENCY: "ms/token", THROUGHPUT: "tokens/s"}
@@ -49,7 +49,6 @@ def _how(lines: Lines) -> Iterator[str]:
             ["command", f"`{run.command}`"],
             ["program", ", then ".join(lines.versions)],
             ["machine", machine],
-            *_pace(lines),
             ["scale s", f"{run.scale:.3f}"],
             [
                 "a lone request",
@@ -64,24 +63,6 @@ def _how(lines: Lines) -> Iterator[str]:
             ["seed, context", f"{run.seed}, {run.context}"],
         ],
     )
-
-
-def _pace(lines: Lines) -> Iterator[list[str]]:
-    """How fast the machine was."""
-    then = sorted(ms for ms in lines.run.pass_ms.values())
-    around = sorted(cell.pass_ms for cell in lines.cells if cell.pass_ms)
-    if then and around:
-        yield [
-            "its pace",
-            "a row through the whole model, in a process that nothing restrains, took "
-            f"{_span(then)} ms at its quickest but one when devices measured themselves, as they "
-            f"do, and {_span(around)} ms on average before and after cells",
-        ]
-
-
-def _span(ordered: Sequence[float]) -> str:
-    low, high = f"{ordered[0]:.0f}", f"{ordered[-1]:.0f}"
-    return low if low == high else f"{low} to {high}"
 
 
 def _wanted(lines: Lines) -> Iterator[str]:
@@ -130,17 +111,11 @@ def _accuracies(lines: Lines) -> Iterator[str]:
             yield f"{_verdict(False)}: predicted {unit}: nothing was measured."
             continue
         verdict = _verdict(found.median <= WITHIN)
-        yield f"{verdict}, {_percent(WITHIN)} at most is wanted: predicted {unit} {_off(found)}."
-        then = accuracy(lines.cells, objective, lambda cell: cell.off_by_then)
-        if then is not None:
-            yield f"With times as the machine was by then, predicted {unit} {_off(then)}."
-
-
-def _off(found: Accuracy) -> str:
-    return (
-        f"off by {_percent(found.median)} in the median of {found.n} plans; worst "
-        f"{found.worst_by:+.0%} ({found.worst.place})"
-    )
+        yield (
+            f"{verdict}, {_percent(WITHIN)} at most is wanted: predicted {unit} off by "
+            f"{_percent(found.median)} in the median of {found.n} plans; worst "
+            f"{found.worst_by:+.0%} ({found.worst.place})."
+        )
 
 
 def _tables(lines: Lines) -> Iterator[list[str]]:

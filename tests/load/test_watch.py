@@ -34,13 +34,15 @@ def test_the_plan_of_a_report() -> None:
 
 def test_promise_is_the_cost_models() -> None:
     # Each pass of a row takes 2 ms on each of three devices; links cost a microsecond.
-    assert expected(PLAN, swarm(), 3) == Expected(3, 1, pytest.approx(6.0, abs=0.01), 499.75)
-    assert expected(SOLO, swarm(), 3) == Expected(3, 3, 18.0, 166.667)
+    assert expected(PLAN, swarm(), 3, "no-bubbles") == Expected(
+        3, 1, pytest.approx(6.0, abs=0.01), 499.75
+    )
+    assert expected(SOLO, swarm(), 3, "no-bubbles") == Expected(3, 3, 18.0, 166.667)
     # In rounds a pass takes 6 ms, and the others of its round 2 ms more each.
     assert expected(PLAN, swarm(), 3, "bubbles") == Expected(
         3, 1, pytest.approx(10.0, abs=0.01), pytest.approx(300.0, abs=0.5)
     )
-    assert expected(PLAN, snapshot(MODEL, WORKLOAD, [], []), 3) is None
+    assert expected(PLAN, snapshot(MODEL, WORKLOAD, [], []), 3, "no-bubbles") is None
 
 
 def test_idle_time_of_who_was_there_all_the_time() -> None:

@@ -7,7 +7,6 @@ import pytest
 from edgeshard_p2p.core.layout import Layout, predict
 from edgeshard_p2p.core.pin import parse_pin
 from edgeshard_p2p.core.plan import Stage
-from edgeshard_p2p.reproduction import pool
 from edgeshard_p2p.reproduction.cells import (
     ALGORITHMS,
     BUBBLES,
@@ -17,7 +16,6 @@ from edgeshard_p2p.reproduction.cells import (
     Cell,
     Found,
     Place,
-    expected,
     found_by,
     in_words,
     parts_of,
@@ -106,23 +104,6 @@ def test_bubbles_are_expected_to_cost() -> None:
     assert rounds.pin == usual.pin
     assert some(rounds.predicted) < some(usual.predicted)
     assert usual.rows <= 8
-
-
-@pytest.mark.parametrize("objective", [LATENCY, THROUGHPUT])
-def test_what_was_found_is_expected_of_slower_devices_too(objective: str) -> None:
-    place = Place("agx-1", 50.0, objective, "exact")
-    seen = found_by(place, swarm(mbps=50.0), 8)
-    predicted, as_it_was = some(seen.predicted), dict.fromkeys(pool.DEVICES, 1.0)
-    assert expected(place, pool.at_pace(swarm(mbps=50.0), as_it_was), seen, 8) == predicted
-    twice = dict.fromkeys(pool.DEVICES, 2.0)
-    slower = some(expected(place, pool.at_pace(swarm(mbps=50.0), twice), seen, 8))
-    assert predicted < slower < 2 * predicted if objective == LATENCY else slower < predicted
-    assert (
-        expected(
-            place, swarm(), found_by(Place("nx", 1.0, LATENCY, "edge-solo"), swarm("nx"), 8), 8
-        )
-        is None
-    )
 
 
 def test_plan_in_words_and_what_it_uses() -> None:

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.layout import Layout, missing_bytes
-from edgeshard_p2p.core.plan import Device, RowTimes, Snapshot, Stage, UnitRange, Workload, snapshot
+from edgeshard_p2p.core.plan import Device, Snapshot, Stage, UnitRange, Workload, snapshot
 from edgeshard_p2p.core.records import UnitTimes
 from edgeshard_p2p.reproduction import pool
 from tests.core.parts import MODEL
@@ -111,15 +111,3 @@ def test_swarm_has_settled_when_it_knows_every_link() -> None:
     assert pool.unsettled(known, quicker, 0.25) == ["agx-1 -> rtx3090", "rtx3090 -> agx-1"]
     fewer: Snapshot = replace(seen, links=known.links[1:])
     assert pool.unsettled(fewer, wanted, 0.25) == ["agx-1 -> agx-2"]
-
-
-def test_all_times_of_a_slower_device_are_longer() -> None:
-    seen = swarm()
-    times = RowTimes(8, (3,) * SMALL.n_units)
-    first, *others = seen.devices
-    seen = replace(seen, devices=(replace(first, decode=(times,), prefill=(times,)), *others))
-    by = dict.fromkeys(pool.DEVICES, 1.0) | {first.peer.name: 2.0}
-    slower, *same = pool.at_pace(seen, by).devices
-    assert slower.unit_us == tuple(2 * us for us in first.unit_us)
-    assert slower.decode == slower.prefill == (RowTimes(8, (6,) * SMALL.n_units),)
-    assert same == others
