@@ -69,6 +69,7 @@ class _DeviceEntry(Struct, frozen=True):
 class _ClassEntry(Struct, frozen=True):
     memory_gib: _Gib | None = None
     cores: Annotated[float, Meta(gt=0, le=1024)] | None = None
+    pass_ms: _Ms = 0.0
     times: Any = {}
 
 
@@ -94,6 +95,7 @@ class _PairEntry(Struct, frozen=True):
 class DeviceClass(Struct, frozen=True):
     memory_bytes: int | None
     cores: float | None
+    pass_us: int
     times: ClassTimes
 
 
@@ -182,7 +184,7 @@ class Topology(Struct, frozen=True):
             order=(*self.sources, *(n for n, _ in places if n not in self.sources)),
             cloud=self.cloud,
             spares={
-                name: _device(name, False, known.memory_bytes, times[name])
+                name: _device(name, False, known.memory_bytes, times[name], known.pass_us)
                 for name, known in self.classes.items()
                 if known.memory_bytes is not None
             },
@@ -211,6 +213,7 @@ class Topology(Struct, frozen=True):
                 member.name in self.sources,
                 member.memory_bytes,
                 times[member.class_name],
+                self.classes[member.class_name].pass_us,
             )
             for member in self.members
         ]
@@ -240,7 +243,7 @@ _Times = tuple[tuple[RowTimes, ...], tuple[RowTimes, ...]]
 """Decode and prefill times."""
 
 
-def _device(name: str, is_source: bool, memory_bytes: int, times: _Times) -> Device:
+def _device(name: str, is_source: bool, memory_bytes: int, times: _Times, pass_us: int) -> Device:
     decode, prefill = times
     return Device(
         PeerId(name, 1),
@@ -249,6 +252,7 @@ def _device(name: str, is_source: bool, memory_bytes: int, times: _Times) -> Dev
         decode[0].unit_us,
         decode=decode[1:],
         prefill=prefill,
+        pass_us=pass_us,
     )
 
 
@@ -285,7 +289,8 @@ def _read_class(name: str, value: object, at: At) -> DeviceClass:
     convert(name, Name, at)
     entry = to_table(value, _ClassEntry, at)
     memory = None if entry.memory_gib is None else _bytes(entry.memory_gib)
-    return DeviceClass(memory, entry.cores, read_class_times(entry.times, at / "times"))
+    times = read_class_times(entry.times, at / "times")
+    return DeviceClass(memory, entry.cores, _us(entry.pass_ms), times)
 
 
 def _read_devices(

@@ -146,10 +146,11 @@ def _profile(row: dict[str, Any]) -> str:
     one = row["decode"][0]
     why_not = f"  not planned: {row['why_not']}" if row["why_not"] else ""
     chunk = row["prefill"][-1]
+    beside = f"{row['pass_us'] / 1e3:.1f} ms per pass besides; " if row.get("pass_us") else ""
     return (
         f"{row['name']}  block {one['block_us'] / 1e3:.2f} ms, head {one['head_us'] / 1e3:.2f} ms "
         f"per token; block {chunk['block_us'] / 1e3:.1f} ms per {chunk['rows']}-token chunk; "
-        f"{row['budget_bytes'] / 2**20:.0f} MiB{why_not}"
+        f"{beside}{row['budget_bytes'] / 2**20:.0f} MiB{why_not}"
     )
 
 

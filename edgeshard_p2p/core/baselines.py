@@ -223,7 +223,7 @@ def _next_ways(
 
 def _algorithm_2(scenario: Scenario) -> Answer:
     """EdgeShard, algorithm 2: the least busy bottleneck, leaving out what the paper leaves out (the
-    way back, time per message, delays, KV memory).
+    way back, time per message, delays, what a pass takes besides its units, KV memory).
 
     NOTE: the printed recursion runs over all sets of devices.  It finds the least bottleneck of
     its model, and so does ``exact`` when it is given that model, in a fraction of the time; among
@@ -231,6 +231,7 @@ def _algorithm_2(scenario: Scenario) -> Answer:
     """
     snapshot = scenario.snapshot
     links = tuple(replace(link, per_message_us=0, delay_us=0) for link in snapshot.links)
+    devices = tuple(replace(device, pass_us=0) for device in snapshot.devices)
     model = replace(snapshot.model, kv_width=0)
     framing = Framing(snapshot.framing.row_bytes, 0)
     rows = snapshot.goal.micro_batch or 1
@@ -240,6 +241,7 @@ def _algorithm_2(scenario: Scenario) -> Answer:
     simpler = replace(
         snapshot,
         model=model,
+        devices=devices,
         links=links,
         framing=framing,
         goal=goal,

@@ -39,7 +39,8 @@ class Busy(Struct, frozen=True):
     units: tuple[tuple[int, ...], ...]
     """By device, prefix sums."""
     own: tuple[int, ...]
-    """By device, of its own entry and tail where it is a source beside its stage."""
+    """By device, of what comes to its stage's units: a pass's own, and its entry and tail where it
+    is a source as well."""
     enter: tuple[int, ...]
     hop: tuple[tuple[int, ...], ...]
     leave: tuple[int, ...]

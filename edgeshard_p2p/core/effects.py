@@ -204,6 +204,13 @@ class SaveLinks:
 
 
 @dataclass(frozen=True, slots=True)
+class SavePassTime:
+    """Keep on disk what a pass takes of this device besides its units."""
+
+    us: int
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """A transition, for the story that the log tells."""
 
@@ -239,6 +246,7 @@ Effect = (
     | FinishRequest
     | SaveGeneration
     | SaveLinks
+    | SavePassTime
     | Log
     | Stop
 )

@@ -87,6 +87,15 @@ class DeviceMeasured:
     numerics: str
     decode: tuple[UnitTimes, ...]
     prefill: tuple[UnitTimes, ...]
+    pass_us: int = 0
+    """What a pass takes besides, as far as it was learned in an earlier life."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassesTimed:
+    """What each pass of a stretch took of this device besides its units, microseconds."""
+
+    us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +178,7 @@ Event = (
     | FrameReceived
     | ModelOpened
     | DeviceMeasured
+    | PassesTimed
     | MeasureFailed
     | PlanComputed
     | UnitsLoaded

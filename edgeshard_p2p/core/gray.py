@@ -173,10 +173,10 @@ class Slowness:
     def _slower(self, times: UnitTimes) -> UnitTimes:
         return replace(
             times,
-            embedding_us=self._us(times.embedding_us),
-            block_us=self._us(times.block_us),
-            head_us=self._us(times.head_us),
+            embedding_us=self.us(times.embedding_us),
+            block_us=self.us(times.block_us),
+            head_us=self.us(times.head_us),
         )
 
-    def _us(self, us: int) -> int:
+    def us(self, us: int) -> int:
         return min(us * self.percent // 100, US_MAX)

@@ -118,7 +118,9 @@ class Lanes(Generic[T]):
     def _together(self, first: Waiting[T], rows_max: int) -> list[Waiting[T]]:
         """Those that came next in the same lane, whole, as many as fit; a pass has no more than one
         item of a request."""
-        taken, n_rows, seen = list[Waiting[T]](), 0, set[RequestId]()
+        taken: list[Waiting[T]] = []
+        seen: set[RequestId] = set()
+        n_rows = 0
         for waiting in self._waiting:
             if waiting.is_chunk or waiting.lane != first.lane:
                 continue
@@ -136,7 +138,8 @@ class Lanes(Generic[T]):
 
     def take_of(self, lane: Lane, requests: Iterable[RequestId]) -> list[Waiting[T]]:
         """What waits of these requests, with what it shares items with and must not overtake."""
-        whose, taken = set(requests), list[Waiting[T]]()
+        taken: list[Waiting[T]] = []
+        whose = set(requests)
         for waiting in reversed(self._waiting):
             if waiting.lane == lane and waiting.requests & whose:
                 whose |= waiting.requests

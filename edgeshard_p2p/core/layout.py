@@ -129,13 +129,16 @@ def _legs(
     """``messages``: rows of each message that crosses a link."""
     links, n_units = links_of(snapshot), snapshot.model.n_units
     row = snapshot.model.hidden_bytes(snapshot.workload.dtype) + snapshot.framing.row_bytes
+    beside_us = {device.peer: len(messages) * device.pass_us for device in snapshot.devices}
     legs: list[Leg] = []
     at = source
-    for run in layout.runs(n_units, source):
+    for place, run in enumerate(layout.runs(n_units, source)):
         if run.peer != at:
             legs.append(_hop(links[at.name, run.peer.name], messages, row))
         at = run.peer
         busy = sum(unit_us[at][run.units.start : run.units.end])
+        # What comes back to a source, to its own last run or as a token, is in its first run's.
+        busy += beside_us[at] if place <= len(layout.stages) else 0
         legs.append(Leg(at.name, busy, units=run.units))
     if at != source:
         back = snapshot.framing.token_bytes

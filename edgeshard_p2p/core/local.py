@@ -5,8 +5,9 @@ Knows nothing of other peers' figures.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from edgeshard_p2p.core.beside import Beside
 from edgeshard_p2p.core.effects import Effect, Log, MeasureDevice, OpenModel
 from edgeshard_p2p.core.events import DeviceMeasured, ModelOpened
 from edgeshard_p2p.core.gray import Slowness
@@ -20,6 +21,7 @@ class LocalDevice:
     is_source: bool
     budget_bytes: int
     slowness: Slowness
+    beside: Beside = field(default_factory=Beside)
     opened: ModelOpened | None = None
     measured: DeviceMeasured | None = None
     trouble: str = ""
@@ -54,6 +56,7 @@ class LocalDevice:
 
     def on_measured(self, event: DeviceMeasured) -> list[Effect]:
         self.measured = event
+        self.beside.us = self.beside.us or event.pass_us
         if self.opened is None or self.opened.spec is not None:
             self.trouble = ""
         block_ms = event.decode[0].block_us / 1e3
@@ -97,4 +100,5 @@ class LocalDevice:
             numerics=measured.numerics if measured else "",
             decode=self.slowness.of(measured.decode) if measured else (),
             prefill=self.slowness.of(measured.prefill) if measured else (),
+            pass_us=self.slowness.us(self.beside.us) if measured else 0,
         )

@@ -133,6 +133,7 @@ class PeerCore:
             ev.FrameReceived: self._on_frame,
             ev.ModelOpened: lambda event, _: self.local.on_opened(event),
             ev.DeviceMeasured: lambda event, _: self.local.on_measured(event),
+            ev.PassesTimed: lambda event, _: self.local.beside.on_timed(event.us),
             ev.MeasureFailed: lambda event, _: self.local.on_measure_failed(event.detail),
             ev.PlanComputed: self.planning.on_choice,
             ev.UnitsLoaded: self.planning.on_loaded,

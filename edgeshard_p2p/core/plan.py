@@ -20,7 +20,7 @@ from edgeshard_p2p.core.ids import Count, Name, PeerId, PlanId, UnitRange
 from edgeshard_p2p.core.model_spec import DtypeName, ModelSpec, weight_bytes_of
 from edgeshard_p2p.core.pin import Pin
 
-PLANNER_VERSION = 5
+PLANNER_VERSION = 6
 
 FRAME_OVERHEAD_BYTES = 128
 """What a frame adds to its tensor on the wire, at most, for one row."""
@@ -104,6 +104,8 @@ class Device(Struct, frozen=True, array_like=True):
     """Decode times of more rows than one, where known; by rows."""
     prefill: tuple[RowTimes, ...] = ()
     """Prefill times, where known; by tokens of the chunk."""
+    pass_us: Count = 0
+    """What a pass takes of the device besides its units."""
 
     def decode_us(self, rows: int) -> tuple[int, ...]:
         """Time of each unit for one token of each of ``rows`` sequences."""

@@ -24,7 +24,7 @@ from edgeshard_p2p.core.footprint import (
 )
 from edgeshard_p2p.core.kinds import Kinds, kinds_of
 from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Fit
-from edgeshard_p2p.core.plan import CHUNK_ROWS, Device, Goal, Link, Snapshot
+from edgeshard_p2p.core.plan import CHUNK_ROWS, Device, Goal, Link, Snapshot, chunks_of
 
 LOAD_BYTES_PER_US = 500_000
 """How many bytes still to be loaded weigh as much as one microsecond of every token.
@@ -121,14 +121,18 @@ def chain_of(pool: Pool, rows: int = 1) -> Chain:
     n_sources, goal = len(pool.sources), pool.snapshot.goal
     rank = [1 + pool.device_rank * (d not in pool.sources) for d in pool.shared]
     entries = [_unit_costs(pool, source, 1, rows) for source in pool.sources]
-    entry = _prefix_sums(map(sum, zip(*entries, strict=True)))
+    first, *others = map(sum, zip(*entries, strict=True))
+    beside = sum(_pass(pool, source) for source in pool.sources) * pool.ranks
+    entry = _prefix_sums([first + beside, *others])
     finish = [UNREACHABLE] * len(entry)
     for end in last_ends(pool.snapshot, n_sources):
         finish[end] = entry[-1] - entry[end]
     back = _hop if goal.private_head else _return
-    enter = [_sum(_hop(pool, source, d, rows) for source in pool.sources) for d in pool.shared]
+    enter = [_sum(_arrival(pool, source, d, rows) for source in pool.sources) for d in pool.shared]
     leave = [_sum(back(pool, d, source, rows) for source in pool.sources) for d in pool.shared]
-    hops = [[_sum([_hop(pool, a, b, rows)] * n_sources) for b in pool.shared] for a in pool.shared]
+    hops = [
+        [_sum([_arrival(pool, a, b, rows)] * n_sources) for b in pool.shared] for a in pool.shared
+    ]
     units = {_own_of(pool, device): device for device in pool.shared}
     costs = {own: _prefix_sums(_unit_costs(pool, d, n_sources, rows)) for own, d in units.items()}
     return Chain(
@@ -142,8 +146,9 @@ def chain_of(pool: Pool, rows: int = 1) -> Chain:
 
 
 def _own_of(pool: Pool, device: Device) -> Hashable:
-    """All that the costs of a device's units depend on."""
-    return device in pool.sources, device.unit_us, device.decode, device.prefill, device.held
+    """All that the costs of a device's runs depend on."""
+    times = (device.unit_us, device.decode, device.prefill, device.pass_us)
+    return device in pool.sources, times, device.held
 
 
 def _sum(steps: Iterable[int]) -> int:
@@ -191,6 +196,17 @@ def in_us(pool: Pool, cost: int) -> int:
 def cost_of(pool: Pool, us: int) -> int:
     """Of which, or of more, no plan takes less than ``us`` for a token, however little it loads."""
     return us * pool.ranks * STEPS_PER_US * len(pool.sources) + dearest_load(pool)
+
+
+def _arrival(pool: Pool, a: Device, b: Device, rows: int) -> int:
+    """Of a hop to a run of ``b``, with what that takes besides its units."""
+    return _hop(pool, a, b, rows) + _pass(pool, b)
+
+
+def _pass(pool: Pool, device: Device) -> int:
+    """What a decoded token's pass takes besides its units, and its part of the prompt's."""
+    goal = pool.snapshot.goal
+    return _steps(goal, device.pass_us, len(chunks_of(_prompt(goal))) * device.pass_us)
 
 
 def _hop(pool: Pool, a: Device, b: Device, rows: int) -> int:
@@ -242,6 +258,10 @@ def busy_of(pool: Pool, rows: int) -> Busy:
     back = row if pool.snapshot.goal.private_head else token
     entry, tail = _sources_busy(pool, rows)
 
+    def besides(device: Device) -> int:
+        own_us = _own_us(pool, device, rows) if device in sources else 0
+        return own_us + n_sources * device.pass_us
+
     def occupied(a: Device, b: Device, n_bytes: int) -> int:
         link = pool.links.get((a.peer.name, b.peer.name))
         return 0 if a.peer == b.peer or link is None else link.occupancy_us(n_bytes)
@@ -252,7 +272,7 @@ def busy_of(pool: Pool, rows: int) -> Busy:
         units=tuple(
             _prefix_sums(n_sources * us for us in device.decode_us(rows)) for device in pool.shared
         ),
-        own=tuple(_own_us(pool, d, rows) if d in sources else 0 for d in pool.shared),
+        own=tuple(map(besides, pool.shared)),
         enter=tuple(max(occupied(s, d, row) for s in sources) for d in pool.shared),
         hop=tuple(tuple(n_sources * occupied(a, b, row) for b in pool.shared) for a in pool.shared),
         leave=tuple(max(occupied(d, s, back) for s in sources) for d in pool.shared),
@@ -266,13 +286,15 @@ def _sources_busy(pool: Pool, rows: int) -> tuple[tuple[int, ...], tuple[int, ..
     if len(pool.sources) > 1:
         own = max(_own_us(pool, source, rows) for source in pool.sources)
         return (own,) * (n_units + 1), (0,) * (n_units + 1)
-    entry = _prefix_sums(pool.sources[0].decode_us(rows))
+    source = pool.sources[0]
+    first_us, *others_us = source.decode_us(rows)
+    entry = _prefix_sums([first_us + source.pass_us, *others_us])
     return entry, tuple(entry[-1] - done for done in entry)
 
 
 def _own_us(pool: Pool, source: Device, rows: int) -> int:
     times = source.decode_us(rows)
-    return sum(times[unit] for unit in own_units(pool.snapshot))
+    return source.pass_us + sum(times[unit] for unit in own_units(pool.snapshot))
 
 
 def _prefix_sums(costs: Iterable[int]) -> tuple[int, ...]:

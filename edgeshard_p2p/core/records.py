@@ -50,6 +50,8 @@ class DeviceRecord(Struct, frozen=True, array_like=True, tag=1):
     """Decode figures by rows; empty until measured for the swarm's model, dtype and numerics."""
     prefill: Annotated[tuple[UnitTimes, ...], Meta(max_length=16)] = ()
     """Prefill figures by chunk."""
+    pass_us: Annotated[int, Meta(ge=0, le=3_600_000_000)] = 0
+    """What a pass takes of the device besides its units, as far as it was learned."""
 
 
 CARRY_MAX_S = 120.0

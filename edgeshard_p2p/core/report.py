@@ -147,6 +147,7 @@ def _profile(core: PeerCore, peer: Any) -> Report:
         "numerics": record.numerics,
         "decode": [_times(times) for times in record.decode],
         "prefill": [_times(times) for times in record.prefill],
+        "pass_us": record.pass_us,
     }
 
 

@@ -146,6 +146,7 @@ def _device(gossip: Gossip, peer: PeerId, model: ModelSpec) -> Device:
         held.units if isinstance(held, HeldRecord) else (),
         decode=tuple(more_rows),
         prefill=tuple(_row_times(figures, model) for figures in record.prefill),
+        pass_us=record.pass_us,
     )
 
 

@@ -27,6 +27,7 @@ from edgeshard_p2p.model.library import LocalModel
 from edgeshard_p2p.net.offences import OFFENCES_MAX
 from edgeshard_p2p.net.transport import Transport
 from edgeshard_p2p.runtime.arrivals import Arrivals
+from edgeshard_p2p.runtime.beside import BesideClock
 from edgeshard_p2p.runtime.clients import Clients
 from edgeshard_p2p.runtime.compute import Compute
 from edgeshard_p2p.runtime.loop_lag import LoopLag
@@ -95,6 +96,7 @@ class Driver:
         self._device = device
         self._compute = Compute(COMPUTE_ERRORS, self._on_bug)
         self._lag = LoopLag()
+        self._beside = BesideClock(lambda us: self.post(ev.PassesTimed(us)))
         self._planner = PlanWorker(lambda choice: self.post(ev.PlanComputed(choice)))
         self._tasks: set[asyncio.Task[None]] = set()
         self._events: deque[ev.Event] = deque()
@@ -127,6 +129,7 @@ class Driver:
             fx.FinishRequest: self.clients.finish,
             fx.SaveGeneration: self._save_generation,
             fx.SaveLinks: lambda effect: state.save_links(effect.links),
+            fx.SavePassTime: lambda effect: state.save_pass_us(_share(), effect.us),
             fx.Log: lambda effect: log.log(LEVELS[effect.level.upper()], effect.text),
             fx.Stop: self._stop,
         }
@@ -140,6 +143,7 @@ class Driver:
         self.spawn(self._planner.run(), name="planner")
         self.spawn(self.clients.call(), name="call on clients")
         self.spawn(self._lag.run(), name="loop lag")
+        self.spawn(self._beside.run(), name="what passes take besides")
 
     async def close(self) -> None:
         for timer in (self._pause, self._timer):
@@ -310,7 +314,7 @@ class Driver:
         opened = self.core.local.opened
         assert opened is not None
         digest = opened.digest
-        how = (effect.dtype, effect.numerics, effect.tile_rows, self._device, f"{cpu_share():.3g}")
+        how = (effect.dtype, effect.numerics, effect.tile_rows, self._device, _share())
         key = "-".join([digest[:16], *map(str, how)])
 
         def work() -> Profile:
@@ -322,10 +326,9 @@ class Driver:
             return measured
 
         def on_done(profile: Profile) -> None:
+            times, pass_us = (profile.decode, profile.prefill), self._state.pass_us(_share())
             self.post(
-                ev.DeviceMeasured(
-                    digest, effect.dtype, effect.numerics, profile.decode, profile.prefill
-                )
+                ev.DeviceMeasured(digest, effect.dtype, effect.numerics, *times, pass_us=pass_us)
             )
 
         known = self._state.profile(key)
@@ -349,7 +352,10 @@ class Driver:
         given = [self._tensors.pop(tensor.id) for tensor in effect.tensors]
 
         def work() -> Passed:
-            return self._host().forward(effect, [tensor.tensor() for tensor in given])
+            begun_s = time.thread_time()
+            passed = self._host().forward(effect, [tensor.tensor() for tensor in given])
+            self._beside.passed(time.thread_time() - begun_s)
+            return passed
 
         def on_done(passed: Passed) -> None:
             hidden = self._keep(passed.hidden) if passed.hidden is not None else None
@@ -363,3 +369,8 @@ class Driver:
     def _progress(self, text: str) -> None:
         """From the compute thread."""
         self._compute.call(log.info, text)
+
+
+def _share() -> str:
+    """Of a core, as figures are kept by it."""
+    return f"{cpu_share():.3g}"

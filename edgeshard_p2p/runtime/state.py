@@ -3,6 +3,7 @@
 STATE/lock          held while the peer runs
 STATE/identity.json install id and generation
 STATE/links.json    link figures by name of the other end
+STATE/pass.json     what a pass takes besides its units, us, by share of a core
 STATE/profiles/     device figures by model, dtype, numerics and device
 """
 
@@ -87,6 +88,13 @@ class State:
     def save_links(self, links: tuple[LinkFigures, ...]) -> None:
         merged = {link.to: link for link in (*self.links(), *links)}
         self._keep("links.json", tuple(merged[name] for name in sorted(merged)))
+
+    def pass_us(self, share: str) -> int:
+        return (self._read("pass.json", dict[str, Count]) or {}).get(share, 0)
+
+    def save_pass_us(self, share: str, us: int) -> None:
+        known = self._read("pass.json", dict[str, Count]) or {}
+        self._keep("pass.json", {**known, share: us})
 
     def profile(self, key: str) -> Profile | None:
         return self._read(f"profiles/{key}.json", Profile)

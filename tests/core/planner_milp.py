@@ -202,7 +202,7 @@ class Program:
             rows |= {("first", own.entry_end): -1, ("last", own.tail_start): -1}
         busy, loading = {}, 0
         for name in self.sources:
-            busy[name,] = _of_own(own, self.unit_us[name])
+            busy[name,] = self.devices[name].pass_us + _of_own(own, self.unit_us[name])
             loading += _of_own(own, self.loading[name])
         return Column(rows, sum(busy.values()), busy, loading)
 
@@ -238,12 +238,13 @@ class Program:
         is_source, unit_us, loading = name in self.sources, self.unit_us[name], self.loading[name]
         sizes, spare = self.unit_bytes[is_source], self.devices[name].budget_bytes
         spare -= _of_own(self.least, sizes) if is_source else 0
+        pass_us = self.devices[name].pass_us
         for start in places:
             for end in range(start + 1, places.stop):
                 if sum(sizes[start:end]) > spare:
                     break
                 rows = {("device", name): 1, ("start", name, start): 1, ("end", name, end): 1}
-                us = len(self.sources) * sum(unit_us[start:end])
+                us = len(self.sources) * (pass_us + sum(unit_us[start:end]))
                 column = Column(rows, us, {(name,): us}, sum(loading[start:end]))
                 yield Run(name, start, end), column
 

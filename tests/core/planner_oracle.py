@@ -153,6 +153,11 @@ def computed(swarm: Snapshot, plan: Layout, source: PeerId) -> list[tuple[PeerId
     return [(source, range(plan.entry_end)), *shared, (source, tail)]
 
 
+def besides(swarm: Snapshot, peer: PeerId) -> int:
+    """What one pass takes of that device besides its units."""
+    return next(device.pass_us for device in swarm.devices if device.peer == peer)
+
+
 def is_linked(swarm: Snapshot, plan: Layout) -> bool:
     known = {(link.a, link.b) for link in swarm.links}
     return all((a, b) in known for source in plan.sources for a, b, _ in hops(swarm, plan, source))
@@ -164,6 +169,7 @@ def latency(swarm: Snapshot, plan: Layout, rows: int = 1) -> Fraction:
     unit_us = {device.peer: device.unit_us for device in swarm.devices}
     total = 0
     for source in plan.sources:
+        total += besides(swarm, source) + sum(besides(swarm, s.peer) for s in plan.stages)
         for peer, units in computed(swarm, plan, source):
             total += rows * sum(unit_us[peer][unit] for unit in units)
         for a, b, what in hops(swarm, plan, source):
@@ -296,6 +302,7 @@ def random_devices(rng: random.Random, model: ModelSpec, workload: Workload) -> 
                 budget_bytes=int(budget),
                 unit_us=random_times(rng, model.n_units, is_coarse),
                 held=unit_ranges(u for u in range(model.n_units) if rng.random() < p_held),
+                pass_us=rng.choice([0, rng.randint(0, 2 if is_coarse else 30)]),
             )
         )
     return devices
@@ -321,6 +328,8 @@ def busiest(swarm: Snapshot, plan: Layout, rows: int) -> Fraction:
     busy: dict[Any, Fraction] = {}
     share = Fraction(1, len(plan.sources))
     for source in plan.sources:
+        for peer in (source, *(stage.peer for stage in plan.stages)):
+            busy[peer] = busy.get(peer, Fraction(0)) + share * besides(swarm, peer)
         for peer, units in computed(swarm, plan, source):
             spent = share * rows * sum(unit_us[peer][unit] for unit in units)
             busy[peer] = busy.get(peer, Fraction(0)) + spent

@@ -1,0 +1,40 @@
+"""What passes take besides their units: learned from several stretches, told when it has moved."""
+
+from __future__ import annotations
+
+from edgeshard_p2p.core.beside import Beside
+from edgeshard_p2p.core.effects import Log, SavePassTime
+
+
+def told(beside: Beside, *stretches_us: int) -> list[int]:
+    effects = [effect for us in stretches_us for effect in beside.on_timed(us)]
+    return [effect.us for effect in effects if isinstance(effect, SavePassTime)]
+
+
+def test_the_middle_of_three_stretches_is_told() -> None:
+    beside = Beside()
+    assert told(beside, 9_000, 90_000) == []
+    assert (told(beside, 10_000), beside.us) == ([10_000], 10_000)
+
+
+def test_a_quarter_more_or_less_is_not_told() -> None:
+    beside = Beside(10_000)
+    assert (told(beside, *[12_500] * 9, *[7_500] * 9), beside.us) == ([], 10_000)
+    assert (told(beside, 12_501, 12_501), beside.us) == ([12_501], 12_501)
+
+
+def test_one_odd_stretch_moves_nothing() -> None:
+    beside = Beside(10_000)
+    assert told(beside, 10_000, 10_000, 90_000, 10_000, 0, 10_000, 10_000) == []
+
+
+def test_what_no_plan_depends_on_is_not_told() -> None:
+    beside = Beside()
+    assert (told(beside, *[499] * 5), told(beside, *[500] * 3)) == ([], [500])
+    assert told(beside, *[1] * 5) == []
+
+
+def test_it_says_so() -> None:
+    beside = Beside()
+    effects = [effect for us in (1_500,) * 3 for effect in beside.on_timed(us)]
+    assert Log("a pass takes 1.5 ms of this device besides its units") in effects

@@ -1,0 +1,87 @@
+"""What the cost model counts of a pass besides its units: once for each run, and each chunk."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import permutations
+
+import pytest
+from msgspec.structs import replace
+
+from edgeshard_p2p.core.footprint import own_bytes
+from edgeshard_p2p.core.ids import PeerId, UnitRange
+from edgeshard_p2p.core.layout import Layout, decode_legs, latency_us, loads, ttft_us
+from edgeshard_p2p.core.plan import (
+    CHUNK_ROWS,
+    Device,
+    Goal,
+    Link,
+    RowTimes,
+    Snapshot,
+    Stage,
+    snapshot,
+)
+from edgeshard_p2p.core.planner import answer
+from tests.core.parts import MODEL, WORKLOAD
+
+A, B, C = (PeerId(name, 1) for name in "abc")
+BESIDE = {A: 100, B: 2_000, C: 30_000}
+N = MODEL.n_units
+
+
+def swarm(n_sources: int = 1, beside: bool = True) -> Snapshot:
+    devices = [
+        Device(peer, place < n_sources, 10**9, (1_000,) * N, pass_us=us if beside else 0)
+        for place, (peer, us) in enumerate(BESIDE.items())
+    ]
+    links = [Link(a.name, b.name, 10, 0, 10**9) for a, b in permutations((A, B, C), 2)]
+    return snapshot(MODEL, WORKLOAD, devices, links)
+
+
+def chain(sources: tuple[PeerId, ...], tail_start: int = N) -> Layout:
+    stages = (Stage(B, UnitRange(2, 3)), Stage(C, UnitRange(3, tail_start)))
+    return Layout(sources, 2, stages, tail_start)
+
+
+@pytest.mark.parametrize("tail_start", [N, N - 1])
+def test_each_run_but_the_last_of_a_source_takes_a_pass(tail_start: int) -> None:
+    whole, bare = swarm(), swarm(beside=False)
+    layout = chain((A,), tail_start)
+    assert latency_us(whole, layout) - latency_us(bare, layout) == 32_100
+    busy = [leg.busy_us for leg in decode_legs(whole, layout, A, 1) if leg.units]
+    assert busy[:3] == [2_100, 3_000, 30_000 + 1_000 * (tail_start - 3)]
+    assert busy[3:] == [1_000] * (N - tail_start)
+
+
+def test_it_does_not_grow_with_rows() -> None:
+    of = {rows: loads(swarm(), chain((A,)), rows)["c"] for rows in (1, 4)}
+    assert of[4] - of[1] == 3 * (N - 3) * 1_000
+
+
+def test_a_source_that_holds_a_stage_has_passes_of_both() -> None:
+    layout = chain((A, B))
+    whole, bare = loads(swarm(2), layout, 1), loads(swarm(2, False), layout, 1)
+    more = {name: whole[name] - bare[name] for name in "abc"}
+    assert more == {"a": Fraction(100, 2), "b": Fraction(2_000, 2) + 2_000, "c": 30_000}
+
+
+def test_each_chunk_of_a_prompt_is_a_pass() -> None:
+    tokens = 2 * CHUNK_ROWS + 1
+    whole, bare = swarm(), swarm(beside=False)
+    assert ttft_us(whole, chain((A,)), tokens) - ttft_us(bare, chain((A,)), tokens) == 3 * 32_100
+
+
+@pytest.mark.parametrize(("n_chunks", "chosen"), [(0, C), (2, B)])
+def test_the_search_counts_them_too(n_chunks: int, chosen: PeerId) -> None:
+    """C decodes quicker, and takes more besides for each chunk of a prompt."""
+    prefill = (RowTimes(CHUNK_ROWS, (10,) * N),)
+    a, b, c = swarm().devices
+    devices = (
+        replace(a, budget_bytes=own_bytes(swarm(), WORKLOAD.batch), prefill=prefill),
+        replace(b, unit_us=(1_500,) * N, pass_us=0, prefill=prefill),
+        replace(c, unit_us=(1_000,) * N, pass_us=1_000, prefill=prefill),
+    )
+    goal = Goal(prompt=max(0, n_chunks * CHUNK_ROWS - 1), generate=1)
+    found = answer(replace(swarm(), devices=devices, goal=goal))
+    assert found.layout is not None
+    assert [stage.peer for stage in found.layout.stages] == [chosen]
