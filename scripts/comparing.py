@@ -54,6 +54,7 @@ from edgeshard_p2p.reproduction.cells import (
 )
 from edgeshard_p2p.runtime.state import Profile
 
+LEARN_S = 120.0
 SETTLE_S = 240.0
 SETTLED_WITHIN = 0.35
 """A peer publishes a link's rate again when it moved by more than a quarter of what it was."""
@@ -151,6 +152,18 @@ class Swarm:
                 self.say(f"  until devices are trusted again: {slow}")
                 told = slow
             pause.wait(POLL_S)
+
+    def learn(self, mbps: float) -> None:
+        """Requests until every device has learned what a pass takes of it besides its units, which
+        plans and predictions go by from then on."""
+        ends_at = time.monotonic() + LEARN_S
+        place = Place(self.source, mbps, THROUGHPUT, "even")
+        found = found_by(place, self.snapshot(), self.wanted.requests)
+        if not found.why:
+            self.say(f"until devices know what passes take: {in_words(found.pin)}")
+            self.swarm.pin_to(found.pin)
+            while pool.unlearned(self.snapshot()) and time.monotonic() < ends_at:
+                self._serve(self.wanted.requests)
 
     def measure(self, place: Place) -> Cell:
         """Its figures, or why there are none."""
@@ -334,6 +347,7 @@ def serving(
         serving = Swarm(source, speeds, wanted, swarm, devices, say, links)
         serving.measured = pool.whole_us(serving.snapshot())
         _check_times(serving)
+        serving.learn(mbps)
         yield serving
 
 

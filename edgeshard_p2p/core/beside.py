@@ -15,8 +15,8 @@ from edgeshard_p2p.core.effects import Effect, Log, SavePassTime
 
 STRETCHES = 3
 """What is learned is the middle of so many stretches."""
-MOVED_BY = 4
-"""It is told again once it has moved by more than a quarter: each time may bring another plan."""
+MOVED_BY = 3
+"""It is told again once it has moved by more than a third: each time may bring another plan."""
 LEAST_US = 500
 """No plan depends on less."""
 

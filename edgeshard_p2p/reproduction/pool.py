@@ -126,6 +126,11 @@ def whole_us(snapshot: Snapshot) -> dict[str, int]:
     return {device.peer.name: sum(device.unit_us) for device in snapshot.devices}
 
 
+def unlearned(snapshot: Snapshot) -> list[str]:
+    """Devices that do not know yet what a pass takes of them besides its units."""
+    return [device.peer.name for device in snapshot.devices if not device.pass_us]
+
+
 def slower(snapshot: Snapshot, measured: dict[str, int]) -> str:
     """Who publishes other times than it measured, in words; empty: nobody."""
     known = whole_us(snapshot)

@@ -10,13 +10,14 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from statistics import median_low
 
 from msgspec import Struct
 
 from edgeshard_p2p.control_groups import usable_cores
 
 STRETCH_S = 2.0
-PASSES_MIN = 16
+PASSES_MIN = 48
 """A stretch goes on until it has so many ..."""
 STRETCH_MAX_S = 60.0
 """... unless they take longer than this: then it counts for nothing."""
@@ -35,16 +36,21 @@ class Mark(Struct, frozen=True):
 
 
 class BesideClock:
-    """``tell`` is called on the loop after each stretch, with microseconds for a pass."""
+    """``tell`` is called on the loop after each stretch, with microseconds for a pass; ``n_turns``:
+    how often the compute thread has begun or ended something."""
 
     def __init__(
-        self, tell: Callable[[int], None], cores: Callable[[], float] = usable_cores
+        self,
+        tell: Callable[[int], None],
+        n_turns: Callable[[], int],
+        cores: Callable[[], float] = usable_cores,
     ) -> None:
-        self._tell, self._cores = tell, cores
+        self._tell, self._n_turns, self._cores = tell, n_turns, cores
+        self._n_turns_begun = n_turns()
         self._begun = self.last = Mark(time.monotonic(), 0, time.process_time(), 0.0)
         """As things stood at the end of the last pass."""
         self._idle: deque[float] = deque(maxlen=IDLE_STRETCHES)
-        """Processor time per second while nothing was computed.  There is loading in some."""
+        """Processor time per second while the compute thread had nothing to do."""
 
     def passed(self, forward_s: float) -> None:
         """From the compute thread: a pass took so much of it."""
@@ -58,16 +64,18 @@ class BesideClock:
             self.look(self.last, time.monotonic(), time.process_time())
 
     def look(self, last: Mark, now: float, process_s: float) -> None:
-        begun = self._begun
+        begun, n_turns = self._begun, self._n_turns()
         n_passes, took_s = last.n_passes - begun.n_passes, last.at - begun.at
         if not n_passes:
-            self._idle.append((process_s - begun.process_s) / (now - begun.at))
+            if n_turns == self._n_turns_begun and n_turns % 2 == 0:
+                self._idle.append((process_s - begun.process_s) / (now - begun.at))
             self._begun = Mark(now, last.n_passes, process_s, last.forward_s)
         elif n_passes >= PASSES_MIN and took_s >= STRETCH_S:
             spent_s = (last.process_s - begun.process_s) - (last.forward_s - begun.forward_s)
-            spent_s -= took_s * min(self._idle, default=0.0)
+            spent_s -= took_s * (median_low(self._idle) if self._idle else 0.0)
             self._begun = last
             if (cores := self._cores()) <= 1:
                 self._tell(max(0, round(1e6 * spent_s / n_passes / cores)))
         elif now - begun.at > STRETCH_MAX_S:
             self._begun = last
+        self._n_turns_begun = n_turns

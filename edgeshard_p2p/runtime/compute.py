@@ -31,6 +31,8 @@ class Compute:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.busy_s = 0.0
         """How long the thread has worked so far."""
+        self.n_turns = 0
+        """Beginnings and ends of work so far: odd while there is some."""
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._thread.start()
 
@@ -66,7 +68,9 @@ class Compute:
         try:
             while (act := self._work.get()) is not None:
                 begun = time.monotonic()
+                self.n_turns += 1
                 act()
+                self.n_turns += 1
                 self.busy_s += time.monotonic() - begun
             is_done = True
         finally:

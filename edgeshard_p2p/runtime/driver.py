@@ -96,7 +96,9 @@ class Driver:
         self._device = device
         self._compute = Compute(COMPUTE_ERRORS, self._on_bug)
         self._lag = LoopLag()
-        self._beside = BesideClock(lambda us: self.post(ev.PassesTimed(us)))
+        self._beside = BesideClock(
+            lambda us: self.post(ev.PassesTimed(us)), lambda: self._compute.n_turns
+        )
         self._planner = PlanWorker(lambda choice: self.post(ev.PlanComputed(choice)))
         self._tasks: set[asyncio.Task[None]] = set()
         self._events: deque[ev.Event] = deque()

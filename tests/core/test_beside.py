@@ -17,10 +17,10 @@ def test_the_middle_of_three_stretches_is_told() -> None:
     assert (told(beside, 10_000), beside.us) == ([10_000], 10_000)
 
 
-def test_a_quarter_more_or_less_is_not_told() -> None:
-    beside = Beside(10_000)
-    assert (told(beside, *[12_500] * 9, *[7_500] * 9), beside.us) == ([], 10_000)
-    assert (told(beside, 12_501, 12_501), beside.us) == ([12_501], 12_501)
+def test_a_third_more_or_less_is_not_told() -> None:
+    beside = Beside(9_000)
+    assert (told(beside, *[12_000] * 9, *[6_000] * 9), beside.us) == ([], 9_000)
+    assert (told(beside, 12_001, 12_001), beside.us) == ([12_001], 12_001)
 
 
 def test_one_odd_stretch_moves_nothing() -> None:
