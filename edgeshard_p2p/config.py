@@ -12,7 +12,7 @@ import msgspec
 
 from edgeshard_p2p.core.ids import Name
 from edgeshard_p2p.core.messages import Address
-from edgeshard_p2p.core.settings import is_valid
+from edgeshard_p2p.core.settings import is_valid, why_at_odds
 
 DEFAULT_PORT = 7911
 DEFAULT_LISTEN = f"127.0.0.1:{DEFAULT_PORT}"
@@ -115,6 +115,8 @@ def peer_config(flags: dict[str, Any], file: Path | None) -> PeerConfig:
     for key, value in settings.items():
         if not is_valid(key, value):
             raise ConfigError(f"--{key.replace('_', '-')} {value} is not possible")
+    if why := why_at_odds(settings):
+        raise ConfigError(why)
     if "memory" in values:
         values["memory_bytes"] = parse_size(str(values.pop("memory")))
     values["listen"] = parse_address(values.get("listen", DEFAULT_LISTEN))

@@ -77,6 +77,8 @@ def read_scenario(topology: Path, options: PlanOptions) -> Scenario:
     from edgeshard_p2p.topology import TopologyError, read_topology
 
     objective = options.objective or "latency"
+    batch = options.batch or DEFAULT_BATCH[objective]
+    _check_micro_batch(options, objective, batch)
     goal = Goal(
         objective,
         options.prompt,
@@ -91,7 +93,7 @@ def read_scenario(topology: Path, options: PlanOptions) -> Scenario:
             model,
             dtype=options.dtype or "fp32",
             context=_context(options, model),
-            batch=options.batch or DEFAULT_BATCH[objective],
+            batch=batch,
             goal=goal,
             first_layer=options.first_layer,
             kv=options.kv,
@@ -127,21 +129,32 @@ def _as_asked(scenario: Scenario, options: PlanOptions) -> Scenario:
     if options.dtype not in (None, scenario.snapshot.workload.dtype):
         scenario = changed(scenario, f"dtype={options.dtype}")
     settled, goal = scenario.snapshot.workload, scenario.snapshot.goal
+    objective, batch = options.objective or goal.objective, options.batch or settled.batch
+    _check_micro_batch(options, objective, batch)
     workload = replace(
         settled,
         context=options.context or settled.context,
-        batch=options.batch or settled.batch,
+        batch=batch,
         first_layer=options.first_layer or settled.first_layer,
     )
     goal = replace(
         goal,
-        objective=options.objective or goal.objective,
+        objective=objective,
         prompt=options.prompt or goal.prompt,
         generate=options.generate or goal.generate,
         micro_batch=options.micro_batch or goal.micro_batch,
         private_head=options.private_head or goal.private_head,
     )
     return replace(scenario, snapshot=replace(scenario.snapshot, workload=workload, goal=goal))
+
+
+def _check_micro_batch(options: PlanOptions, objective: str, batch: int) -> None:
+    rows = options.micro_batch or 0
+    if rows and objective != "throughput":
+        fail("--micro-batch is for --objective throughput", USAGE, options.as_json)
+    if rows > batch:
+        text = f"--micro-batch {rows} is more than the {batch} sequences in flight (--batch)"
+        fail(text, USAGE, options.as_json)
 
 
 def _context(options: PlanOptions, model: ModelSpec) -> int:

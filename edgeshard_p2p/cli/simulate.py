@@ -212,7 +212,7 @@ def in_words(result: Simulated, picture: str = "") -> str:
         f"  iteration    {_iteration(result)}",
     ]
     width = max(len("resource"), *(len(use.resource) for use in report.uses))
-    lines += [f"{'resource':<{width}}     busy   bubbles"]
+    lines += [f"{'resource':<{width}}     busy   bubbles (while decoding)"]
     lines += [f"{use.resource:<{width}}  {_shares(use)}" for use in report.uses]
     return "\n".join([*lines, *([picture] if picture else [])])
 
@@ -252,7 +252,7 @@ def in_json(result: Simulated, picture: str = "") -> dict[str, Any]:
 
 
 def _micro_batches(result: Simulated) -> str:
-    return f"{result.report.n_micro_batches} x {result.rows} in flight"
+    return f"{result.report.n_micro_batches} micro-batches of at most {result.rows} in flight"
 
 
 def _ttft_p50_us(report: Report) -> int:

@@ -80,7 +80,7 @@ def _warn_of_pin(
 
 def _in_words(report: dict[str, Any]) -> str:
     sections = [
-        _plan(report["plan"]),
+        _plan(report["plan"], report["settings"]),
         _table("members", report["members"], _member),
         _table("devices", report["profiles"], _profile),
         _table("links", report["links"], _link),
@@ -98,13 +98,15 @@ def _in_words(report: dict[str, Any]) -> str:
     return "\n".join([head, *[section for section in sections if section]])
 
 
-def _plan(plan: dict[str, Any]) -> str:
+def _plan(plan: dict[str, Any], settings: dict[str, Any]) -> str:
     if plan["plan_id"] is None:
         return f"plan: none; {plan['waiting_for']}"
     predicted, together = plan["predicted_ms_per_token"], plan["predicted_tokens_per_s"]
     speeds = [f"{predicted:.1f} ms/token alone"] if predicted is not None else []
     if together is not None and plan["batch"] > 1:
         size = f"{plan['micro_batch']} to a pass"
+        size += " (micro_batch is set)" if settings.get("micro_batch") else ""
+        size += ", with bubbles (schedule is set)" if settings.get("schedule") == "bubbles" else ""
         speeds.append(f"{together:.1f} tokens/s of {plan['batch']} requests, {size}")
     head = (
         f"plan {plan['plan_id'][:6]} {plan['state']}: {plan['dtype']} {plan['numerics']}, "

@@ -39,7 +39,8 @@ class Door:
         if not self.is_source():
             sources = self._sources()
             hint = f"; ask {' or '.join(sources)}" if sources else "; the swarm has no source"
-            return f"{self.me} is not a source{hint}"
+            why_not = "takes no prompts under this plan" if self.is_willing else "is not a source"
+            return f"{self.me} {why_not}{hint}"
         if model is None or self.local.trouble:
             return f"{self.me} cannot serve: {self.local.trouble or self.planning.why_no_plan()}"
         if not event.prompt:
@@ -55,9 +56,11 @@ class Door:
         return ""
 
     def _sources(self) -> list[str]:
-        found = []
+        """Who takes prompts: by the plan, or where there is none by what they say."""
+        found, plan = [], self.planning.rollout.active_plan()
         for member in self.membership.present():
             record = self.gossip.of(member.peer, DeviceRecord)
-            if isinstance(record, DeviceRecord) and record.is_source:
+            is_source = isinstance(record, DeviceRecord) and record.is_source
+            if is_source and (plan is None or member.peer in plan.sources):
                 found.append(f"{member.peer.name} at {member.address}")
         return found

@@ -40,6 +40,11 @@ class Pin(Struct, frozen=True, array_like=True):
         parts += [f"{s.name}:{s.units.start}-{s.units.end}" for s in self.stages]
         return ",".join(parts)
 
+    @property
+    def end(self) -> int:
+        """The first unit that nobody has."""
+        return self.stages[-1].units.end if self.stages else self.entry_end
+
     def names(self) -> tuple[Name, ...]:
         return tuple(sorted({*self.sources, *(stage.name for stage in self.stages)}))
 

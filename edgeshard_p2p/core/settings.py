@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
@@ -75,6 +75,18 @@ def why_invalid(key: str, value: SettingValue) -> str:
     if kind is None:
         return f"{key} is no setting of the swarm; there are {', '.join(sorted(_KINDS))}"
     return f"{key}={describe(value)} cannot be; expected {kind.expected}"
+
+
+def why_at_odds(settings: Mapping[str, SettingValue | None]) -> str:
+    """Why these cannot all be, each of which could; empty: they can."""
+    batch, rows, model = (settings.get(key) for key in ("batch", "micro_batch", "model"))
+    if isinstance(batch, int) and isinstance(rows, int) and rows > batch:
+        return f"{rows} rows to a pass cannot be: batch is {batch}"
+    text = settings.get("pin")
+    pin = parse_pin(text) if isinstance(text, str) else None
+    if pin is not None and isinstance(model, ModelSpec) and pin.end != model.n_units:
+        return f"pin={pin} cannot be: it ends at unit {pin.end}, the model has {model.n_units}"
+    return ""
 
 
 def describe(value: SettingValue) -> str:

@@ -22,6 +22,7 @@ from edgeshard_p2p.core.settings import (
     SettingValue,
     describe,
     is_same,
+    why_at_odds,
 )
 
 
@@ -68,6 +69,11 @@ class Wishes:
         if event.for_s and event.key in LIFTED:
             self._lapses[event.key] = now + event.for_s, self.gossip.settings[event.key]
         return effects
+
+    def why_not(self, key: str, value: SettingValue) -> str:
+        """Why that cannot be beside the other settings, in words; empty: it can."""
+        others = {other: self.gossip.setting(other) for other in ("batch", "model")}
+        return why_at_odds({**others, key: value})
 
     def set(self, key: str, value: SettingValue, is_default: bool = False) -> list[Effect]:
         text = f"setting {key} = {describe(value)}"

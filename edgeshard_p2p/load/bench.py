@@ -36,6 +36,7 @@ from edgeshard_p2p.wire.client import (
 
 ASK_S = 10.0
 PROBE_S = 120.0
+LOADING_S, POLL_S = 120.0, 0.25
 VARIANTS = 1000
 """Where the prompts of a bench may begin."""
 
@@ -95,11 +96,8 @@ class Bench:
     ) -> tuple[Measured, list[Served]]:
         for peer in self._peers[1:]:
             self._check_source(peer)
-        report = self._asked(self._peers[0], Status(), StatusReport).report
+        report = self._serving(say)
         plan: Any = report["plan"]
-        if plan["state"] != "active":
-            why = plan["waiting_for"] or "its plan is being loaded"
-            raise LoadError(f"the swarm cannot serve now: {why}")
         say(f"looking for a prompt of {wish.prompt} tokens")
         prompt, n_prompt = prompt_of(wish.prompt, self._count)
         if n_prompt + SLACK + wish.generate > plan["context"]:
@@ -136,6 +134,21 @@ class Bench:
             tuple(sorted(name for name, said in before.items() if said.get("shaping"))),
         )
         return measured, served
+
+    def _serving(self, say: Callable[[str], None]) -> dict[str, Any]:
+        """A report of when there is a plan that serves; one that is being loaded is waited for."""
+        report: dict[str, Any] = self._asked(self._peers[0], Status(), StatusReport).report
+        ends_at, pause = time.monotonic() + LOADING_S, threading.Event()
+        if report["plan"]["state"] != "active" and not report["plan"]["waiting_for"]:
+            say("waiting: the plan is being loaded")
+        while report["plan"]["state"] != "active":
+            why = report["plan"]["waiting_for"]
+            if why or time.monotonic() > ends_at:
+                why = why or f"its plan has not been loaded in {LOADING_S:.0f} s"
+                raise LoadError(f"the swarm cannot serve now: {why}")
+            pause.wait(POLL_S)
+            report = self._asked(self._peers[0], Status(), StatusReport).report
+        return report
 
     def _check_source(self, peer: Address) -> None:
         me: Any = self._asked(peer, Status(), StatusReport).report["self"]

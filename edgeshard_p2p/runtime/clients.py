@@ -137,8 +137,10 @@ class Clients:
 
     def _set(self, identity: bytes, request: wire.Set) -> None:
         value: str | int = int(request.value) if request.value.isdecimal() else request.value
+        error = self._core.wishes.why_not(request.key, value)
         if not is_valid(request.key, value):
             error = why_invalid(request.key, value)
+        if error:
             self.answer(identity, wire.Failed(error, is_usage=True))
             return
         if request.for_s and request.key not in LIFTED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from edgeshard_p2p.core.settings import SettingValue, describe, is_same, is_valid
+from edgeshard_p2p.core.settings import SettingValue, describe, is_same, is_valid, why_at_odds
 from tests.core.parts import MODEL
 
 
@@ -53,3 +53,27 @@ def test_models_are_the_same_by_their_files() -> None:
     assert not is_same(MODEL, "tiny")
     assert describe(MODEL) == "tiny (000000000000)"
     assert describe(7) == "7"
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"batch": 8, "micro_batch": 8}, ""),
+        ({"batch": 8, "micro_batch": 9}, "9 rows to a pass cannot be: batch is 8"),
+        ({"batch": None, "micro_batch": 9}, ""),
+        ({"pin": "a:0-2,b:2-6", "model": MODEL}, ""),
+        ({"pin": "a:0-2,b:2-7", "model": None}, ""),
+        ({"pin": "", "model": MODEL}, ""),
+        (
+            {"pin": "a:0-2,b:2-7", "model": MODEL},
+            "pin=a:0-2,b:2-7 cannot be: it ends at unit 7, the model has 6",
+        ),
+        ({"pin": "a:0-5", "model": MODEL}, "it ends at unit 5, the model has 6"),
+    ],
+)
+def test_settings_that_cannot_be_together(
+    settings: dict[str, SettingValue | None], why: str
+) -> None:
+    said = why_at_odds(settings)
+    assert why in said
+    assert bool(said) == bool(why)

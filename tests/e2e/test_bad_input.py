@@ -41,6 +41,7 @@ FAILED, USAGE = 1, 2
         (["peer", "--name", "my peer"], "use up to 63 letters, digits"),
         (["peer", "--context", "0"], "--context 0 is not possible"),
         (["peer", "--micro-batch", "-1"], "--micro-batch -1 is not possible"),
+        (["peer", "--micro-batch", "9", "--batch", "8"], "9 rows to a pass cannot be: batch is 8"),
         (["peer", "--config", "/no/such.toml"], "cannot read /no/such.toml"),
         (["status", "--peer", "127.0.0.1:0"], "is not HOST:PORT"),
         (["run", "hello", "--secret-file", "/no/such/secret"], "cannot read the secret file"),
@@ -366,6 +367,8 @@ def test_a_prompt_where_none_may_enter(swarm: Swarm) -> None:
         ("batch=", "batch= cannot be; expected a whole number from 1 to 4096"),
         ("context=long", "context=long cannot be; expected a whole number"),
         ("objective=beauty", "objective=beauty cannot be; expected latency or throughput"),
+        ("micro_batch=3", "3 rows to a pass cannot be: batch is 2"),
+        ("pin=amy:0-99", f"it ends at unit 99, the model has {N_BLOCKS + 2}"),
     ],
 )
 def test_a_setting_that_cannot_be(swarm: Swarm, assignment: str, why: str) -> None:

@@ -309,6 +309,25 @@ def test_a_prompt_longer_than_the_context_is_wrong_usage() -> None:
     assert "context of 4096" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--micro-batch", 2), "--micro-batch is for --objective throughput"),
+        (
+            ("--objective", "throughput", "--batch", 8, "--micro-batch", 9),
+            "--micro-batch 9 is more than the 8 sequences in flight (--batch)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "simulate"])
+def test_impossible_micro_batches_are_wrong_usage(
+    command: str, options: tuple[object, ...], why: str
+) -> None:
+    where = ("--topology", PAPER) if command == "plan" else (PAPER,)
+    result = edgeshard(command, *where, "--model", "llama2-7b", *options)
+    assert (result.exit_code, result.stderr) == (2, f"edgeshard: {why}\n")
+
+
 def test_losses_of_what_has_no_plan_are_one_object() -> None:
     result = paper("--survives", "--algorithm", "edge-solo", "--json", model="llama2-70b")
     assert result.exit_code == 1

@@ -411,12 +411,12 @@ def _two_in_turns() -> str:
 
 def test_report_in_words() -> None:
     assert _two_in_turns().splitlines() == [
-        "2 requests in 0.191 s, bubbles, 2 x 1 in flight",
+        "2 requests in 0.191 s, bubbles, 2 micro-batches of at most 1 in flight",
         "  first token  p50 3.37 ms",
         "  token        mean 4.78 ms, p50 4.78 ms, p99 4.78 ms",
         "  throughput   418.50 tokens/s",
         "  iteration    4.78 ms simulated, closed form 4.78 ms, +0.00 %",
-        "resource     busy   bubbles",
+        "resource     busy   bubbles (while decoding)",
         "a          25.2 %    74.8 %",
         "a->b        1.5 %    98.5 %",
         "b          33.7 %    66.3 %",
