@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from statistics import median_low
 
 from edgeshard_p2p.core.effects import Effect, Log, SavePassTime
 
-STRETCHES = 3
-"""What is learned is the middle of so many stretches."""
+STRETCHES, STRETCHES_MIN = 5, 3
+"""What is learned is the second lowest of so many stretches: prompts, requests that begin and end,
+and whatever else happens meanwhile only add to what passes take."""
 MOVED_BY = 3
 """It is told again once it has moved by more than a third: each time may bring another plan."""
 LEAST_US = 500
@@ -30,10 +30,12 @@ class Beside:
     def on_timed(self, us: int) -> list[Effect]:
         """What each pass of the latest stretch took."""
         self._stretches.append(us)
-        middle = median_low(self._stretches)
-        moved = abs(middle - self.us)
-        if len(self._stretches) < STRETCHES or moved < LEAST_US or moved * MOVED_BY <= self.us:
+        if len(self._stretches) < STRETCHES_MIN:
             return []
-        self.us = middle
-        text = f"a pass takes {middle / 1e3:.1f} ms of this device besides its units"
-        return [Log(text), SavePassTime(middle)]
+        learned = sorted(self._stretches)[1]
+        moved = abs(learned - self.us)
+        if moved < LEAST_US or moved * MOVED_BY <= self.us:
+            return []
+        self.us = learned
+        text = f"a pass takes {learned / 1e3:.1f} ms of this device besides its units"
+        return [Log(text), SavePassTime(learned)]

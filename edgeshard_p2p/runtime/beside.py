@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from statistics import median_low
 
 from msgspec import Struct
 
@@ -21,7 +20,8 @@ PASSES_MIN = 48
 """A stretch goes on until it has so many ..."""
 STRETCH_MAX_S = 60.0
 """... unless they take longer than this: then it counts for nothing."""
-IDLE_STRETCHES = 5
+IDLE_STRETCHES = 30
+"""Of which the least counts: links are measured and plans are made in others."""
 
 
 class Mark(Struct, frozen=True):
@@ -72,7 +72,7 @@ class BesideClock:
             self._begun = Mark(now, last.n_passes, process_s, last.forward_s)
         elif n_passes >= PASSES_MIN and took_s >= STRETCH_S:
             spent_s = (last.process_s - begun.process_s) - (last.forward_s - begun.forward_s)
-            spent_s -= took_s * (median_low(self._idle) if self._idle else 0.0)
+            spent_s -= took_s * min(self._idle, default=0.0)
             self._begun = last
             if (cores := self._cores()) <= 1:
                 self._tell(max(0, round(1e6 * spent_s / n_passes / cores)))
