@@ -55,6 +55,8 @@ from edgeshard_p2p.reproduction.cells import (
 from edgeshard_p2p.runtime.state import Profile
 
 LEARN_S = 120.0
+REST_S = 20.0
+"""A device learns what it takes anyhow from how it rests."""
 SETTLE_S = 240.0
 SETTLED_WITHIN = 0.35
 """A peer publishes a link's rate again when it moved by more than a quarter of what it was."""
@@ -162,6 +164,7 @@ class Swarm:
         if not found.why:
             self.say(f"until devices know what passes take: {in_words(found.pin)}")
             self.swarm.pin_to(found.pin)
+            threading.Event().wait(REST_S)
             while pool.unlearned(self.snapshot()) and time.monotonic() < ends_at:
                 self._serve(self.wanted.requests)
 

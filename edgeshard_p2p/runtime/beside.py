@@ -15,13 +15,12 @@ from msgspec import Struct
 
 from edgeshard_p2p.control_groups import usable_cores
 
-STRETCH_S = 2.0
+LOOK_S = 2.0
 PASSES_MIN = 48
-"""A stretch goes on until it has so many ..."""
-STRETCH_MAX_S = 60.0
-"""... unless they take longer than this: then it counts for nothing."""
-IDLE_STRETCHES = 30
-"""Of which the least counts: links are measured and plans are made in others."""
+"""A stretch of passes has so many; where there was none between two looks, it begins anew."""
+IDLE_MIN, IDLE_MAX = 5, 30
+"""Looks at a process that rests, before anything is told, and those that are remembered.  The least
+of them counts: links are measured and plans are made in others."""
 
 
 class Mark(Struct, frozen=True):
@@ -46,10 +45,10 @@ class BesideClock:
         cores: Callable[[], float] = usable_cores,
     ) -> None:
         self._tell, self._n_turns, self._cores = tell, n_turns, cores
-        self._n_turns_begun = n_turns()
-        self._begun = self.last = Mark(time.monotonic(), 0, time.process_time(), 0.0)
+        self._begun = self._looked = self.last = Mark(time.monotonic(), 0, time.process_time(), 0.0)
         """As things stood at the end of the last pass."""
-        self._idle: deque[float] = deque(maxlen=IDLE_STRETCHES)
+        self._n_turns_looked = n_turns()
+        self._idle: deque[float] = deque(maxlen=IDLE_MAX)
         """Processor time per second while the compute thread had nothing to do."""
 
     def passed(self, forward_s: float) -> None:
@@ -60,22 +59,24 @@ class BesideClock:
     async def run(self) -> None:
         """For as long as the loop does."""
         while True:
-            await asyncio.sleep(STRETCH_S)
+            await asyncio.sleep(LOOK_S)
             self.look(self.last, time.monotonic(), time.process_time())
 
     def look(self, last: Mark, now: float, process_s: float) -> None:
-        begun, n_turns = self._begun, self._n_turns()
-        n_passes, took_s = last.n_passes - begun.n_passes, last.at - begun.at
-        if not n_passes:
-            if n_turns == self._n_turns_begun and n_turns % 2 == 0:
-                self._idle.append((process_s - begun.process_s) / (now - begun.at))
-            self._begun = Mark(now, last.n_passes, process_s, last.forward_s)
-        elif n_passes >= PASSES_MIN and took_s >= STRETCH_S:
-            spent_s = (last.process_s - begun.process_s) - (last.forward_s - begun.forward_s)
-            spent_s -= took_s * min(self._idle, default=0.0)
-            self._begun = last
-            if (cores := self._cores()) <= 1:
-                self._tell(max(0, round(1e6 * spent_s / n_passes / cores)))
-        elif now - begun.at > STRETCH_MAX_S:
-            self._begun = last
-        self._n_turns_begun = n_turns
+        looked, n_turns_looked = self._looked, self._n_turns_looked
+        self._looked = Mark(now, last.n_passes, process_s, last.forward_s)
+        self._n_turns_looked = n_turns = self._n_turns()
+        if last.n_passes == looked.n_passes:
+            self._begun = self._looked
+            if n_turns == n_turns_looked and n_turns % 2 == 0:
+                self._idle.append((process_s - looked.process_s) / (now - looked.at))
+        elif last.n_passes - self._begun.n_passes >= PASSES_MIN:
+            begun, self._begun = self._begun, last
+            cores = self._cores()
+            if len(self._idle) >= IDLE_MIN and cores <= 1:
+                self._tell(self._pass_us(begun, last, cores))
+
+    def _pass_us(self, begun: Mark, last: Mark, cores: float) -> int:
+        spent_s = (last.process_s - begun.process_s) - (last.forward_s - begun.forward_s)
+        spent_s -= min(self._idle) * (last.at - begun.at)
+        return max(0, round(1e6 * spent_s / (last.n_passes - begun.n_passes) / cores))

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from edgeshard_p2p.runtime.beside import PASSES_MIN, STRETCH_MAX_S, STRETCH_S, BesideClock, Mark
+from edgeshard_p2p.runtime.beside import IDLE_MIN, LOOK_S, PASSES_MIN, BesideClock, Mark
 
 QUARTER = 0.25
 
@@ -27,7 +27,14 @@ class Life:
         self.now += seconds
         self.process_s += cpu_s
 
-    def serve(self, n_passes: int, seconds: float, forward_s: float, beside_s: float) -> None:
+    def rest(self, n_looks: int = IDLE_MIN, share: float = 0.0) -> Life:
+        """For so many looks, with so much of a core."""
+        for _ in range(n_looks):
+            self.idle(LOOK_S, LOOK_S * share)
+            assert self.look() == []
+        return self
+
+    def serve(self, n_passes: int, forward_s: float, beside_s: float, seconds: float = 5.0) -> None:
         """So many passes, each with these times, all in so many seconds."""
         for _ in range(n_passes):
             self.n_passes += 1
@@ -42,63 +49,73 @@ class Life:
         return list(self.told)
 
 
+def about(us: int) -> list[object]:
+    return [pytest.approx(us, abs=2)]
+
+
 def test_what_is_no_forward_pass_is_besides() -> None:
-    life = Life()
-    life.serve(50, 5.0, 0.010, 0.002)
-    assert life.look() == [pytest.approx(8_000, abs=2)]  # 2 ms, of a quarter of a core
+    life = Life().rest()
+    life.serve(50, 0.010, 0.002)
+    assert life.look() == about(8_000)  # 2 ms, of a quarter of a core
 
 
 def test_what_it_takes_anyhow_does_not_count() -> None:
-    life = Life()
-    life.idle(2.0, 0.020)
+    life = Life().rest(IDLE_MIN - 1, share=0.05).rest(1, share=0.01)
+    life.serve(50, 0.010, 0.003)
+    assert life.look() == about(8_000)  # less 5 s of 1 %: 1 ms for each pass
+
+
+def test_nothing_is_told_before_it_has_rested() -> None:
+    life = Life().rest(IDLE_MIN - 1)
+    life.serve(50, 0.010, 0.002)
     assert life.look() == []
-    for n_turns in (1, 1, 2):  # It loads something.
+    life.rest(1).serve(50, 0.010, 0.002)
+    assert life.look() == about(8_000)
+
+
+def test_while_it_loads_it_does_not_rest() -> None:
+    life = Life().rest(IDLE_MIN - 1, share=0.01)
+    for n_turns in (1, 1, 2):
         life.n_turns = n_turns
-        life.idle(2.0, 1.000)
-        assert life.look() == []
-    life.serve(50, 5.0, 0.010, 0.003)
-    assert life.look() == [pytest.approx(8_000, abs=2)]  # less 5 s of 1 %: 1 ms for each pass
+        life.rest(1)
+    life.serve(50, 0.010, 0.003)
+    assert life.look() == []
 
 
 def test_each_stretch_is_reckoned_by_itself() -> None:
-    life = Life()
-    life.serve(50, 5.0, 0.010, 0.002)
+    life = Life().rest()
+    life.serve(50, 0.010, 0.002)
     life.look()
-    life.serve(50, 5.0, 0.100, 0.001)
-    assert life.look() == [pytest.approx(4_000, abs=2)]
+    life.serve(50, 0.100, 0.001)
+    assert life.look() == about(4_000)
 
 
-def test_a_stretch_goes_on_until_it_has_passes_and_time_enough() -> None:
-    life = Life()
-    life.serve(PASSES_MIN - 1, STRETCH_S, 0.010, 0.001)
+def test_a_stretch_goes_on_until_it_has_passes_enough() -> None:
+    life = Life().rest()
+    life.serve(PASSES_MIN - 1, 0.010, 0.001)
     assert life.look() == []
-    life.serve(1, STRETCH_S, 0.010, 0.001)
-    assert life.look() == [pytest.approx(4_000, abs=2)]
-    life.serve(PASSES_MIN, STRETCH_S / 2, 0.010, 0.001)
-    assert life.look() == []
+    life.serve(1, 0.010, 0.001)
+    assert life.look() == about(4_000)
 
 
-def test_a_few_passes_in_a_long_time_count_for_nothing() -> None:
-    life = Life()
-    life.serve(3, 1.0, 0.010, 0.500)
-    life.idle(STRETCH_MAX_S, 0.0)
+def test_a_rest_ends_a_stretch() -> None:
+    life = Life().rest()
+    life.serve(PASSES_MIN - 1, 0.010, 0.500)
     assert life.look() == []
-    life.serve(50, 5.0, 0.010, 0.001)
-    assert life.look() == [pytest.approx(4_000, abs=2)]
+    life.rest(1).serve(PASSES_MIN, 0.010, 0.001)
+    assert life.look() == about(4_000)
 
 
 @pytest.mark.parametrize("cores", [1.5, 2.0, math.inf])
 def test_with_more_than_one_processor_nothing_is_told(cores: float) -> None:
-    life = Life(cores)
-    life.serve(50, 5.0, 0.010, 0.002)
+    life = Life(cores).rest()
+    life.serve(50, 0.010, 0.002)
     assert life.look() == []
 
 
 def test_less_than_nothing_is_nothing() -> None:
-    life = Life()
-    life.idle(2.0, 0.200)
-    life.look()
-    life.serve(50, 5.0, 0.010, 0.002)
+    life = Life().rest(share=0.1)
+    life.serve(50, 0.010, 0.002)
     assert life.look() == [0]
 
 
