@@ -165,6 +165,7 @@ class Swarm:
             self.say(f"until devices know what passes take: {in_words(found.pin)}")
             self.swarm.pin_to(found.pin)
             threading.Event().wait(REST_S)
+            self.settle()
             while pool.unlearned(self.snapshot()) and time.monotonic() < ends_at:
                 self._serve(self.wanted.requests)
 

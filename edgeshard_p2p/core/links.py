@@ -1,8 +1,8 @@
 """Measuring this peer's links: round trips of small and of large probes, one at a time.
 
 The probes travel the data path, as frames will; the answers come back as control messages.
-    delay     = half of the fastest small round trip
-    bandwidth = what is more in it / (fastest large round trip - fastest small one)
+    bandwidth = what is more in a large one / (fastest large round trip - fastest small one)
+    delay     = half of the fastest small round trip, less what a token's frame occupies the link
 On a link so quick that the payload hardly shows, a larger one is tried.
 The fastest trips are those of the last few measurements together: while its ends compute, a link
 looks worse than it is, and plans that followed that would move running requests for nothing.
@@ -19,6 +19,7 @@ from edgeshard_p2p.core.edges import AHEAD_BYTES
 from edgeshard_p2p.core.effects import Effect, Log, SendProbe
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.member import Member
+from edgeshard_p2p.core.plan import FRAME_OVERHEAD_BYTES
 from edgeshard_p2p.core.records import LinkFigures
 from edgeshard_p2p.core.timing import Timing
 
@@ -210,13 +211,16 @@ class LinkProber:
 def _figures(to: str, n_bytes: int, small_us: int, big_us: int) -> LinkFigures:
     """From a small round trip and one of so many bytes."""
     transfer_us = max(1, big_us - small_us)
-    bytes_per_s = min((n_bytes - SMALL_BYTES) * 1_000_000 // transfer_us, BYTES_PER_S_MAX)
-    return LinkFigures(to, max(1, small_us // 2), 0, max(1, bytes_per_s))
+    bytes_per_s = (n_bytes - SMALL_BYTES) * 1_000_000 // transfer_us
+    bytes_per_s = min(max(1, bytes_per_s), BYTES_PER_S_MAX)
+    # A small probe is about as long as a frame with a token, and so is its answer.
+    delay_us = small_us // 2 - FRAME_OVERHEAD_BYTES * 1_000_000 // bytes_per_s
+    return LinkFigures(to, max(1, delay_us), 0, bytes_per_s)
 
 
 def _trips_us(figures: LinkFigures, n_bytes: int) -> tuple[int, int]:
     """What they say that a small round trip takes, and one of so many bytes."""
-    small_us = 2 * figures.delay_us
+    small_us = 2 * (figures.delay_us + FRAME_OVERHEAD_BYTES * 1_000_000 // figures.bytes_per_s)
     return small_us, small_us + (n_bytes - SMALL_BYTES) * 1_000_000 // figures.bytes_per_s
 
 

@@ -30,6 +30,8 @@ ROW_BYTES = 16_384
 PER_MESSAGE_MS = 2.1
 OTHER_MBPS = 50.0
 """Between all devices but the source and the cloud."""
+HEADER_BYTES = 256
+"""Of TCP and of encryption, for a message and its answer."""
 RATES_MBPS = (1.0, 5.0, 10.0, 25.0, 50.0)
 CLOUD = "rtx3090"
 
@@ -141,11 +143,18 @@ def slower(snapshot: Snapshot, measured: dict[str, int]) -> str:
 def unsettled(
     snapshot: Snapshot, wanted: dict[tuple[str, str], Link], tolerance: float
 ) -> list[str]:
-    """Links whose rate the swarm does not know yet, as measured by its peers."""
+    """Links whose rate or delay the swarm does not know yet, as measured by its peers."""
     known = {(link.a, link.b): link for link in snapshot.links}
     return [
         f"{a} -> {b}"
         for (a, b), link in wanted.items()
         if (a, b) not in known
         or abs(known[a, b].bytes_per_s - link.bytes_per_s) > tolerance * link.bytes_per_s
+        or abs(known[a, b].delay_us - link.delay_us) > _delay_tolerance_us(link)
     ]
+
+
+def _delay_tolerance_us(link: Link) -> int:
+    """What peers themselves take for a message, and headers that no plan counts, are in what they
+    measure."""
+    return link.delay_us // 2 + link.occupancy_us(HEADER_BYTES)

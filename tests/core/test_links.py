@@ -20,6 +20,7 @@ from edgeshard_p2p.core.links import (
     LinkProber,
 )
 from edgeshard_p2p.core.member import Member
+from edgeshard_p2p.core.plan import FRAME_OVERHEAD_BYTES
 from edgeshard_p2p.core.records import LinkFigures
 from tests.core.parts import TIMING, B, C, membership, of, some
 
@@ -53,6 +54,7 @@ class Line:
             self.sizes.append(probe.n_bytes)
             self.now += ROUND_TRIP_S + (0 if n_before % ROUNDS else WARM_UP_S)
             self.now += (probe.n_bytes - SMALL_BYTES) / self.bytes_per_s
+            self.now += 2 * FRAME_OVERHEAD_BYTES / self.bytes_per_s  # A small one, and the answer.
             self.prober.on_echo(probe.nonce, self.now)
 
     def figures(self) -> LinkFigures:
@@ -60,8 +62,11 @@ class Line:
         return figures
 
 
-def test_delay_is_half_the_small_trip_and_bandwidth_what_the_payload_adds() -> None:
-    line = Line(bytes_per_s=1e4)
+@pytest.mark.parametrize("bytes_per_s", [1e3, 1e4])
+def test_bandwidth_is_what_the_payload_adds_and_delay_what_small_ones_do_not_occupy(
+    bytes_per_s: float,
+) -> None:
+    line = Line(bytes_per_s)
     line.track("b")
     assert not line.prober.is_settled()
     line.measure()
@@ -69,20 +74,21 @@ def test_delay_is_half_the_small_trip_and_bandwidth_what_the_payload_adds() -> N
     figures = line.figures()
     assert (figures.to, figures.per_message_us) == ("b", 0)
     assert figures.delay_us == pytest.approx(5_000, rel=0.001)
-    assert figures.bytes_per_s == pytest.approx(1e4, rel=0.01)
+    assert figures.bytes_per_s == pytest.approx(bytes_per_s, rel=0.01)
     assert line.prober.is_settled()
 
 
 def test_fastest_trip_counts_and_the_first_of_each_size_does_not() -> None:
-    small_us, big_us = [1, 900, 700, 800], [2, 300_700, 200_700, 400_700]
+    small_us, big_us = [1, 20_900, 20_700, 20_800], [2, 320_700, 220_700, 420_700]
     line = Line(1e6)
     line.track("b")
     for trip_us in (*small_us, *big_us):
         probe = some(line.probe())
         line.now += trip_us * 1e-6
         line.prober.on_echo(probe.nonce, line.now)
-    expected = (BIG_BYTES[0] - SMALL_BYTES) * 1_000_000 // (200_700 - 700)
-    assert line.figures() == LinkFigures("b", 350, 0, expected)
+    expected = (BIG_BYTES[0] - SMALL_BYTES) * 1_000_000 // (220_700 - 20_700)
+    occupied_us = FRAME_OVERHEAD_BYTES * 1_000_000 // expected
+    assert line.figures() == LinkFigures("b", 10_350 - occupied_us, 0, expected)
 
 
 def test_payload_that_hardly_shows_is_made_larger() -> None:
