@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import cycle, islice
 
-TRIES = 6
+SAMPLE, TRIES = 64, 7
+"""Words that are counted first: more than are wanted might be more than is possible."""
 
 _TEXT = """
 The old harbour lies where the river meets the sea, and every morning before the sun is up the boats
@@ -39,7 +40,7 @@ def words(n: int, variant: int = 0) -> str:
 def prompt_of(n_tokens: int, count: Callable[[str], int]) -> tuple[str, int]:
     """A prompt (the first variant) as near to ``n_tokens`` as words can get, and its length;
     ``count`` says how many tokens the model sees in a text, so no tokenizer is needed here."""
-    n_words, best = n_tokens, (n_tokens + 1, "", 0)
+    n_words, best = min(n_tokens, SAMPLE), (n_tokens + 1, "", 0)
     for _ in range(TRIES):
         text = words(n_words)
         found = count(text)

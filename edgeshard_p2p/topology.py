@@ -68,7 +68,7 @@ class _DeviceEntry(Struct, frozen=True):
 
 class _ClassEntry(Struct, frozen=True):
     memory_gib: _Gib | None = None
-    cores: Annotated[float, Meta(gt=0, le=1024)] | None = None
+    cores: Annotated[float, Meta(ge=0.01, le=1024)] | None = None
     pass_ms: _Ms = 0.0
     times: Any = {}
 

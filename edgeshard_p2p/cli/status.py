@@ -10,6 +10,8 @@ import click
 
 from edgeshard_p2p.cli.common import USAGE, ask, fail, peer_options
 
+MEASURED_FOR = ("dtype", "numerics")
+"""Settings of which each has times of its own."""
 QUICK_MBIT_PER_S = 100_000
 """Beyond this a probe's time is noise."""
 
@@ -55,6 +57,9 @@ def set_setting(
     if not equals:
         fail(f"{assignment!r} is not KEY=VALUE", USAGE, as_json)
     ask(Set(key, value, for_s or 0), Okay, peer_address, swarm, secret_file, as_json)
+    if key in MEASURED_FOR:
+        text = f"peers measure themselves for {value} first, and answer nothing meanwhile"
+        click.echo(f"edgeshard: {text}", err=True)
     if key == "pin" and value:
         _warn_of_pin(value, peer_address, swarm, secret_file, as_json)
     how_long = f" for {for_s} s" if for_s else ""

@@ -143,7 +143,8 @@ class Request:
         """When what it waits for is given up."""
         if self.phase is Phase.RUNNING:
             return self.progress_at + self.patience_s(timing)
-        return self.phase_since + timing.request_wait_s
+        wait_s = timing.begun_wait_s if self.generated else timing.request_wait_s
+        return self.phase_since + wait_s
 
     def patience_s(self, timing: Timing) -> float:
         """An attempt that yields nothing for so long is given up."""

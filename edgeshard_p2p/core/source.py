@@ -130,13 +130,13 @@ class SourceWork:
         return steps
 
     def _end_too_long(self, request: Request, now: float) -> list[SourceStep]:
-        """It was accepted under a longer context than the swarm has now."""
+        """It was accepted under a longer context than this plan has: of before, or still to come."""
         assert request.plan is not None
         if request.generated:
             return self._end(request, "length", "", now)
         context = request.plan.workload.context
         text = f"the prompt has {request.n_known} tokens, the swarm's context is now {context}"
-        return self._end(request, "error", text, now)
+        return self._end(request, "error", text, now, retry_ms=2_000)
 
     def _ask(self, request: Request, now: float) -> list[SourceStep]:
         """For a slot, and for what the stages have of it."""
@@ -385,7 +385,7 @@ class SourceWork:
             else:
                 is_asking = request.phase is Phase.ASKING
                 cause = request.cause or ("no slot came free" if is_asking else why_no_plan)
-                waited = f"waited {self.timing.request_wait_s:.0f} s: {cause}"
+                waited = f"waited {now - request.phase_since:.0f} s: {cause}"
                 steps += self._end(request, "error", waited, now, request.retry_ms * is_asking)
         return steps
 

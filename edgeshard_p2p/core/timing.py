@@ -67,4 +67,7 @@ class Timing:
     progress_s: float = 30.0
     """An attempt that yields nothing for this long is given up."""
     request_wait_s: float = 60.0
-    """How long a request waits for a plan or a slot before it ends with an error."""
+    """How long a request waits for a plan or a slot before it ends with an error ..."""
+    begun_wait_s: float = 600.0
+    """... and one that has begun: of so many as had a slot on the plan that was lost, some have to
+    end first."""

@@ -148,12 +148,15 @@ class LocalDevices:
         self._secret_file.write_text(secrets.token_urlsafe(32) + "\n")
         self.security = open_security(SWARM, read_secrets(self._secret_file))
 
+    def _state_dir(self, name: str) -> Path:
+        return self._directory / "devices" / name
+
     def _profiles_of(self, name: str) -> Path:
         assert self._profiles is not None, "the context is open"
         return self._profiles / str(self._entries[name].cores)
 
     def _wait_for_profile(self, name: str) -> None:
-        directory = self._directory / name / "profiles"
+        directory = self._state_dir(name) / "profiles"
         timeout_s = PROFILE_TIMEOUT_S / min(1.0, self._entries[name].cores or 1.0)
         ends_at = time.monotonic() + timeout_s
         pause = threading.Event()
@@ -239,7 +242,7 @@ class LocalDevices:
     def start(self, name: str) -> None:
         if name in self._processes and self._processes[name].popen.poll() is None:
             raise FaultError(f"{name} is running already")
-        entry, state_dir = self._entries[name], self._directory / name
+        entry, state_dir = self._entries[name], self._state_dir(name)
         if self._profiles_of(name).exists():
             shutil.copytree(self._profiles_of(name), state_dir / "profiles", dirs_exist_ok=True)
         log = (self._logs or self._directory) / f"{name}.log"

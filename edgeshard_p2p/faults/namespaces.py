@@ -13,16 +13,18 @@ import ctypes
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from edgeshard_p2p.core.plan import BYTES_PER_MBIT, Link
 from edgeshard_p2p.faults.devices import FaultError
+from edgeshard_p2p.faults.janitor import RUN
 from edgeshard_p2p.faults.scenario import BOTH, OUT
 from edgeshard_p2p.faults.switch import CLONE_NEWNET, INTERFACE, TUN, address_of
 
@@ -159,6 +161,7 @@ class Switched(Namespaces):
         if not Path(TUN).exists():
             raise NamespaceError(f"devices with links of their own need {TUN}")
         self.links = dict(links)
+        self._run = run
         self._cut_off: set[str] = set()
         self._one_way: set[tuple[str, str]] = set()
         self._switch: subprocess.Popen[str] | None = None
@@ -190,6 +193,7 @@ class Switched(Namespaces):
         }
         self._switch = subprocess.Popen(
             [sys.executable, "-m", "edgeshard_p2p.faults.switch", json.dumps(wiring)],
+            env=os.environ | {RUN: self._run},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -247,8 +251,10 @@ class Switched(Namespaces):
     def close(self) -> None:
         if self._switch is not None:
             assert self._switch.stdin is not None
-            self._switch.stdin.close()
-            self.said = self._read()
+            self._switch.send_signal(signal.SIGCONT)
+            with suppress(subprocess.TimeoutExpired):
+                said, _ = self._switch.communicate(timeout=_TIMEOUT_S)
+                self.said = json.loads(said) if said else {}
             self._switch.kill()  # It has said its last word.
             self._switch.wait()
             self._switch = None

@@ -68,7 +68,7 @@ class PeerEntry(Struct, frozen=True):
     source: bool = False
     layers_mib: Annotated[int, Meta(ge=1, le=2**20)] | None = None
     flags: list[str] = []
-    cores: Annotated[float, Meta(gt=0, le=64)] | None = None
+    cores: Annotated[float, Meta(ge=0.01, le=64)] | None = None
     """So much of the machine's time it may have, from its start; 0.5: half of one core's."""
     address: str = ""
     """Of a peer that runs already, on a device of its own."""

@@ -703,6 +703,22 @@ def test_wait_for_a_slot_ends_and_withdraws_the_ask() -> None:
     assert end(steps).error == "waited 60 s: every slot of the plan is taken"
 
 
+def test_an_answer_that_has_begun_waits_for_others_to_end() -> None:
+    source = running()
+    source.token(7, position=3)
+    source.work.park_plan(PLAN.id, "gone", 0.0)
+    later = replace(PLAN, workload=replace(PLAN.workload, context=1024))
+    source.start(later)
+    source.work.on_slot(SlotAnswer(later.id, ONE, 2, "queued"), 0.0)
+    now = 0.0
+    while now + 1.0 < TIMING.begun_wait_s:
+        now += 1.0
+        assert not of(FinishRequest, source.work.tick(now, ""))
+    finish = end(source.work.tick(TIMING.begun_wait_s, ""))
+    assert finish.error == "waited 600 s: every slot of the plan is taken"
+    assert finish.tokens == (7,)
+
+
 def test_attempt_without_progress_is_given_up_and_tried_again() -> None:
     source = running()
     assert source.work.next_deadline() == TIMING.progress_s
@@ -798,6 +814,7 @@ def test_request_longer_than_the_new_context_ends_when_its_turn_comes() -> None:
     source.submit(n_prompt=9)
     finish = end(source.start(short))
     assert "has 9 tokens, the swarm's context is now 4" in finish.error
+    assert finish.retry_ms  # A plan with a longer one may be on its way.
     source = running()
     source.token(7, position=3)
     source.work.park_plan(PLAN.id, "gone", 0.0)

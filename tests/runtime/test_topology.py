@@ -417,6 +417,7 @@ WRONG = {
     ("[class.spare.times.toy]\ndecode_ms = 1", "times = 5"): (
         "class.spare.times: expected a table, got a whole number"
     ),
+    ("pass_ms = 1.5", "cores = 1e-9"): "class.desk.cores: expected a number >= 0.01",
     ("pass_ms = 1.5", "pass_ms = -1"): "class.desk.pass_ms: expected a number >= 0",
     # links
     ("default_mbps = 80", "default_mbps = 0"): "link.default_mbps: expected a number > 0",
