@@ -158,7 +158,6 @@ class Swarm:
     def learn(self, mbps: float) -> None:
         """Requests until every device has learned what a pass takes of it besides its units, which
         plans and predictions go by from then on."""
-        ends_at = time.monotonic() + LEARN_S
         place = Place(self.source, mbps, THROUGHPUT, "even")
         found = found_by(place, self.snapshot(), self.wanted.requests)
         if not found.why:
@@ -166,6 +165,7 @@ class Swarm:
             self.swarm.pin_to(found.pin)
             threading.Event().wait(REST_S)
             self.settle()
+            ends_at = time.monotonic() + LEARN_S
             while pool.unlearned(self.snapshot()) and time.monotonic() < ends_at:
                 self._serve(self.wanted.requests)
 

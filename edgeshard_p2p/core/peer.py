@@ -133,7 +133,7 @@ class PeerCore:
             ev.FrameReceived: self._on_frame,
             ev.ModelOpened: lambda event, _: self.local.on_opened(event),
             ev.DeviceMeasured: lambda event, _: self.local.on_measured(event),
-            ev.PassesTimed: lambda event, _: self.local.beside.on_timed(event.us),
+            ev.PassesTimed: lambda event, _: self._on_passes_timed(event.us),
             ev.MeasureFailed: lambda event, _: self.local.on_measure_failed(event.detail),
             ev.PlanComputed: self.planning.on_choice,
             ev.UnitsLoaded: self.planning.on_loaded,
@@ -277,6 +277,11 @@ class PeerCore:
         flow = self.serving.flows.get(event.header.plan_id)
         judged = self.judge.on_frame(event.header, flow, now)
         return [*self.serving.on_frame(event, now), *judged]
+
+    def _on_passes_timed(self, us: int) -> list[Effect]:
+        # Where one peer does everything there are no frames.
+        sends = any(flow.outgoing() for flow in self.serving.flows.values())
+        return self.local.beside.on_timed(us) if sends else []
 
     def _on_slow(self, sender: PeerId, told: msg.Slow, now: float) -> list[Effect]:
         flow = self.serving.flows.get(told.plan)

@@ -130,7 +130,7 @@ class SourceWork:
         return steps
 
     def _end_too_long(self, request: Request, now: float) -> list[SourceStep]:
-        """It was accepted under a longer context than this plan has: of before, or still to come."""
+        """It was accepted under a longer context than this plan has, of before or to come."""
         assert request.plan is not None
         if request.generated:
             return self._end(request, "length", "", now)

@@ -71,6 +71,7 @@ class Simulator:
             fx.FinishRequest: self._finish,
             fx.SaveGeneration: self._relive,
             fx.SaveLinks: self._save_links,
+            fx.SavePassTime: lambda *_: None,
             fx.Stop: self._stop,
             fx.Log: lambda peer, effect: self._tell(f"{peer.id} {effect.text}"),
         }

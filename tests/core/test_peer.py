@@ -253,6 +253,13 @@ def test_leaving_ends_requests_says_so_and_stops() -> None:
     assert "leaving" in rejected.reason
 
 
+def test_what_passes_take_besides_is_learned_where_there_are_frames() -> None:
+    core = alone()
+    for _ in range(9):
+        assert core.handle(ev.PassesTimed(5_000), 7.0) == []
+    assert core.local.beside.us == 0
+
+
 # --- prompts --------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from edgeshard_p2p.core import entry
 from edgeshard_p2p.core.effects import RunForward
-from edgeshard_p2p.core.events import ForwardDone, ForwardFailed
+from edgeshard_p2p.core.events import ForwardDone, ForwardFailed, PassesTimed
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.messages import MemberState
 from edgeshard_p2p.core.records import Failure, FailuresRecord
@@ -214,6 +214,18 @@ def swarm_of_two_stages(settings: dict[str, int | str], row_us: int = 0) -> Simu
     assert swarm.run_until(lambda: promised(swarm) == n and stage_peers(swarm) == ["b"], 30.0)
     settle(swarm)
     return swarm
+
+
+def test_what_passes_take_besides_comes_to_be_in_every_plan() -> None:
+    swarm = swarm_of_two_stages({"batch": 2})
+    core = swarm.peers["b"].core
+    assert core is not None
+    for _ in range(3):
+        core.handle(PassesTimed(9_000), swarm.now)
+    swarm.run(swarm.now + 3.0)
+    for name in "ab":
+        view = swarm.peers[name].core.planning.replan.view
+        assert {d.peer.name: d.pass_us for d in view.snapshot.devices} == {"a": 0, "b": 9_000}
 
 
 def us_per_token(swarm: Simulator, streams: list[SimRequest]) -> float:
