@@ -69,7 +69,6 @@ class _DeviceEntry(Struct, frozen=True):
 class _ClassEntry(Struct, frozen=True):
     memory_gib: _Gib | None = None
     cores: Annotated[float, Meta(ge=0.01, le=1024)] | None = None
-    pass_ms: _Ms = 0.0
     times: Any = {}
 
 
@@ -95,7 +94,6 @@ class _PairEntry(Struct, frozen=True):
 class DeviceClass(Struct, frozen=True):
     memory_bytes: int | None
     cores: float | None
-    pass_us: int
     times: ClassTimes
 
 
@@ -184,7 +182,7 @@ class Topology(Struct, frozen=True):
             order=(*self.sources, *(n for n, _ in places if n not in self.sources)),
             cloud=self.cloud,
             spares={
-                name: _device(name, False, known.memory_bytes, times[name], known.pass_us)
+                name: _device(name, False, known.memory_bytes, times[name])
                 for name, known in self.classes.items()
                 if known.memory_bytes is not None
             },
@@ -213,7 +211,6 @@ class Topology(Struct, frozen=True):
                 member.name in self.sources,
                 member.memory_bytes,
                 times[member.class_name],
-                self.classes[member.class_name].pass_us,
             )
             for member in self.members
         ]
@@ -243,7 +240,7 @@ _Times = tuple[tuple[RowTimes, ...], tuple[RowTimes, ...]]
 """Decode and prefill times."""
 
 
-def _device(name: str, is_source: bool, memory_bytes: int, times: _Times, pass_us: int) -> Device:
+def _device(name: str, is_source: bool, memory_bytes: int, times: _Times) -> Device:
     decode, prefill = times
     return Device(
         PeerId(name, 1),
@@ -252,7 +249,6 @@ def _device(name: str, is_source: bool, memory_bytes: int, times: _Times, pass_u
         decode[0].unit_us,
         decode=decode[1:],
         prefill=prefill,
-        pass_us=pass_us,
     )
 
 
@@ -289,8 +285,7 @@ def _read_class(name: str, value: object, at: At) -> DeviceClass:
     convert(name, Name, at)
     entry = to_table(value, _ClassEntry, at)
     memory = None if entry.memory_gib is None else _bytes(entry.memory_gib)
-    times = read_class_times(entry.times, at / "times")
-    return DeviceClass(memory, entry.cores, _us(entry.pass_ms), times)
+    return DeviceClass(memory, entry.cores, read_class_times(entry.times, at / "times"))
 
 
 def _read_devices(

@@ -82,6 +82,8 @@ class Leg(Struct, frozen=True):
     """Time that passes besides, occupying nothing."""
     units: UnitRange = UnitRange(0, 0)
     """What is computed; none on a link."""
+    beside_us: int = 0
+    """Time for which it is occupied besides, while the micro-batch goes on."""
 
 
 class Prediction(Struct, frozen=True):
@@ -138,8 +140,8 @@ def _legs(
         at = run.peer
         busy = sum(unit_us[at][run.units.start : run.units.end])
         # What comes back to a source, to its own last run or as a token, is in its first run's.
-        busy += beside_us[at] if place <= len(layout.stages) else 0
-        legs.append(Leg(at.name, busy, units=run.units))
+        beside = beside_us[at] if place <= len(layout.stages) else 0
+        legs.append(Leg(at.name, busy, units=run.units, beside_us=beside))
     if at != source:
         back = snapshot.framing.token_bytes
         legs.append(_hop(links[at.name, source.name], messages, back))
@@ -178,7 +180,8 @@ def loads(snapshot: Snapshot, layout: Layout, rows: int) -> dict[str, Fraction]:
         for leg in legs:
             is_return = leg is last_hop and not leg.units
             name = f"{leg.resource} (back)" if is_return else leg.resource
-            busy[name] = busy.get(name, Fraction(0)) + Fraction(leg.busy_us, len(layout.sources))
+            occupied = Fraction(leg.busy_us + leg.beside_us, len(layout.sources))
+            busy[name] = busy.get(name, Fraction(0)) + occupied
     return busy
 
 

@@ -105,7 +105,8 @@ class Device(Struct, frozen=True, array_like=True):
     prefill: tuple[RowTimes, ...] = ()
     """Prefill times, where known; by tokens of the chunk."""
     pass_us: Count = 0
-    """What a pass takes of the device besides its units."""
+    """What a pass takes of the device besides its units.  It keeps the device from other passes
+    and hardly holds up its own: a share of a core comes in slices, and one is free by then."""
 
     def decode_us(self, rows: int) -> tuple[int, ...]:
         """Time of each unit for one token of each of ``rows`` sequences."""

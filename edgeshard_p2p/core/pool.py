@@ -24,7 +24,7 @@ from edgeshard_p2p.core.footprint import (
 )
 from edgeshard_p2p.core.kinds import Kinds, kinds_of
 from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Fit
-from edgeshard_p2p.core.plan import CHUNK_ROWS, Device, Goal, Link, Snapshot, chunks_of
+from edgeshard_p2p.core.plan import CHUNK_ROWS, Device, Goal, Link, Snapshot
 
 LOAD_BYTES_PER_US = 500_000
 """How many bytes still to be loaded weigh as much as one microsecond of every token.
@@ -121,18 +121,14 @@ def chain_of(pool: Pool, rows: int = 1) -> Chain:
     n_sources, goal = len(pool.sources), pool.snapshot.goal
     rank = [1 + pool.device_rank * (d not in pool.sources) for d in pool.shared]
     entries = [_unit_costs(pool, source, 1, rows) for source in pool.sources]
-    first, *others = map(sum, zip(*entries, strict=True))
-    beside = sum(_pass(pool, source) for source in pool.sources) * pool.ranks
-    entry = _prefix_sums([first + beside, *others])
+    entry = _prefix_sums(map(sum, zip(*entries, strict=True)))
     finish = [UNREACHABLE] * len(entry)
     for end in last_ends(pool.snapshot, n_sources):
         finish[end] = entry[-1] - entry[end]
     back = _hop if goal.private_head else _return
-    enter = [_sum(_arrival(pool, source, d, rows) for source in pool.sources) for d in pool.shared]
+    enter = [_sum(_hop(pool, source, d, rows) for source in pool.sources) for d in pool.shared]
     leave = [_sum(back(pool, d, source, rows) for source in pool.sources) for d in pool.shared]
-    hops = [
-        [_sum([_arrival(pool, a, b, rows)] * n_sources) for b in pool.shared] for a in pool.shared
-    ]
+    hops = [[_sum([_hop(pool, a, b, rows)] * n_sources) for b in pool.shared] for a in pool.shared]
     units = {_own_of(pool, device): device for device in pool.shared}
     costs = {own: _prefix_sums(_unit_costs(pool, d, n_sources, rows)) for own, d in units.items()}
     return Chain(
@@ -146,7 +142,7 @@ def chain_of(pool: Pool, rows: int = 1) -> Chain:
 
 
 def _own_of(pool: Pool, device: Device) -> Hashable:
-    """All that the costs of a device's runs depend on."""
+    """All that the costs and the limits of a device's runs depend on."""
     times = (device.unit_us, device.decode, device.prefill, device.pass_us)
     return device in pool.sources, times, device.held
 
@@ -196,17 +192,6 @@ def in_us(pool: Pool, cost: int) -> int:
 def cost_of(pool: Pool, us: int) -> int:
     """Of which, or of more, no plan takes less than ``us`` for a token, however little it loads."""
     return us * pool.ranks * STEPS_PER_US * len(pool.sources) + dearest_load(pool)
-
-
-def _arrival(pool: Pool, a: Device, b: Device, rows: int) -> int:
-    """Of a hop to a run of ``b``, with what that takes besides its units."""
-    return _hop(pool, a, b, rows) + _pass(pool, b)
-
-
-def _pass(pool: Pool, device: Device) -> int:
-    """What a decoded token's pass takes besides its units, and its part of the prompt's."""
-    goal = pool.snapshot.goal
-    return _steps(goal, device.pass_us, len(chunks_of(_prompt(goal))) * device.pass_us)
 
 
 def _hop(pool: Pool, a: Device, b: Device, rows: int) -> int:

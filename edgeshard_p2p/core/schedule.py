@@ -112,7 +112,7 @@ def loads_us(legs: Sequence[Leg]) -> dict[str, int]:
     """How long one pass occupies each device and link, in the order in which it comes to them."""
     loads: dict[str, int] = {}
     for leg in legs:
-        loads[leg.resource] = loads.get(leg.resource, 0) + leg.busy_us
+        loads[leg.resource] = loads.get(leg.resource, 0) + leg.busy_us + leg.beside_us
     return loads
 
 

@@ -200,11 +200,13 @@ class Program:
         rows: dict[Key, int] = {("sources",): 1}
         if own.entry_end < own.tail_start:
             rows |= {("first", own.entry_end): -1, ("last", own.tail_start): -1}
-        busy, loading = {}, 0
+        busy, us, loading = {}, 0, 0
         for name in self.sources:
-            busy[name,] = self.devices[name].pass_us + _of_own(own, self.unit_us[name])
+            own_us = _of_own(own, self.unit_us[name])
+            busy[name,] = self.devices[name].pass_us + own_us
+            us += own_us
             loading += _of_own(own, self.loading[name])
-        return Column(rows, sum(busy.values()), busy, loading)
+        return Column(rows, us, busy, loading)
 
     def _enter(self, name: str, units: list[int]) -> Iterator[tuple[Choice, Column]]:
         pairs = [(source, name) for source in self.sources]
@@ -244,8 +246,9 @@ class Program:
                 if sum(sizes[start:end]) > spare:
                     break
                 rows = {("device", name): 1, ("start", name, start): 1, ("end", name, end): 1}
-                us = len(self.sources) * (pass_us + sum(unit_us[start:end]))
-                column = Column(rows, us, {(name,): us}, sum(loading[start:end]))
+                us = len(self.sources) * sum(unit_us[start:end])
+                busy = {(name,): us + len(self.sources) * pass_us}
+                column = Column(rows, us, busy, sum(loading[start:end]))
                 yield Run(name, start, end), column
 
     # --- units --------------------------------------------------------------------------------

@@ -169,7 +169,6 @@ def latency(swarm: Snapshot, plan: Layout, rows: int = 1) -> Fraction:
     unit_us = {device.peer: device.unit_us for device in swarm.devices}
     total = 0
     for source in plan.sources:
-        total += besides(swarm, source) + sum(besides(swarm, s.peer) for s in plan.stages)
         for peer, units in computed(swarm, plan, source):
             total += rows * sum(unit_us[peer][unit] for unit in units)
         for a, b, what in hops(swarm, plan, source):

@@ -12,11 +12,9 @@ from edgeshard_p2p.core.footprint import own_bytes
 from edgeshard_p2p.core.ids import PeerId, UnitRange
 from edgeshard_p2p.core.layout import Layout, decode_legs, latency_us, loads, ttft_us
 from edgeshard_p2p.core.plan import (
-    CHUNK_ROWS,
     Device,
     Goal,
     Link,
-    RowTimes,
     Snapshot,
     Stage,
     snapshot,
@@ -45,12 +43,17 @@ def chain(sources: tuple[PeerId, ...], tail_start: int = N) -> Layout:
 
 @pytest.mark.parametrize("tail_start", [N, N - 1])
 def test_each_run_but_the_last_of_a_source_takes_a_pass(tail_start: int) -> None:
-    whole, bare = swarm(), swarm(beside=False)
     layout = chain((A,), tail_start)
-    assert latency_us(whole, layout) - latency_us(bare, layout) == 32_100
-    busy = [leg.busy_us for leg in decode_legs(whole, layout, A, 1) if leg.units]
-    assert busy[:3] == [2_100, 3_000, 30_000 + 1_000 * (tail_start - 3)]
-    assert busy[3:] == [1_000] * (N - tail_start)
+    legs = [leg for leg in decode_legs(swarm(), layout, A, 1) if leg.units]
+    assert [leg.beside_us for leg in legs] == [100, 2_000, 30_000, 0][: len(legs)]
+    assert legs[2].busy_us == 1_000 * (tail_start - 3)
+
+
+def test_it_occupies_a_device_and_holds_up_no_token() -> None:
+    whole, bare = swarm(), swarm(beside=False)
+    layout = chain((A,))
+    assert latency_us(whole, layout) == latency_us(bare, layout)
+    assert ttft_us(whole, layout, 300) == ttft_us(bare, layout, 300)
 
 
 def test_it_does_not_grow_with_rows() -> None:
@@ -65,23 +68,19 @@ def test_a_source_that_holds_a_stage_has_passes_of_both() -> None:
     assert more == {"a": Fraction(100, 2), "b": Fraction(2_000, 2) + 2_000, "c": 30_000}
 
 
-def test_each_chunk_of_a_prompt_is_a_pass() -> None:
-    tokens = 2 * CHUNK_ROWS + 1
-    whole, bare = swarm(), swarm(beside=False)
-    assert ttft_us(whole, chain((A,)), tokens) - ttft_us(bare, chain((A,)), tokens) == 3 * 32_100
-
-
-@pytest.mark.parametrize(("n_chunks", "chosen"), [(0, C), (2, B)])
-def test_the_search_counts_them_too(n_chunks: int, chosen: PeerId) -> None:
-    """C decodes quicker, and takes more besides for each chunk of a prompt."""
-    prefill = (RowTimes(CHUNK_ROWS, (10,) * N),)
+def test_throughput_avoids_who_is_occupied_besides() -> None:
+    """C computes quicker, and less often."""
     a, b, c = swarm().devices
     devices = (
-        replace(a, budget_bytes=own_bytes(swarm(), WORKLOAD.batch), prefill=prefill),
-        replace(b, unit_us=(1_500,) * N, pass_us=0, prefill=prefill),
-        replace(c, unit_us=(1_000,) * N, pass_us=1_000, prefill=prefill),
+        replace(a, budget_bytes=own_bytes(swarm(), WORKLOAD.batch)),
+        replace(b, unit_us=(1_500,) * N, pass_us=0),
+        replace(c, unit_us=(1_000,) * N),
     )
-    goal = Goal(prompt=max(0, n_chunks * CHUNK_ROWS - 1), generate=1)
-    found = answer(replace(swarm(), devices=devices, goal=goal))
-    assert found.layout is not None
-    assert [stage.peer for stage in found.layout.stages] == [chosen]
+    chosen = {}
+    for objective in ("latency", "throughput"):
+        goal = Goal(objective, micro_batch=1 if objective == "throughput" else 0)
+        found = answer(replace(swarm(), devices=devices, goal=goal))
+        assert found.layout is not None
+        chosen[objective] = {stage.peer for stage in found.layout.stages}
+    assert chosen["latency"] == {C}
+    assert C not in chosen["throughput"]

@@ -244,7 +244,9 @@ def busiest(made: Snapshot, layout: Layout, rows: int) -> int:
         hops = [place for place, leg in enumerate(legs) if not leg.units]
         comes_back = layout.stages and layout.stages[-1].peer != source
         for place, leg in enumerate(legs):
-            busy[leg.resource, bool(comes_back) and place == hops[-1]] += leg.busy_us
+            busy[leg.resource, bool(comes_back) and place == hops[-1]] += (
+                leg.busy_us + leg.beside_us
+            )
     return max(busy.values())
 
 

@@ -54,7 +54,6 @@ prefill_ms = { 32 = 8, 128 = [0, 9, 10, 11] }
 
 [class.desk]
 memory_gib = 0.5
-pass_ms = 1.5
 
 [class.desk.times.toy]
 decode_ms = { 4 = 5, 1 = 4 }
@@ -124,7 +123,6 @@ def test_times_by_unit_by_rows_and_by_chunk(tmp_path: Path) -> None:
     assert desk.unit_us == (0, 4000, 4000, 20000)
     assert desk.decode == (RowTimes(4, (0, 5000, 5000, 25000)),)
     assert desk.prefill == (RowTimes(128, (0, 20000, 20000, 100000)),)
-    assert (big.pass_us, desk.pass_us) == (0, 1500)
 
 
 def test_workload_and_framing(tmp_path: Path) -> None:
@@ -379,7 +377,7 @@ WRONG = {
     # classes
     ("[class.spare]", '[class."a b"]'): "class.\"a b\": expected letters, digits, '.', '_' or '-'",
     ("memory_gib = 0.5", "memroy = 1"): (
-        'class.desk: unknown key "memroy"; known: memory_gib, cores, pass_ms, times'
+        'class.desk: unknown key "memroy"; known: memory_gib, cores, times'
     ),
     ("memory_gib = 0.5", "memory_gib = -1"): "class.desk.memory_gib: expected a number > 0",
     ("prefill_ms = 20", "prefil_ms = 20"): (
@@ -417,8 +415,9 @@ WRONG = {
     ("[class.spare.times.toy]\ndecode_ms = 1", "times = 5"): (
         "class.spare.times: expected a table, got a whole number"
     ),
-    ("pass_ms = 1.5", "cores = 1e-9"): "class.desk.cores: expected a number >= 0.01",
-    ("pass_ms = 1.5", "pass_ms = -1"): "class.desk.pass_ms: expected a number >= 0",
+    ("memory_gib = 0.5", "memory_gib = 0.5\ncores = 1e-9"): (
+        "class.desk.cores: expected a number >= 0.01"
+    ),
     # links
     ("default_mbps = 80", "default_mbps = 0"): "link.default_mbps: expected a number > 0",
     ("default_mbps = 80", "default_mbps = 1e8"): "link.default_mbps: expected a number <= 10000000",
