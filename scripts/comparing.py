@@ -55,6 +55,7 @@ from edgeshard_p2p.reproduction.cells import (
 from edgeshard_p2p.runtime.state import Profile
 
 LEARN_S = 120.0
+"""Requests that devices may learn from are put for so long at most."""
 REST_S = 20.0
 """A device learns what it takes anyhow from how it rests."""
 SETTLE_S = 240.0
@@ -166,8 +167,10 @@ class Swarm:
             threading.Event().wait(REST_S)
             self.settle()
             ends_at = time.monotonic() + LEARN_S
-            while pool.unlearned(self.snapshot()) and time.monotonic() < ends_at:
+            while (left := pool.unlearned(self.snapshot())) and time.monotonic() < ends_at:
                 self._serve(self.wanted.requests)
+            if left:
+                self.say(f"nothing of what passes take is known of {', '.join(left)}")
 
     def measure(self, place: Place) -> Cell:
         """Its figures, or why there are none."""

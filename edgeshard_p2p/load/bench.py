@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any, TypeVar
 
 import msgspec
@@ -137,17 +138,19 @@ class Bench:
 
     def _serving(self, say: Callable[[str], None]) -> dict[str, Any]:
         """A report of when there is a plan that serves; one that is being loaded is waited for."""
-        report: dict[str, Any] = self._asked(self._peers[0], Status(), StatusReport).report
         ends_at, pause = time.monotonic() + LOADING_S, threading.Event()
-        if report["plan"]["state"] != "active" and not report["plan"]["waiting_for"]:
-            say("waiting: the plan is being loaded")
-        while report["plan"]["state"] != "active":
+        for n_asked in count():
+            report: dict[str, Any] = self._asked(self._peers[0], Status(), StatusReport).report
+            if report["plan"]["state"] == "active":
+                break
             why = report["plan"]["waiting_for"]
-            if why or time.monotonic() > ends_at:
-                why = why or f"its plan has not been loaded in {LOADING_S:.0f} s"
+            if not why and time.monotonic() > ends_at:
+                why = f"its plan has not been loaded in {LOADING_S:.0f} s"
+            if why:
                 raise LoadError(f"the swarm cannot serve now: {why}")
+            if not n_asked:
+                say("waiting: the plan is being loaded")
             pause.wait(POLL_S)
-            report = self._asked(self._peers[0], Status(), StatusReport).report
         return report
 
     def _check_source(self, peer: Address) -> None:

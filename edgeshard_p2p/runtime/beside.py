@@ -45,8 +45,10 @@ class BesideClock:
         cores: Callable[[], float] = usable_cores,
     ) -> None:
         self._tell, self._n_turns, self._cores = tell, n_turns, cores
-        self._begun = self._looked = self.last = Mark(time.monotonic(), 0, time.process_time(), 0.0)
+        self.last = Mark(time.monotonic(), 0, time.process_time(), 0.0)
         """As things stood at the end of the last pass."""
+        self._begun = self._looked = self.last
+        """Where the stretch of passes begins, and the moment of the last look."""
         self._n_turns_looked = n_turns()
         self._idle: deque[float] = deque(maxlen=IDLE_MAX)
         """Processor time per second while the compute thread had nothing to do."""

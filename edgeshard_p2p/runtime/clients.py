@@ -137,8 +137,9 @@ class Clients:
 
     def _set(self, identity: bytes, request: wire.Set) -> None:
         value: str | int = int(request.value) if request.value.isdecimal() else request.value
-        error = self._core.wishes.why_not(request.key, value)
-        if not is_valid(request.key, value):
+        if is_valid(request.key, value):
+            error = self._core.wishes.why_not(request.key, value)
+        else:
             error = why_invalid(request.key, value)
         if error:
             self.answer(identity, wire.Failed(error, is_usage=True))

@@ -328,9 +328,15 @@ class Driver:
             return measured
 
         def on_done(profile: Profile) -> None:
-            times, pass_us = (profile.decode, profile.prefill), self._state.pass_us(_share())
             self.post(
-                ev.DeviceMeasured(digest, effect.dtype, effect.numerics, *times, pass_us=pass_us)
+                ev.DeviceMeasured(
+                    digest,
+                    effect.dtype,
+                    effect.numerics,
+                    profile.decode,
+                    profile.prefill,
+                    self._state.pass_us(_share()),
+                )
             )
 
         known = self._state.profile(key)

@@ -10,15 +10,8 @@ from msgspec.structs import replace
 
 from edgeshard_p2p.core.footprint import own_bytes
 from edgeshard_p2p.core.ids import PeerId, UnitRange
-from edgeshard_p2p.core.layout import Layout, decode_legs, latency_us, loads, ttft_us
-from edgeshard_p2p.core.plan import (
-    Device,
-    Goal,
-    Link,
-    Snapshot,
-    Stage,
-    snapshot,
-)
+from edgeshard_p2p.core.layout import Layout, decode_legs, latency_us, loads, prefill_legs, ttft_us
+from edgeshard_p2p.core.plan import CHUNK_ROWS, Device, Goal, Link, Snapshot, Stage, snapshot
 from edgeshard_p2p.core.planner import answer
 from tests.core.parts import MODEL, WORKLOAD
 
@@ -54,6 +47,11 @@ def test_it_occupies_a_device_and_holds_up_no_token() -> None:
     layout = chain((A,))
     assert latency_us(whole, layout) == latency_us(bare, layout)
     assert ttft_us(whole, layout, 300) == ttft_us(bare, layout, 300)
+
+
+def test_each_chunk_of_a_prompt_is_a_pass() -> None:
+    legs = prefill_legs(swarm(), chain((A,)), A, 2 * CHUNK_ROWS + 1)
+    assert [leg.beside_us for leg in legs if leg.units] == [300, 6_000, 90_000]
 
 
 def test_it_does_not_grow_with_rows() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -145,6 +146,13 @@ def test_nothing_is_quicker_than_its_link(switched: Switched) -> None:
     assert switched.said["frames"] > 0
     assert switched.said["cpu_s"] > 0
     assert not [name for name in os.listdir("/run/netns") if name.startswith(switched.prefix)]
+
+
+def test_one_that_was_stopped_ends_too(switched: Switched) -> None:
+    assert switched._switch is not None
+    switched._switch.send_signal(signal.SIGSTOP)
+    switched.close()
+    assert switched.said["cpu_s"] > 0
 
 
 def test_rates_can_be_changed_while_it_runs(switched: Switched) -> None:

@@ -109,5 +109,9 @@ def test_swarm_has_settled_when_it_knows_every_link() -> None:
     assert pool.unsettled(known, wanted, 0.25) == []
     quicker = pool.links("agx-1", 5.0, 2304, 2.5)
     assert pool.unsettled(known, quicker, 0.25) == ["agx-1 -> rtx3090", "rtx3090 -> agx-1"]
+    slow = [replace(link, delay_us=4 * link.delay_us) for link in known.links[:1]]
+    assert pool.unsettled(replace(seen, links=(*slow, *known.links[1:])), wanted, 0.25) == [
+        "agx-1 -> agx-2"
+    ]
     fewer: Snapshot = replace(seen, links=known.links[1:])
     assert pool.unsettled(fewer, wanted, 0.25) == ["agx-1 -> agx-2"]

@@ -34,14 +34,15 @@ class Life:
             assert self.look() == []
         return self
 
-    def serve(self, n_passes: int, forward_s: float, beside_s: float, seconds: float = 5.0) -> None:
-        """So many passes, each with these times, all in so many seconds."""
+    def serve(self, n_passes: int, forward_s: float, beside_s: float) -> list[int]:
+        """So many passes, each with these times, all in 5 s; and what is told then."""
         for _ in range(n_passes):
             self.n_passes += 1
             self.n_turns += 2
             self.forward_s += forward_s
-            self.idle(seconds / n_passes, forward_s + beside_s)
+            self.idle(5.0 / n_passes, forward_s + beside_s)
         self.last = Mark(self.now, self.n_passes, self.process_s, self.forward_s)
+        return self.look()
 
     def look(self) -> list[int]:
         self.told.clear()
@@ -55,22 +56,18 @@ def about(us: int) -> list[object]:
 
 def test_what_is_no_forward_pass_is_besides() -> None:
     life = Life().rest()
-    life.serve(50, 0.010, 0.002)
-    assert life.look() == about(8_000)  # 2 ms, of a quarter of a core
+    assert life.serve(50, 0.010, 0.002) == about(8_000)  # 2 ms, of a quarter of a core
 
 
 def test_what_it_takes_anyhow_does_not_count() -> None:
     life = Life().rest(IDLE_MIN - 1, share=0.05).rest(1, share=0.01)
-    life.serve(50, 0.010, 0.003)
-    assert life.look() == about(8_000)  # less 5 s of 1 %: 1 ms for each pass
+    assert life.serve(50, 0.010, 0.003) == about(8_000)  # less 5 s of 1 %: 1 ms for each pass
 
 
 def test_nothing_is_told_before_it_has_rested() -> None:
     life = Life().rest(IDLE_MIN - 1)
-    life.serve(50, 0.010, 0.002)
-    assert life.look() == []
-    life.rest(1).serve(50, 0.010, 0.002)
-    assert life.look() == about(8_000)
+    assert life.serve(50, 0.010, 0.002) == []
+    assert life.rest(1).serve(50, 0.010, 0.002) == about(8_000)
 
 
 def test_while_it_loads_it_does_not_rest() -> None:
@@ -78,45 +75,36 @@ def test_while_it_loads_it_does_not_rest() -> None:
     for n_turns in (1, 1, 2):
         life.n_turns = n_turns
         life.rest(1)
-    life.serve(50, 0.010, 0.003)
-    assert life.look() == []
+    assert life.serve(50, 0.010, 0.003) == []
 
 
 def test_each_stretch_is_reckoned_by_itself() -> None:
     life = Life().rest()
     life.serve(50, 0.010, 0.002)
-    life.look()
-    life.serve(50, 0.100, 0.001)
-    assert life.look() == about(4_000)
+    assert life.serve(50, 0.100, 0.001) == about(4_000)
 
 
 def test_a_stretch_goes_on_until_it_has_passes_enough() -> None:
     life = Life().rest()
-    life.serve(PASSES_MIN - 1, 0.010, 0.001)
-    assert life.look() == []
-    life.serve(1, 0.010, 0.001)
-    assert life.look() == about(4_000)
+    assert life.serve(PASSES_MIN - 1, 0.010, 0.001) == []
+    assert life.serve(1, 0.010, 0.001) == about(4_000)
 
 
 def test_a_rest_ends_a_stretch() -> None:
     life = Life().rest()
-    life.serve(PASSES_MIN - 1, 0.010, 0.500)
-    assert life.look() == []
-    life.rest(1).serve(PASSES_MIN, 0.010, 0.001)
-    assert life.look() == about(4_000)
+    assert life.serve(PASSES_MIN - 1, 0.010, 0.500) == []
+    assert life.rest(1).serve(PASSES_MIN, 0.010, 0.001) == about(4_000)
 
 
 @pytest.mark.parametrize("cores", [1.5, 2.0, math.inf])
 def test_with_more_than_one_processor_nothing_is_told(cores: float) -> None:
     life = Life(cores).rest()
-    life.serve(50, 0.010, 0.002)
-    assert life.look() == []
+    assert life.serve(50, 0.010, 0.002) == []
 
 
 def test_less_than_nothing_is_nothing() -> None:
     life = Life().rest(share=0.1)
-    life.serve(50, 0.010, 0.002)
-    assert life.look() == [0]
+    assert life.serve(50, 0.010, 0.002) == [0]
 
 
 def test_a_pass_marks_where_things_stand() -> None:
