@@ -318,7 +318,11 @@ def _derive(profiles: Path, known: float, share: float) -> None:
     by = known / share
     memo.write(
         profiles / str(share) / f"{file.stem.removesuffix(f'{known:.3g}')}{share:.3g}.json",
-        Profile(pool.slowed(measured.decode, by), pool.slowed(measured.prefill, by)),
+        Profile(
+            pool.slowed(measured.decode, by),
+            pool.slowed(measured.prefill, by),
+            measured.rested_us,
+        ),
     )
 
 

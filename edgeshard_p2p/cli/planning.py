@@ -149,12 +149,13 @@ def _as_asked(scenario: Scenario, options: PlanOptions) -> Scenario:
 
 
 def _check_micro_batch(options: PlanOptions, objective: str, batch: int) -> None:
-    rows = options.micro_batch or 0
-    if rows and objective != "throughput":
+    from edgeshard_p2p.core.settings import why_at_odds
+
+    if options.micro_batch and objective != "throughput":
         fail("--micro-batch is for --objective throughput", USAGE, options.as_json)
-    if rows > batch:
-        text = f"--micro-batch {rows} is more than the {batch} sequences in flight (--batch)"
-        fail(text, USAGE, options.as_json)
+    why_not = why_at_odds({"batch": batch, "micro_batch": options.micro_batch or 0})
+    if why_not:
+        fail(why_not, USAGE, options.as_json)
 
 
 def _context(options: PlanOptions, model: ModelSpec) -> int:

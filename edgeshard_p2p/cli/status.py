@@ -58,7 +58,7 @@ def set_setting(
         fail(f"{assignment!r} is not KEY=VALUE", USAGE, as_json)
     ask(Set(key, value, for_s or 0), Okay, peer_address, swarm, secret_file, as_json)
     if key in MEASURED_FOR:
-        text = f"peers measure themselves for {value} first, and answer nothing meanwhile"
+        text = f"who does not know its times for {value} measures itself first, and answers wait"
         click.echo(f"edgeshard: {text}", err=True)
     if key == "pin" and value:
         _warn_of_pin(value, peer_address, swarm, secret_file, as_json)
@@ -154,6 +154,8 @@ def _profile(row: dict[str, Any]) -> str:
     why_not = f"  not planned: {row['why_not']}" if row["why_not"] else ""
     chunk = row["prefill"][-1]
     beside = f"{row['pass_us'] / 1e3:.1f} ms per pass besides; " if row.get("pass_us") else ""
+    if row.get("rested_us"):
+        beside += f"{row['rested_us'] / 1e3:.1f} ms less after a rest; "
     return (
         f"{row['name']}  block {one['block_us'] / 1e3:.2f} ms, head {one['head_us'] / 1e3:.2f} ms "
         f"per token; block {chunk['block_us'] / 1e3:.1f} ms per {chunk['rows']}-token chunk; "

@@ -231,7 +231,7 @@ def _algorithm_2(scenario: Scenario) -> Answer:
     """
     snapshot = scenario.snapshot
     links = tuple(replace(link, per_message_us=0, delay_us=0) for link in snapshot.links)
-    devices = tuple(replace(device, pass_us=0) for device in snapshot.devices)
+    devices = tuple(replace(device, pass_us=0, rested_us=0) for device in snapshot.devices)
     model = replace(snapshot.model, kv_width=0)
     framing = Framing(snapshot.framing.row_bytes, 0)
     rows = snapshot.goal.micro_batch or 1

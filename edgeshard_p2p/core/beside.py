@@ -18,13 +18,13 @@ and whatever else happens meanwhile only add to what passes take."""
 MOVED_BY = 3
 """It is told again once it has moved by more than a third: each time may bring another plan."""
 LEAST_US = 500
-"""No plan depends on less."""
+"""Nor where it moved by less: no plan depends on that."""
 
 
 @dataclass(slots=True)
 class Beside:
     us: int = 0
-    """As told to others."""
+    """As told to others; 0: nothing is known yet."""
     _stretches: deque[int] = field(default_factory=lambda: deque(maxlen=STRETCHES))
 
     def on_timed(self, us: int) -> list[Effect]:
@@ -34,7 +34,7 @@ class Beside:
             return []
         learned = sorted(self._stretches)[1]
         moved = abs(learned - self.us)
-        if moved < LEAST_US or moved * MOVED_BY <= self.us:
+        if self.us and (moved < LEAST_US or moved * MOVED_BY <= self.us):
             return []
         self.us = learned
         text = f"a pass takes {learned / 1e3:.1f} ms of this device besides its units"

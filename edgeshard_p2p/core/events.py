@@ -89,6 +89,8 @@ class DeviceMeasured:
     prefill: tuple[UnitTimes, ...]
     pass_us: int = 0
     """What a pass takes besides, as far as it was learned in an earlier life."""
+    rested_us: int = 0
+    """By how much sooner a pass ends that finds the device at rest."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from itertools import pairwise
 from math import ceil
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from edgeshard_p2p.core.ids import PeerId, UnitRange
 from edgeshard_p2p.core.plan import (
@@ -83,7 +84,9 @@ class Leg(Struct, frozen=True):
     units: UnitRange = UnitRange(0, 0)
     """What is computed; none on a link."""
     beside_us: int = 0
-    """Time for which it is occupied besides, while the micro-batch goes on."""
+    """Time for which it is occupied besides: with frames, acknowledgements, tokens."""
+    ahead_us: int = 0
+    """By how much sooner a lone micro-batch goes on, as it finds the device at rest."""
 
 
 class Prediction(Struct, frozen=True):
@@ -109,7 +112,7 @@ def links_of(snapshot: Snapshot) -> dict[tuple[str, str], Link]:
 def decode_legs(snapshot: Snapshot, layout: Layout, source: PeerId, rows: int) -> list[Leg]:
     """What one micro-batch of ``rows`` rows passes for one token each, the way back included."""
     unit_us = {device.peer: device.decode_us(rows) for device in snapshot.devices}
-    return _legs(snapshot, layout, source, unit_us, (rows,))
+    return _ahead(snapshot, _legs(snapshot, layout, source, unit_us, (rows,)))
 
 
 def prefill_legs(snapshot: Snapshot, layout: Layout, source: PeerId, tokens: int) -> list[Leg]:
@@ -118,7 +121,8 @@ def prefill_legs(snapshot: Snapshot, layout: Layout, source: PeerId, tokens: int
     legs = _legs(snapshot, layout, source, unit_us, chunks_of(tokens))
     # A token comes back over a link, unless the last run is the source's own.
     is_token = not legs[-1].units
-    return [*legs[:-1], decode_legs(snapshot, layout, source, 1)[-1]] if is_token else legs
+    legs = [*legs[:-1], decode_legs(snapshot, layout, source, 1)[-1]] if is_token else legs
+    return _ahead(snapshot, legs)
 
 
 def _legs(
@@ -133,14 +137,16 @@ def _legs(
     row = snapshot.model.hidden_bytes(snapshot.workload.dtype) + snapshot.framing.row_bytes
     beside_us = {device.peer: len(messages) * device.pass_us for device in snapshot.devices}
     legs: list[Leg] = []
-    at = source
-    for place, run in enumerate(layout.runs(n_units, source)):
+    runs, at = layout.runs(n_units, source), source
+    for place, run in enumerate(runs):
         if run.peer != at:
             legs.append(_hop(links[at.name, run.peer.name], messages, row))
         at = run.peer
         busy = sum(unit_us[at][run.units.start : run.units.end])
-        # What comes back to a source, to its own last run or as a token, is in its first run's.
-        beside = beside_us[at] if place <= len(layout.stages) else 0
+        # What comes back to a source, to its own last run or as a token, is one thing with what
+        # sets out: it stands with its last run, where it has one.
+        is_counted_later = place == 0 and len(runs) > 1 + len(layout.stages)
+        beside = 0 if is_counted_later else beside_us[at]
         legs.append(Leg(at.name, busy, units=run.units, beside_us=beside))
     if at != source:
         back = snapshot.framing.token_bytes
@@ -153,6 +159,20 @@ def _hop(link: Link, messages: tuple[int, ...], bytes_per_row: int) -> Leg:
     return Leg(f"{link.a}->{link.b}", busy, link.delay_us)
 
 
+def _ahead(snapshot: Snapshot, legs: list[Leg]) -> list[Leg]:
+    """With what is gained where something comes to a device over a link: it has been at rest, as
+    others computed meanwhile.  At most what the way there and the rest of the pass take."""
+    rested_us = {device.peer.name: device.rested_us for device in snapshot.devices}
+    found = []
+    for place, leg in enumerate(legs):
+        way = legs[place - 1]  # Before the first one, the last: what comes back sets out again.
+        if leg.units and not way.units:
+            most_us = way.busy_us + way.delay_us + leg.beside_us
+            leg = replace(leg, ahead_us=min(rested_us[leg.resource], most_us))
+        found.append(leg)
+    return found
+
+
 def is_linked(snapshot: Snapshot, layout: Layout) -> bool:
     known, n_units = links_of(snapshot), snapshot.model.n_units
     for source in layout.sources:
@@ -163,7 +183,8 @@ def is_linked(snapshot: Snapshot, layout: Layout) -> bool:
 
 
 def total_us(legs: list[Leg]) -> int:
-    return sum(leg.busy_us + leg.delay_us for leg in legs)
+    """For one that is alone on its way."""
+    return sum(leg.busy_us + leg.beside_us + leg.delay_us - leg.ahead_us for leg in legs)
 
 
 def loads(snapshot: Snapshot, layout: Layout, rows: int) -> dict[str, Fraction]:

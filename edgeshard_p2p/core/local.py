@@ -101,4 +101,5 @@ class LocalDevice:
             decode=self.slowness.of(measured.decode) if measured else (),
             prefill=self.slowness.of(measured.prefill) if measured else (),
             pass_us=self.slowness.us(self.beside.us) if measured else 0,
+            rested_us=measured.rested_us if measured else 0,
         )

@@ -78,7 +78,7 @@ class PassSizes:
             PassSize(rows, self._iteration_us(plan, layout, snapshot, rows, n_requests))
             for rows in ([min(wish, n_requests)] if wish else sizes)
         ]
-        # Of what is as good the most rows: each pass costs something that nobody has measured.
+        # Of what is as good the most rows: each pass costs something that is not always known.
         return min(found, key=lambda size: (size.iteration_us, -size.rows))
 
     def _iteration_us(

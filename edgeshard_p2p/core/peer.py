@@ -16,6 +16,7 @@ from typing import Any
 
 from edgeshard_p2p.core import events as ev
 from edgeshard_p2p.core import messages as msg
+from edgeshard_p2p.core.admission import RETRY_MS
 from edgeshard_p2p.core.door import Door
 from edgeshard_p2p.core.effects import (
     Accepted,
@@ -300,7 +301,7 @@ class PeerCore:
             return [Rejected(event.client, refusal)]
         if len(self.serving.source.requests) >= REQUESTS_MAX:
             text = f"{self.me} already has {REQUESTS_MAX} requests"
-            return [Rejected(event.client, text, retry_ms=2_000)]
+            return [Rejected(event.client, text, retry_ms=RETRY_MS)]
         model = model_of(self.gossip)
         assert model is not None
         request = self.serving.source.submit(event, model.digest, now)

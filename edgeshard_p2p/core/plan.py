@@ -20,7 +20,7 @@ from edgeshard_p2p.core.ids import Count, Name, PeerId, PlanId, UnitRange
 from edgeshard_p2p.core.model_spec import DtypeName, ModelSpec, weight_bytes_of
 from edgeshard_p2p.core.pin import Pin
 
-PLANNER_VERSION = 6
+PLANNER_VERSION = 7
 
 FRAME_OVERHEAD_BYTES = 128
 """What a frame adds to its tensor on the wire, at most, for one row."""
@@ -105,8 +105,10 @@ class Device(Struct, frozen=True, array_like=True):
     prefill: tuple[RowTimes, ...] = ()
     """Prefill times, where known; by tokens of the chunk."""
     pass_us: Count = 0
-    """What a pass takes of the device besides its units.  It keeps the device from other passes
-    and hardly holds up its own: a share of a core comes in slices, and one is free by then."""
+    """What a pass takes of the device besides its units."""
+    rested_us: Count = 0
+    """By how much sooner a pass ends that finds the device at rest: a share of a core comes in
+    slices, and one is free by then."""
 
     def decode_us(self, rows: int) -> tuple[int, ...]:
         """Time of each unit for one token of each of ``rows`` sequences."""

@@ -24,7 +24,7 @@ from edgeshard_p2p.core.footprint import (
 )
 from edgeshard_p2p.core.kinds import Kinds, kinds_of
 from edgeshard_p2p.core.latency_dp import UNREACHABLE, Chain, Fit
-from edgeshard_p2p.core.plan import CHUNK_ROWS, Device, Goal, Link, Snapshot
+from edgeshard_p2p.core.plan import CHUNK_ROWS, Device, Goal, Link, Snapshot, chunks_of
 
 LOAD_BYTES_PER_US = 500_000
 """How many bytes still to be loaded weigh as much as one microsecond of every token.
@@ -125,6 +125,8 @@ def chain_of(pool: Pool, rows: int = 1) -> Chain:
     finish = [UNREACHABLE] * len(entry)
     for end in last_ends(pool.snapshot, n_sources):
         finish[end] = entry[-1] - entry[end]
+    # Alone; with others a source has its pass with what comes back.
+    alone = [*entry[:-1], entry[-1] + pool.ranks * sum(_arrived(pool, s) for s in pool.sources)]
     back = _hop if goal.private_head else _return
     enter = [_sum(_hop(pool, source, d, rows) for source in pool.sources) for d in pool.shared]
     leave = [_sum(back(pool, d, source, rows) for source in pool.sources) for d in pool.shared]
@@ -132,7 +134,7 @@ def chain_of(pool: Pool, rows: int = 1) -> Chain:
     units = {_own_of(pool, device): device for device in pool.shared}
     costs = {own: _prefix_sums(_unit_costs(pool, d, n_sources, rows)) for own, d in units.items()}
     return Chain(
-        entry=entry,
+        entry=tuple(alone),
         units=tuple(costs[_own_of(pool, device)] for device in pool.shared),
         enter=_ranked(pool, enter, rank),
         hop=tuple(_ranked(pool, hop, rank) for hop in hops),
@@ -143,7 +145,7 @@ def chain_of(pool: Pool, rows: int = 1) -> Chain:
 
 def _own_of(pool: Pool, device: Device) -> Hashable:
     """All that the costs and the limits of a device's runs depend on."""
-    times = (device.unit_us, device.decode, device.prefill, device.pass_us)
+    times = (device.unit_us, device.decode, device.prefill, device.pass_us, device.rested_us)
     return device in pool.sources, times, device.held
 
 
@@ -195,9 +197,10 @@ def cost_of(pool: Pool, us: int) -> int:
 
 
 def _hop(pool: Pool, a: Device, b: Device, rows: int) -> int:
-    """Of hidden states: of a decoded token, and its part of the prompt's."""
+    """Of hidden states, and what ``b`` does with them besides computing: of a decoded token, and
+    its part of the prompt's."""
     if a.peer == b.peer:
-        return 0
+        return _arrived(pool, b)
     link, snapshot = pool.links.get((a.peer.name, b.peer.name)), pool.snapshot
     if link is None:
         return UNREACHABLE
@@ -206,19 +209,33 @@ def _hop(pool: Pool, a: Device, b: Device, rows: int) -> int:
     prefill_us = whole * link.occupancy_us(CHUNK_ROWS * row)
     prefill_us += link.occupancy_us(rest * row) if rest else 0
     prefill_us += link.delay_us if prompt else 0
-    return _steps(snapshot.goal, link.cost_us(rows * row), prefill_us)
+    return _arrived(pool, b, (link.cost_us(rows * row), prefill_us))
 
 
 def _return(pool: Pool, a: Device, b: Device, rows: int) -> int:
-    """Of token ids: of a decoded one, and its part of the one that the prompt gives."""
+    """Of token ids, and what ``b`` does besides computing: of a decoded one, and its part of the
+    one that the prompt gives."""
     if a.peer == b.peer:
-        return 0
+        return _arrived(pool, b)
     link, goal = pool.links.get((a.peer.name, b.peer.name)), pool.snapshot.goal
     if link is None:
         return UNREACHABLE
     token_bytes = pool.snapshot.framing.token_bytes
     first_us = link.cost_us(token_bytes) if _prompt(goal) else 0
-    return _steps(goal, link.cost_us(rows * token_bytes), first_us)
+    return _arrived(pool, b, (link.cost_us(rows * token_bytes), first_us))
+
+
+def _arrived(pool: Pool, device: Device, way: tuple[int, int] | None = None) -> int:
+    """What a token takes besides units, and its part of the prompt: ``way`` to the device over a
+    link, which finds it at rest, and the rest of the pass."""
+    goal, rested_us = pool.snapshot.goal, device.rested_us if way else 0
+    decode_us, prefill_us = way or (0, 0)
+    prefill_us += len(chunks_of(_prompt(goal))) * device.pass_us
+    return _steps(
+        goal,
+        max(0, decode_us + device.pass_us - rested_us),
+        max(0, prefill_us - rested_us),
+    )
 
 
 def _prompt(goal: Goal) -> int:

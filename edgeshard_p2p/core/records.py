@@ -52,6 +52,8 @@ class DeviceRecord(Struct, frozen=True, array_like=True, tag=1):
     """Prefill figures by chunk."""
     pass_us: Annotated[int, Meta(ge=0, le=3_600_000_000)] = 0
     """What a pass takes of the device besides its units, as far as it was learned."""
+    rested_us: Annotated[int, Meta(ge=0, le=3_600_000_000)] = 0
+    """By how much sooner a pass ends that finds the device at rest."""
 
 
 CARRY_MAX_S = 120.0

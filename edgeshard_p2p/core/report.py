@@ -148,6 +148,7 @@ def _profile(core: PeerCore, peer: Any) -> Report:
         "decode": [_times(times) for times in record.decode],
         "prefill": [_times(times) for times in record.prefill],
         "pass_us": record.pass_us,
+        "rested_us": record.rested_us,
     }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from edgeshard_p2p.core.admission import RETRY_MS
 from edgeshard_p2p.core.effects import (
     DropTensor,
     EmitToken,
@@ -120,7 +121,7 @@ class SourceWork:
                 steps += self.entry.leave(request)
             request.plan, request.begun = plan, begun
             if request.n_known >= plan.workload.context:
-                steps += self._end_too_long(request, now)
+                steps += self._end_too_long(request, plan.workload.context, now)
                 continue
             request.attempt += 1
             request.is_granted, request.reports = False, {}
@@ -129,14 +130,12 @@ class SourceWork:
             steps += self._ask(request, now)
         return steps
 
-    def _end_too_long(self, request: Request, now: float) -> list[SourceStep]:
-        """It was accepted under a longer context than this plan has, of before or to come."""
-        assert request.plan is not None
+    def _end_too_long(self, request: Request, context: int, now: float) -> list[SourceStep]:
+        """Accepted under a longer context than this plan's; one with that may be loading."""
         if request.generated:
             return self._end(request, "length", "", now)
-        context = request.plan.workload.context
         text = f"the prompt has {request.n_known} tokens, the swarm's context is now {context}"
-        return self._end(request, "error", text, now, retry_ms=2_000)
+        return self._end(request, "error", text, now, retry_ms=RETRY_MS)
 
     def _ask(self, request: Request, now: float) -> list[SourceStep]:
         """For a slot, and for what the stages have of it."""

@@ -147,6 +147,7 @@ def _device(gossip: Gossip, peer: PeerId, model: ModelSpec) -> Device:
         decode=tuple(more_rows),
         prefill=tuple(_row_times(figures, model) for figures in record.prefill),
         pass_us=record.pass_us,
+        rested_us=record.rested_us,
     )
 
 

@@ -24,6 +24,7 @@ from edgeshard_p2p.core.settings import (
     is_same,
     why_at_odds,
 )
+from edgeshard_p2p.core.view import DEFAULT_BATCH
 
 
 @dataclass(slots=True)
@@ -72,7 +73,8 @@ class Wishes:
 
     def why_not(self, key: str, value: SettingValue) -> str:
         """Why that cannot be beside the other settings, in words; empty: it can."""
-        others = {other: self.gossip.setting(other) for other in ("batch", "model")}
+        others = {other: self.gossip.setting(other) for other in ("batch", "micro_batch", "model")}
+        others["batch"] = others["batch"] or DEFAULT_BATCH
         return why_at_odds({**others, key: value})
 
     def set(self, key: str, value: SettingValue, is_default: bool = False) -> list[Effect]:

@@ -250,7 +250,6 @@ class Switched(Namespaces):
 
     def close(self) -> None:
         if self._switch is not None:
-            assert self._switch.stdin is not None
             self._switch.send_signal(signal.SIGCONT)
             with suppress(subprocess.TimeoutExpired):
                 said, _ = self._switch.communicate(timeout=_TIMEOUT_S)

@@ -11,10 +11,11 @@ import signal
 import threading
 from contextlib import ExitStack, suppress
 
-from edgeshard_p2p.control_groups import CPU, PERIOD_US, GroupError, Groups
+from edgeshard_p2p.control_groups import CPU, GroupError, Groups
 from edgeshard_p2p.faults.devices import FaultError
 
-PERIOD_S = PERIOD_US / 1e6
+PERIOD_S = 0.02
+"""Of stopping and continuing: signals come late by tenths of a millisecond."""
 QUOTA, TURNS = "a control group's quota", "stopping and continuing it"
 LIMIT = "a control group's limit"
 _MIB = 2**20

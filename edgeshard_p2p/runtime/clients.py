@@ -12,6 +12,7 @@ from typing import Any
 
 from edgeshard_p2p.core import effects as fx
 from edgeshard_p2p.core import events as ev
+from edgeshard_p2p.core.admission import RETRY_MS
 from edgeshard_p2p.core.ids import RequestId
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.report import report
@@ -83,11 +84,11 @@ class Clients:
     def _run(self, identity: bytes, request: wire.Run, spawn: Any) -> None:
         client = identity.hex()
         if client in self._pending or len(self._pending) >= PENDING_MAX:
-            self.answer(identity, wire.Failed("this peer is overloaded", retry_ms=2_000))
+            self.answer(identity, wire.Failed("this peer is overloaded", retry_ms=RETRY_MS))
             return
         if self._is_opening():
             text = f"{self._core.me} is still opening the model"
-            self.answer(identity, wire.Failed(text, retry_ms=2_000))
+            self.answer(identity, wire.Failed(text, retry_ms=RETRY_MS))
             return
         self._pending[client] = identity
         if not self._core.is_source() or self.tokenizer is None:
@@ -113,7 +114,7 @@ class Clients:
                 return
         if self.tokenizer is not tokenizer:
             text = "the swarm's model has just changed"
-            self._turn_away(client, wire.Failed(text, retry_ms=2_000))
+            self._turn_away(client, wire.Failed(text, retry_ms=RETRY_MS))
             return
         self._submit(client, request, prompt)
 

@@ -15,6 +15,7 @@ from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from edgeshard_p2p.control_groups import usable_cores
 from edgeshard_p2p.core import effects as fx
 from edgeshard_p2p.core import events as ev
 from edgeshard_p2p.core.ids import PlanId
@@ -96,8 +97,9 @@ class Driver:
         self._device = device
         self._compute = Compute(COMPUTE_ERRORS, self._on_bug)
         self._lag = LoopLag()
+        self._cores = usable_cores()
         self._beside = BesideClock(
-            lambda us: self.post(ev.PassesTimed(us)), lambda: self._compute.n_turns
+            lambda us: self.post(ev.PassesTimed(us)), lambda: self._compute.n_turns, self._cores
         )
         self._planner = PlanWorker(lambda choice: self.post(ev.PlanComputed(choice)))
         self._tasks: set[asyncio.Task[None]] = set()
@@ -328,6 +330,8 @@ class Driver:
             return measured
 
         def on_done(profile: Profile) -> None:
+            # Where there is more than one processor, nothing is learned of passes, nor corrected.
+            pass_us = self._state.pass_us(_share()) if self._cores <= 1 else 0
             self.post(
                 ev.DeviceMeasured(
                     digest,
@@ -335,7 +339,8 @@ class Driver:
                     effect.numerics,
                     profile.decode,
                     profile.prefill,
-                    self._state.pass_us(_share()),
+                    pass_us,
+                    profile.rested_us,
                 )
             )
 

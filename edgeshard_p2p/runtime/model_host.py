@@ -20,6 +20,7 @@ from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.records import UnitTimes
 from edgeshard_p2p.model import known_specs, library, memo, profiler, widths
 from edgeshard_p2p.model.checkpoint import Checkpoint, open_checkpoint
+from edgeshard_p2p.model.cpu_quota import cpu_share, rested_us
 from edgeshard_p2p.model.engine import Engine, rows_are_exact, use_one_thread
 from edgeshard_p2p.model.errors import ModelError
 from edgeshard_p2p.model.hidden_log import HiddenLogs
@@ -68,7 +69,7 @@ class ModelHost:
         context = min(MEASURED_CONTEXT, engine.spec.max_context)
         measured = profiler.measure(engine, context, progress)
         memo.keep(_widths_file(digest, dtype, tile_rows), engine.widths())
-        return Profile(_times(measured.decode), _times(measured.prefill))
+        return Profile(_times(measured.decode), _times(measured.prefill), rested_us(cpu_share()))
 
     def load(self, effect: LoadUnits, progress: Progress) -> None:
         if not effect.units:

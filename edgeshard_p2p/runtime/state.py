@@ -40,6 +40,8 @@ class Identity(Struct, frozen=True):
 class Profile(Struct, frozen=True):
     decode: Figures
     prefill: Figures
+    rested_us: Count
+    """By how much sooner a pass ends that finds the device at rest."""
 
 
 class State:

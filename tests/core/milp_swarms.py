@@ -101,8 +101,9 @@ def _device(rng: random.Random, model: ModelSpec) -> Device:
     unit_us = tuple(speed + rng.randint(0, spread) for _ in range(model.n_units))
     eight = RowTimes(8, tuple(us * rng.randint(2, 6) for us in unit_us))
     decode = (eight,) if rng.random() < 0.5 else ()
-    pass_us = random.Random(unit_us[-1]).choice([0, 20, 200])
-    return Device(PeerId("p", 1), False, 0, unit_us, decode=decode, pass_us=pass_us)
+    draw = random.Random(unit_us[-1])
+    pass_us, rested_us = draw.choice([0, 20, 200]), draw.choice([0, 10, 300])
+    return Device(PeerId("p", 1), False, 0, unit_us, (), decode, (), pass_us, rested_us)
 
 
 def _link(rng: random.Random, a: str, b: str) -> Link:

@@ -204,7 +204,8 @@ class Program:
         for name in self.sources:
             own_us = _of_own(own, self.unit_us[name])
             busy[name,] = self.devices[name].pass_us + own_us
-            us += own_us
+            is_alone = own.entry_end == own.tail_start
+            us += own_us + is_alone * self.devices[name].pass_us
             loading += _of_own(own, self.loading[name])
         return Column(rows, us, busy, loading)
 
@@ -226,12 +227,15 @@ class Program:
         self, choices: Rows, pairs: list[tuple[str, str]], n_bytes: int, way: str
     ) -> Iterator[tuple[Choice, Column]]:
         """Choices that mean a message between each of ``pairs``; none where a link is missing."""
-        pairs = [(a, b) for a, b in pairs if a != b]
-        if not all(pair in self.links for pair in pairs):
+        if not all(a == b or (a, b) in self.links for a, b in pairs):
             return
         us, busy = 0, Counter[Key]()
         for a, b in pairs:
-            us += self.links[a, b].cost_us(n_bytes)
+            device = self.devices[b]
+            if a == b:
+                us += device.pass_us
+                continue
+            us += max(0, self.links[a, b].cost_us(n_bytes) + device.pass_us - device.rested_us)
             busy[a, b, way] += self.links[a, b].occupancy_us(n_bytes)
         for choice, rows in choices.items():
             yield choice, Column(rows, us, dict(busy))

@@ -171,10 +171,15 @@ def latency(swarm: Snapshot, plan: Layout, rows: int = 1) -> Fraction:
     for source in plan.sources:
         for peer, units in computed(swarm, plan, source):
             total += rows * sum(unit_us[peer][unit] for unit in units)
-        for a, b, what in hops(swarm, plan, source):
-            link = links[a, b]
-            transfer_us = ceil(Fraction(rows * hop_bytes(swarm, what) * 10**6, link.bytes_per_s))
-            total += transfer_us + link.per_message_us + link.delay_us
+        ways = {(b, what): (a, b) for a, b, what in hops(swarm, plan, source)}
+        back = {what for _, what in ways} - {"row"} or {"token"}
+        for peer, what in [*((s.peer, "row") for s in plan.stages), (source, back.pop())]:
+            device, way_us = swarm.devices[[d.peer for d in swarm.devices].index(peer)], 0
+            if (peer.name, what) in ways:
+                link = links[ways[peer.name, what]]
+                bits = Fraction(rows * hop_bytes(swarm, what) * 10**6, link.bytes_per_s)
+                way_us = ceil(bits) + link.per_message_us + link.delay_us - device.rested_us
+            total += max(0, way_us + device.pass_us)
     return Fraction(total, len(plan.sources))
 
 
@@ -302,6 +307,7 @@ def random_devices(rng: random.Random, model: ModelSpec, workload: Workload) -> 
                 unit_us=random_times(rng, model.n_units, is_coarse),
                 held=unit_ranges(u for u in range(model.n_units) if rng.random() < p_held),
                 pass_us=rng.choice([0, rng.randint(0, 2 if is_coarse else 30)]),
+                rested_us=rng.choice([0, rng.randint(0, 2 if is_coarse else 60)]),
             )
         )
     return devices

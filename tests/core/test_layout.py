@@ -1,4 +1,5 @@
-"""What the cost model counts of a pass besides its units: once for each run, and each chunk."""
+"""What the cost model counts of a pass besides its units, once for each run and each chunk; and
+what is gained where a device has rested."""
 
 from __future__ import annotations
 
@@ -17,6 +18,8 @@ from tests.core.parts import MODEL, WORKLOAD
 
 A, B, C = (PeerId(name, 1) for name in "abc")
 BESIDE = {A: 100, B: 2_000, C: 30_000}
+RESTED = {A: 50, B: 1_500, C: 90_000}
+WAY_US = 500
 N = MODEL.n_units
 
 
@@ -25,7 +28,7 @@ def swarm(n_sources: int = 1, beside: bool = True) -> Snapshot:
         Device(peer, place < n_sources, 10**9, (1_000,) * N, pass_us=us if beside else 0)
         for place, (peer, us) in enumerate(BESIDE.items())
     ]
-    links = [Link(a.name, b.name, 10, 0, 10**9) for a, b in permutations((A, B, C), 2)]
+    links = [Link(a.name, b.name, WAY_US, 0, 2**48) for a, b in permutations((A, B, C), 2)]
     return snapshot(MODEL, WORKLOAD, devices, links)
 
 
@@ -34,19 +37,53 @@ def chain(sources: tuple[PeerId, ...], tail_start: int = N) -> Layout:
     return Layout(sources, 2, stages, tail_start)
 
 
-@pytest.mark.parametrize("tail_start", [N, N - 1])
-def test_each_run_but_the_last_of_a_source_takes_a_pass(tail_start: int) -> None:
+def rested(n_sources: int = 1, beside: bool = True) -> Snapshot:
+    whole = swarm(n_sources, beside)
+    devices = tuple(replace(d, rested_us=RESTED[d.peer]) for d in whole.devices)
+    return replace(whole, devices=devices)
+
+
+@pytest.mark.parametrize(("tail_start", "of_source"), [(N, [100]), (N - 1, [0, 100])])
+def test_each_stage_takes_a_pass_and_the_source_one(tail_start: int, of_source: list[int]) -> None:
     layout = chain((A,), tail_start)
     legs = [leg for leg in decode_legs(swarm(), layout, A, 1) if leg.units]
-    assert [leg.beside_us for leg in legs] == [100, 2_000, 30_000, 0][: len(legs)]
+    assert [leg.beside_us for leg in legs if leg.resource == "a"] == of_source
+    assert [leg.beside_us for leg in legs if leg.resource != "a"] == [2_000, 30_000]
     assert legs[2].busy_us == 1_000 * (tail_start - 3)
 
 
-def test_it_occupies_a_device_and_holds_up_no_token() -> None:
+def test_it_holds_up_what_is_passed() -> None:
     whole, bare = swarm(), swarm(beside=False)
     layout = chain((A,))
-    assert latency_us(whole, layout) == latency_us(bare, layout)
-    assert ttft_us(whole, layout, 300) == ttft_us(bare, layout, 300)
+    assert latency_us(whole, layout) - latency_us(bare, layout) == 32_100
+    assert ttft_us(whole, layout, 300) - ttft_us(bare, layout, 300) == 3 * 32_100
+
+
+def test_who_is_alone_has_a_pass_and_no_rest() -> None:
+    layout = Layout((A,), N, (), N)
+    assert latency_us(rested(), layout) == N * 1_000 + 100
+
+
+@pytest.mark.parametrize("tail_start", [N, N - 1])
+def test_who_has_rested_is_done_sooner(tail_start: int) -> None:
+    """At most by what the way to it and the rest of the pass take."""
+    layout = chain((A,), tail_start)
+    gained = latency_us(swarm(), layout) - latency_us(rested(), layout)
+    occupancy_us = 1  # at least, of any message
+    assert gained == 50 + 1_500 + 30_000 + WAY_US + occupancy_us
+    gained = ttft_us(swarm(), layout, 300) - ttft_us(rested(), layout, 300)
+    assert gained == 50 + 1_500 + 90_000
+
+
+def test_who_goes_on_by_itself_has_not_rested() -> None:
+    layout = Layout((A, B), 2, (Stage(C, UnitRange(2, 4)), Stage(B, UnitRange(4, N))), N)
+    whole = rested(2)
+    ahead = {
+        source.name: [leg.ahead_us for leg in decode_legs(whole, layout, source, 1) if leg.units]
+        for source in (A, B)
+    }
+    to_c = 30_000 + WAY_US + 1
+    assert ahead == {"a": [50, to_c, 1_500], "b": [0, to_c, 1_500]}
 
 
 def test_each_chunk_of_a_prompt_is_a_pass() -> None:
@@ -67,12 +104,12 @@ def test_a_source_that_holds_a_stage_has_passes_of_both() -> None:
 
 
 def test_throughput_avoids_who_is_occupied_besides() -> None:
-    """C computes quicker, and less often."""
+    """C computes quicker, and less often.  A lone token finds it at rest."""
     a, b, c = swarm().devices
     devices = (
         replace(a, budget_bytes=own_bytes(swarm(), WORKLOAD.batch)),
         replace(b, unit_us=(1_500,) * N, pass_us=0),
-        replace(c, unit_us=(1_000,) * N),
+        replace(c, unit_us=(1_000,) * N, rested_us=RESTED[C]),
     )
     chosen = {}
     for objective in ("latency", "throughput"):

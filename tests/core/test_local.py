@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace as replaced
+
 from msgspec.structs import replace
 
 from edgeshard_p2p.core.effects import MeasureDevice, OpenModel
@@ -76,3 +78,23 @@ def test_failed_measurement_is_said() -> None:
     assert not local.is_measuring()
     record = local.record(MODEL, WORKLOAD, "")
     assert (record.eligible, record.note) == (False, "out of memory")
+
+
+def test_what_passes_take_is_told_with_the_times() -> None:
+    local = opened()
+    local.wants(MODEL, WORKLOAD)
+    assert local.record(MODEL, WORKLOAD, "").pass_us == 0
+    local.on_measured(replaced(measured(), pass_us=900, rested_us=70))
+    record = local.record(MODEL, WORKLOAD, "")
+    assert (record.pass_us, record.rested_us) == (900, 70)
+    local.slowness.percent = 250  # All of the device is slower; its slices are as long.
+    record = local.record(MODEL, WORKLOAD, "")
+    assert (record.pass_us, record.rested_us) == (2_250, 70)
+
+
+def test_what_was_learned_in_this_life_outdoes_what_was_kept() -> None:
+    local = opened()
+    local.beside.us = 500
+    local.wants(MODEL, WORKLOAD)
+    local.on_measured(replaced(measured(), pass_us=900))
+    assert local.record(MODEL, WORKLOAD, "").pass_us == 500

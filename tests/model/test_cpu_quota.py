@@ -1,4 +1,4 @@
-"""What control groups allow, in both of their versions."""
+"""What control groups allow, in both of their versions; and what it is worth to have rested."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeshard_p2p.model.cpu_quota import WHOLE, cpu_share
+from edgeshard_p2p.model import cpu_quota
+from edgeshard_p2p.model.cpu_quota import WHOLE, cpu_share, rested_us
 
 
 def v1(tmp_path: Path, group: str, quota_us: int, period_us: int = 20_000) -> None:
@@ -50,3 +51,48 @@ def test_the_tightest_on_the_way_up_counts(tmp_path: Path) -> None:
 def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
     assert cpu_share(tmp_path, tmp_path / "none") == WHOLE
     assert told(tmp_path, "1:cpu:/gone\nnonsense\n") == WHOLE
+
+
+class Sliced:
+    """The clocks of a thread that gets a slice of a core at the beginning of each period, all of
+    which it works, and keeps nothing of what it has slept through.  In microseconds."""
+
+    STEP_US = 100
+
+    def __init__(self, period_us: int, slice_us: int) -> None:
+        self.period_us, self.slice_us = period_us, slice_us
+        self.now = self.worked = self.left = 0
+        self.period = -1
+
+    def monotonic(self) -> float:
+        return self.now / 1e6
+
+    def sleep(self, seconds: float) -> None:
+        self.now += round(seconds * 1e6)
+
+    def thread_time(self) -> float:
+        if self.left <= 0 and self.period == self.now // self.period_us:
+            self.now = (self.period + 1) * self.period_us
+        if self.period != self.now // self.period_us:
+            self.period, self.left = self.now // self.period_us, self.slice_us
+        self.left -= self.STEP_US
+        self.worked += self.STEP_US
+        self.now += self.STEP_US
+        return self.worked / 1e6
+
+
+@pytest.mark.parametrize(("period_us", "share"), [(10_000, 0.2), (20_000, 0.2), (10_000, 0.8)])
+def test_who_has_rested_finds_a_slice(
+    monkeypatch: pytest.MonkeyPatch, period_us: int, share: float
+) -> None:
+    monkeypatch.setattr(cpu_quota, "time", Sliced(period_us, round(share * period_us)))
+    assert rested_us(share) == pytest.approx((1 - share) * period_us, rel=0.3)
+
+
+def test_who_is_only_slower_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_quota, "time", Sliced(200, 100))
+    assert rested_us(0.5) <= 200
+
+
+def test_with_a_whole_core_there_is_nothing_to_measure() -> None:
+    assert rested_us(WHOLE) == 0

@@ -18,7 +18,7 @@ class Life:
     def __init__(self, cores: float = QUARTER) -> None:
         self.told: list[int] = []
         self.n_turns = 0
-        self.clock = BesideClock(self.told.append, lambda: self.n_turns, lambda: cores)
+        self.clock = BesideClock(self.told.append, lambda: self.n_turns, cores)
         self.last = self.clock.last
         self.now, self.process_s = self.last.at, self.last.process_s
         self.n_passes, self.forward_s = 0, 0.0
@@ -102,13 +102,32 @@ def test_with_more_than_one_processor_nothing_is_told(cores: float) -> None:
     assert life.serve(50, 0.010, 0.002) == []
 
 
-def test_less_than_nothing_is_nothing() -> None:
+def test_less_than_nothing_is_next_to_nothing() -> None:
+    """Nothing would be what is not known."""
     life = Life().rest(share=0.1)
-    assert life.serve(50, 0.010, 0.002) == [0]
+    assert life.serve(50, 0.010, 0.002) == [1]
+
+
+def test_what_a_pass_has_taken_so_far_counts_in_no_stretch() -> None:
+    life = Life().rest()
+    life.n_turns += 1
+    life.idle(1.5, 0.140)
+    assert life.look() == []  # in a pass of 150 ms
+    life.n_turns -= 1
+    life.idle(0.1, 0.010)
+    assert life.serve(1, 0.0, 0.002) == []
+    assert life.serve(PASSES_MIN, 0.010, 0.002) == about(8_000)
+
+
+def test_one_that_stood_still_has_not_rested() -> None:
+    life = Life().rest(share=0.01)
+    life.idle(60.0, 0.0)
+    assert life.look() == []
+    assert life.serve(50, 0.010, 0.003) == about(8_000)
 
 
 def test_a_pass_marks_where_things_stand() -> None:
-    clock = BesideClock(lambda _: None, lambda: 0, lambda: 1.0)
+    clock = BesideClock(lambda _: None, lambda: 0, 1.0)
     before = time.process_time()
     clock.passed(0.25)
     clock.passed(0.5)

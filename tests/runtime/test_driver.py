@@ -16,6 +16,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeshard_p2p.core import effects as fx
 from edgeshard_p2p.core import events as ev
 from edgeshard_p2p.core.ids import PeerId
 from edgeshard_p2p.core.messages import (
@@ -35,13 +36,16 @@ from edgeshard_p2p.core.messages import (
     Welcome,
 )
 from edgeshard_p2p.core.peer import CoreConfig, PeerCore
+from edgeshard_p2p.core.records import UnitTimes
 from edgeshard_p2p.model.tiles import EXACT_TILE_ROWS
 from edgeshard_p2p.net.transport import Callbacks, Transport
+from edgeshard_p2p.runtime import driver as driver_module
 from edgeshard_p2p.runtime.driver import Driver
 from edgeshard_p2p.runtime.model_host import ModelHost
-from edgeshard_p2p.runtime.state import State
+from edgeshard_p2p.runtime.state import Profile, State
 from edgeshard_p2p.wire.codec import decode_control, encode_control
 from edgeshard_p2p.wire.frames import encode_body, encode_header, encode_probe
+from tests.core.parts import MODEL
 from tests.runtime.endpoint import OPEN, Endpoint, endpoint
 from tests.runtime.waiting import DEADLINE_S, free_address, until_async
 from tests.wire.strategies import damaged, values_of
@@ -238,3 +242,26 @@ def _payload(header: FrameHeader, data: st.DataObject) -> bytes:
     if header.kind is FrameKind.PROBE:
         return encode_body(data.draw(values_of(ProbeBody)))
     return b""
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(0.2, 9_000), (1.0, 9_000), (4.0, 0)])
+def test_what_passes_take_is_kept_and_counts_where_it_could_be_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: float, expected: int
+) -> None:
+    """A peer that comes back with more processors goes by nothing that it could not correct."""
+    monkeypatch.setattr(driver_module, "usable_cores", lambda: cores)
+
+    async def main() -> None:
+        async with peer(tmp_path) as a:
+            share = driver_module._share()
+            key = f"{MODEL.digest[:16]}-fp32-exact-4-cpu-{share}"
+            times = (UnitTimes(1, 10, 200, 300),)
+            a._state.save_profile(key, Profile(times, times, 70))
+            a._performers[fx.SavePassTime](fx.SavePassTime(9_000))
+            a.post(ev.ModelOpened(MODEL.digest, MODEL))
+            a._performers[fx.MeasureDevice](fx.MeasureDevice("fp32", "exact", 4))
+            measured = a.core.local.measured
+            assert measured is not None
+            assert (measured.pass_us, measured.rested_us) == (expected, 70)
+
+    uvloop.run(main())

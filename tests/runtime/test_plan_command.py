@@ -315,7 +315,7 @@ def test_a_prompt_longer_than_the_context_is_wrong_usage() -> None:
         (("--micro-batch", 2), "--micro-batch is for --objective throughput"),
         (
             ("--objective", "throughput", "--batch", 8, "--micro-batch", 9),
-            "--micro-batch 9 is more than the 8 sequences in flight (--batch)",
+            "9 rows to a pass cannot be: batch is 8",
         ),
     ],
 )

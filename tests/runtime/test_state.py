@@ -19,7 +19,7 @@ from edgeshard_p2p.runtime.state import (
 from tests.runtime.waiting import until
 
 TIMES = (UnitTimes(1, 10, 20, 30), UnitTimes(2, 11, 22, 33))
-PROFILE = Profile(TIMES, TIMES)
+PROFILE = Profile(TIMES, TIMES, 7_000)
 DAMAGED = [b"", b"{", b"null", b"[]", b"\xff\xfe", b'{"install_id": 5, "generation": 2}',
            b'{"install_id": "zz", "generation": 2}',
            b'{"install_id": "0123456789abcdef", "generation": -1}']  # fmt: skip
