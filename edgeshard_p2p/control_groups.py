@@ -25,8 +25,8 @@ PROCESS = Path("/proc/self/cgroup")
 PROCS = "cgroup.procs"
 CPU, MEMORY = "cpu", "memory"
 PERIOD_US = 10_000
-"""Short: with 100 ms, one token would wait for most of a period and the next for none.  Shorter does
-nothing more: the system looks every 4 ms at most for who has had its slice."""
+"""Short: with 100 ms, one token would wait for most of a period and the next for none.  Shorter
+does nothing more: the system looks every 4 ms at most for who has had its slice."""
 QUOTA_US_MIN = 1_000
 SHARES, WEIGHT = 2**16, 10_000
 """Of 1,024 and of 100 that others have: what is emulated gets what its quota is, whoever else is

@@ -72,7 +72,7 @@ def simulated(
     sources = tuple(source for source in layout.sources if source.name in counted)
     in_flight = replace(layout, sources=sources)
     bottleneck_us = max(loads(snapshot, in_flight, rows).values())
-    pipeline_us = latency_us(snapshot, in_flight, rows)
+    pipeline_us = latency_us(snapshot, in_flight, rows, report.n_micro_batches)
     closed_form_us = iteration_us(schedule, pipeline_us, bottleneck_us, report.n_micro_batches)
     return Simulated(schedule, rows, report, closed_form_us)
 

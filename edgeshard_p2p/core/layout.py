@@ -7,6 +7,7 @@ it was found; so what a search promises can be checked against what its layout c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from math import ceil
@@ -86,7 +87,7 @@ class Leg(Struct, frozen=True):
     beside_us: int = 0
     """Time for which it is occupied besides: with frames, acknowledgements, tokens."""
     ahead_us: int = 0
-    """By how much sooner a lone micro-batch goes on, as it finds the device at rest."""
+    """By how much sooner it goes on where it finds the device at rest: alone."""
 
 
 class Prediction(Struct, frozen=True):
@@ -182,9 +183,11 @@ def is_linked(snapshot: Snapshot, layout: Layout) -> bool:
     return True
 
 
-def total_us(legs: list[Leg]) -> int:
-    """For one that is alone on its way."""
-    return sum(leg.busy_us + leg.beside_us + leg.delay_us - leg.ahead_us for leg in legs)
+def total_us(legs: Sequence[Leg], n: int = 1) -> int:
+    """For one of ``n`` micro-batches that are on their way, without waiting for others.  Among
+    several it hardly finds a device at rest."""
+    crowded_us = sum(leg.busy_us + leg.beside_us + leg.delay_us for leg in legs)
+    return crowded_us if n > 1 else crowded_us - sum(leg.ahead_us for leg in legs)
 
 
 def loads(snapshot: Snapshot, layout: Layout, rows: int) -> dict[str, Fraction]:
@@ -206,9 +209,9 @@ def loads(snapshot: Snapshot, layout: Layout, rows: int) -> dict[str, Fraction]:
     return busy
 
 
-def latency_us(snapshot: Snapshot, layout: Layout, rows: int = 1) -> int:
-    """L of one micro-batch, mean over the sources."""
-    sums = [total_us(decode_legs(snapshot, layout, source, rows)) for source in layout.sources]
+def latency_us(snapshot: Snapshot, layout: Layout, rows: int = 1, n: int = 1) -> int:
+    """L of one of ``n`` micro-batches, mean over the sources."""
+    sums = [total_us(decode_legs(snapshot, layout, source, rows), n) for source in layout.sources]
     return sum(sums) // len(sums)
 
 
@@ -222,7 +225,7 @@ def predict(snapshot: Snapshot, layout: Layout, batch: int, micro_batch: int) ->
     busy = loads(snapshot, layout, micro_batch)
     bottleneck = max(sorted(busy), key=lambda name: busy[name])
     n_micro_batches = -(-batch // micro_batch)
-    pipeline_us = latency_us(snapshot, layout, micro_batch)
+    pipeline_us = latency_us(snapshot, layout, micro_batch, n_micro_batches)
     return Prediction(
         latency_us=latency_us(snapshot, layout),
         ttft_us=ttft_us(snapshot, layout, max(1, snapshot.goal.prompt)),

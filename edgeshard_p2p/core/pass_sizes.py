@@ -30,15 +30,15 @@ def round_us(plan: Plan, rows: int, n_requests: int, snapshot: Snapshot, schedul
     """From one token of each of ``n_requests`` to their next, in passes of so many rows."""
     layout = Layout(plan.sources, plan.entry_end, plan.stages, snapshot.model.n_units)
     busiest = max(loads(snapshot, layout, rows).values())
-    pipeline_us = latency_us(snapshot, layout, rows)
-    return iteration_us(schedule, pipeline_us, busiest, -(-n_requests // rows))
+    n = -(-n_requests // rows)
+    return iteration_us(schedule, latency_us(snapshot, layout, rows, n), busiest, n)
 
 
 @dataclass(slots=True)
 class PassSizes:
     _snapshot: Snapshot | None = None
     _sizes: dict[tuple[PlanId, int], PassSize | None] = field(default_factory=dict)
-    _costs: dict[tuple[PlanId, int], tuple[int, Fraction]] = field(default_factory=dict)
+    _costs: dict[tuple[PlanId, int, bool], tuple[int, Fraction]] = field(default_factory=dict)
 
     def of(self, plan: Plan, n_requests: int, snapshot: Snapshot | None) -> PassSize | None:
         """None where ``snapshot`` does not say what the plan costs."""
@@ -84,8 +84,9 @@ class PassSizes:
     def _iteration_us(
         self, plan: Plan, layout: Layout, snapshot: Snapshot, rows: int, n_requests: int
     ) -> int:
-        key = (plan.id, rows)
+        n = -(-n_requests // rows)
+        key = (plan.id, rows, n == 1)
         if key not in self._costs:
             busiest = max(loads(snapshot, layout, rows).values())
-            self._costs[key] = latency_us(snapshot, layout, rows), busiest
-        return iteration_us("no-bubbles", *self._costs[key], -(-n_requests // rows))
+            self._costs[key] = latency_us(snapshot, layout, rows, n), busiest
+        return iteration_us("no-bubbles", *self._costs[key], n)

@@ -12,6 +12,7 @@ from functools import cached_property
 from itertools import accumulate
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from edgeshard_p2p.core.bottleneck import Busy
 from edgeshard_p2p.core.footprint import (
@@ -71,6 +72,14 @@ class Pool(Struct, frozen=True, dict=True):
         ]
         return kinds_of(owns, [[self._one_way(a, b) for b in self.shared] for a in self.shared])
 
+    def without_rests(self) -> Pool:
+        """Of several micro-batches that are on their way, none finds a device at rest."""
+        sources, shared = (
+            tuple(replace(device, rested_us=0) for device in devices)
+            for devices in (self.sources, self.shared)
+        )
+        return replace(self, sources=sources, shared=shared)
+
     def _one_way(self, a: Device, b: Device) -> tuple[int, ...]:
         link = self.links.get((a.peer.name, b.peer.name))
         return () if link is None else (link.delay_us, link.per_message_us, link.bytes_per_s)
@@ -113,11 +122,13 @@ def pool_of(snapshot: Snapshot, devices: list[Device], sources: list[Device]) ->
     return Pool(snapshot, tuple(sources), tuple(able), links)
 
 
-def chain_of(pool: Pool, rows: int = 1) -> Chain:
-    """Costs of a micro-batch of ``rows`` rows, in steps times ``ranks``, summed over the sources
-    instead of averaged: what every source's token passes counts once for each, bytes to load
-    likewise.
+def chain_of(pool: Pool, rows: int = 1, n: int = 1) -> Chain:
+    """Costs of one of ``n`` micro-batches of ``rows`` rows, in steps times ``ranks``, summed over
+    the sources instead of averaged: what every source's token passes counts once for each, bytes
+    to load likewise.
     """
+    if n > 1:
+        pool = pool.without_rests()
     n_sources, goal = len(pool.sources), pool.snapshot.goal
     rank = [1 + pool.device_rank * (d not in pool.sources) for d in pool.shared]
     entries = [_unit_costs(pool, source, 1, rows) for source in pool.sources]

@@ -133,7 +133,7 @@ def iteration_us(
 
 def iteration_of(schedule: Schedule, legs: Sequence[Leg], n: int) -> int:
     """``iteration_us`` of micro-batches that all pass the same legs."""
-    return iteration_us(schedule, total_us(list(legs)), max(loads_us(legs).values()), n)
+    return iteration_us(schedule, total_us(legs, n), max(loads_us(legs).values()), n)
 
 
 def bubble_shares(schedule: Schedule, legs: Sequence[Leg], n: int) -> dict[str, Fraction]:

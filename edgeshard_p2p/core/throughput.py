@@ -44,7 +44,8 @@ def most_tokens(pool: Pool, solver: Solver, batch: int) -> Answer | None:
     rows = [min(batch, goal.micro_batch)] if goal.micro_batch else micro_batches(batch)
     sizes: list[_Size] = []
     best: tuple[Answer, _Size] | None = None
-    for chain, n_rows in ((chain_of(pool, n_rows), n_rows) for n_rows in rows):
+    for n_rows in rows:
+        chain = chain_of(pool, n_rows, -(-batch // n_rows))
         if chain.largest_sum() >= UNREACHABLE:
             continue
         size = _Size(pool, solver, chain, batch, n_rows)
@@ -127,7 +128,9 @@ class _Size:
                 placement = self._solver.first(self._pipeline.within(limit)) or tightest
                 assert placement is not None, "feasible, but no placement"
                 layout = layout_of(self._pool, placement)
-                pipeline_us = latency_us(self._pool.snapshot, layout, self._rows)
+                pipeline_us = latency_us(
+                    self._pool.snapshot, layout, self._rows, self._n_micro_batches
+                )
                 rounds[limit] = _Round(placement, pipeline_us, limit)
             return rounds[limit]
 

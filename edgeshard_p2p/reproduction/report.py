@@ -130,7 +130,8 @@ def _tables(lines: Lines) -> Iterator[list[str]]:
         rounds = [c for c in lines.cells if c.place.source == source]
         rounds = [c for c in rounds if c.place.schedule == BUBBLES]
         if rounds:
-            yield [f"## Bubbles against none, source {source}", _bubbles(rounds, lines.cells)]
+            title = f"## Bubbles against none, in passes of as many rows, source {source}"
+            yield [title, _bubbles(rounds, lines.cells)]
 
 
 def _comparison(cells: Sequence[Cell], rates: Sequence[float]) -> str:

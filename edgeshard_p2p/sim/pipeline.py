@@ -237,9 +237,10 @@ class _Run:
 
     def _serve(self, resource: str, job: _Job) -> None:
         assert job.leg is not None
-        end_us = self.now + job.leg.busy_us
+        # What a rest is worth is left out: where there is a queue, nobody rests.
+        end_us = self.now + job.leg.busy_us + job.leg.beside_us
         self._push(end_us, job, resource)
-        if job.leg.busy_us:
+        if end_us > self.now:
             span = Span(resource, self.now, end_us, job.micro_batch, job.kind, job.token)
             self.trace.append(span)
 

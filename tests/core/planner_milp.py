@@ -19,6 +19,7 @@ from typing import Any
 
 import highspy
 from msgspec import Struct
+from msgspec.structs import replace
 
 from edgeshard_p2p.core.ids import PeerId, UnitRange
 from edgeshard_p2p.core.layout import Layout
@@ -113,7 +114,11 @@ class Program:
     def __init__(self, swarm: Snapshot, batch: int, rows: int = 1) -> None:
         model, workload = swarm.model, swarm.workload
         self.swarm, self.batch, self.rows, self.n_units = swarm, batch, rows, model.n_units
-        self.devices = {device.peer.name: device for device in swarm.devices}
+        is_crowded = swarm.goal.objective == "throughput" and batch > rows
+        self.devices = {
+            device.peer.name: replace(device, rested_us=0) if is_crowded else device
+            for device in swarm.devices
+        }
         self.links = {(link.a, link.b): link for link in swarm.links}
         self.unit_us = {name: device.decode_us(rows) for name, device in self.devices.items()}
         row_bytes = model.hidden_bytes(workload.dtype) + swarm.framing.row_bytes

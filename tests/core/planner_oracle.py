@@ -353,6 +353,9 @@ def pipelines(swarm: Snapshot, rows: int) -> tuple[Layout, int, int, int] | None
     if not fitting:
         return None
     rows = min(rows, batch)
+    if batch > rows:  # Among others no micro-batch finds a device at rest.
+        devices = tuple(replace(device, rested_us=0) for device in swarm.devices)
+        swarm = replace(swarm, devices=devices)
     narrow = min(fitting, key=lambda plan: (busiest(swarm, plan, rows), rank(swarm, plan, rows)))
 
     def iteration(plan: Layout) -> int:

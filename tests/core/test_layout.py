@@ -11,7 +11,15 @@ from msgspec.structs import replace
 
 from edgeshard_p2p.core.footprint import own_bytes
 from edgeshard_p2p.core.ids import PeerId, UnitRange
-from edgeshard_p2p.core.layout import Layout, decode_legs, latency_us, loads, prefill_legs, ttft_us
+from edgeshard_p2p.core.layout import (
+    Layout,
+    decode_legs,
+    latency_us,
+    loads,
+    predict,
+    prefill_legs,
+    ttft_us,
+)
 from edgeshard_p2p.core.plan import CHUNK_ROWS, Device, Goal, Link, Snapshot, Stage, snapshot
 from edgeshard_p2p.core.planner import answer
 from tests.core.parts import MODEL, WORKLOAD
@@ -73,6 +81,16 @@ def test_who_has_rested_is_done_sooner(tail_start: int) -> None:
     assert gained == 50 + 1_500 + 30_000 + WAY_US + occupancy_us
     gained = ttft_us(swarm(), layout, 300) - ttft_us(rested(), layout, 300)
     assert gained == 50 + 1_500 + 90_000
+
+
+def test_among_several_nobody_has_rested() -> None:
+    layout = chain((A,))
+    assert latency_us(rested(), layout, n=2) == latency_us(swarm(), layout)
+    said = predict(rested(), layout, 2, 1)
+    assert said.pipeline_us == latency_us(swarm(), layout)
+    assert said.latency_us == latency_us(rested(), layout) < said.pipeline_us
+    alone = predict(rested(), layout, 2, 2)  # All in one pass.
+    assert alone.pipeline_us == latency_us(rested(), layout, rows=2)
 
 
 def test_who_goes_on_by_itself_has_not_rested() -> None:

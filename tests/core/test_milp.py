@@ -57,13 +57,14 @@ def disagreement(made: Snapshot, found: Answer) -> str:
         return f"cost {worth.cost}, but it can be {best.cost}"
     if found.batch < made.workload.batch and least_cost(Program(made, found.batch + 1, rows)):
         return "there is a plan for a larger batch"
-    return wrong_promise(found, worth)
+    return wrong_promise(made, found, worth)
 
 
-def wrong_promise(found: Answer, worth: Worth) -> str:
+def wrong_promise(made: Snapshot, found: Answer, worth: Worth) -> str:
     said, n_sources = found.prediction, len(worth.layout.sources)
     assert said is not None
-    promised = said.pipeline_us, said.bottleneck_us
+    is_alone = made.goal.objective == "latency"
+    promised = said.latency_us if is_alone else said.pipeline_us, said.bottleneck_us
     due = worth.us // n_sources, -(-worth.busiest // n_sources)
     return "" if promised == due else f"promised {promised}, but it is {due}"
 

@@ -71,6 +71,17 @@ def alone(**options: Any) -> PeerCore:
 # --- settings -------------------------------------------------------------------------------
 
 
+def test_no_order_of_words_makes_a_pass_larger_than_the_batch() -> None:
+    core = alone()
+    assert core.wishes.why_not("micro_batch", 4) == ""
+    assert "batch is 4" in core.wishes.why_not("micro_batch", 5)  # Nobody has set one: 4.
+    core.handle(ev.SettingAsked("batch", 8), 2.0)
+    assert core.wishes.why_not("micro_batch", 5) == ""
+    core.handle(ev.SettingAsked("micro_batch", 5), 2.0)
+    assert "5 rows to a pass cannot be" in core.wishes.why_not("batch", 4)
+    assert core.wishes.why_not("batch", 5) == ""
+
+
 def test_lone_peer_seeds_its_wishes_after_a_while_and_once() -> None:
     core = core_of(wishes={"model": MODEL, "batch": 3})
     core.handle(ev.DeadlineReached(), TIMING.seed_delay_s - 0.1)
@@ -253,7 +264,7 @@ def test_leaving_ends_requests_says_so_and_stops() -> None:
     assert "leaving" in rejected.reason
 
 
-def test_what_passes_take_besides_is_learned_where_there_are_frames() -> None:
+def test_who_serves_alone_learns_nothing_of_frames() -> None:
     core = alone()
     for _ in range(9):
         assert core.handle(ev.PassesTimed(5_000), 7.0) == []

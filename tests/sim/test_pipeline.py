@@ -45,7 +45,12 @@ def _random_legs(rng: Random) -> Legs:
     n_stages = rng.randint(1, 9)
     largest = rng.choice((10, 1_000, 50_000))
     return tuple(
-        Leg(f"r{at}", rng.randint(1, largest), rng.choice((0, 0, rng.randint(0, largest))))
+        Leg(
+            f"r{at}",
+            rng.randint(1, largest),
+            rng.choice((0, 0, rng.randint(0, largest))),
+            beside_us=rng.choice((0, rng.randint(0, largest))),
+        )
         for at in range(n_stages)
     )
 

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from edgeshard_p2p.core.ids import PeerId
+from edgeshard_p2p.core.links import SMALL_BYTES
 from edgeshard_p2p.core.messages import (
     WIRE_MAX,
     FrameHeader,
     FrameKind,
+    LinkEcho,
     Open,
     ProbeBody,
     RowFlag,
@@ -24,6 +26,7 @@ from edgeshard_p2p.core.messages import (
 )
 from edgeshard_p2p.core.plan import FRAME_OVERHEAD_BYTES
 from edgeshard_p2p.core.sampling import Sampling
+from edgeshard_p2p.wire.codec import encode_control
 from edgeshard_p2p.wire.errors import WireError
 from edgeshard_p2p.wire.frames import (
     HEADER_BYTES_MAX,
@@ -281,3 +284,12 @@ def test_a_damaged_frame_is_refused_or_another(
 def test_a_later_release_may_append_fields_to_open() -> None:
     longer = msgspec.msgpack.encode([*msgspec.to_builtins(OPEN), "new in a later release"])
     assert decode_frame([encode_header(empty(FrameKind.OPEN)), longer])[2] == OPEN
+
+
+@pytest.mark.parametrize("name", ["a", "n" * 64])
+def test_a_small_probe_and_its_answer_are_about_two_tokens_on_the_wire(name: str) -> None:
+    """Links' delays are reckoned by that.  Framing and encryption add tens of bytes to each."""
+    sender, nonce = PeerId(name, 1), 2**40
+    parts = [*encode_probe(sender, nonce, SMALL_BYTES)]
+    parts.append(encode_control(b"12345678", sender, LinkEcho(nonce)))
+    assert FRAME_OVERHEAD_BYTES < sum(map(len, parts)) <= 2.5 * FRAME_OVERHEAD_BYTES
