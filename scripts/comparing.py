@@ -168,7 +168,8 @@ class Swarm:
             self.settle()
             ends_at = time.monotonic() + LEARN_S
             while (left := pool.unlearned(self.snapshot())) and time.monotonic() < ends_at:
-                self._serve(self.wanted.requests)
+                if any(one.error for one in self._serve(self.wanted.requests)):
+                    break
             if left:
                 self.say(f"nothing of what passes take is known of {', '.join(left)}")
 

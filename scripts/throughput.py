@@ -15,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ from edgeshard_p2p.load.bench import Bench, Wish
 from edgeshard_p2p.load.watch import expected, served_plan
 from edgeshard_p2p.model.library import fetch_demo_model
 from edgeshard_p2p.reports import as_pin
+from edgeshard_p2p.reproduction import pool
 
 PROMPT, GENERATE, CONTEXT = 64, 64, 256
 PER_DEVICE = 8
@@ -67,6 +69,8 @@ LONE_PAIRS, LONE_REQUESTS, LONE_SHARE = 5, 2, 0.05
 """A lone request under one objective and the other, in turn: how often, how many each time, and by
 how much throughput may be slower."""
 SET_S = 30.0
+REST_S, LEARN_LOADS = 12.0, 3
+"""Devices learn what passes take besides from a rest, and a load or a few after it."""
 
 SCRATCH = "edgeshard-bench-"
 
@@ -119,6 +123,16 @@ class Devices:
         """The best plan of those in which every device has a part, in the order of names."""
         snapshot = self.swarm.snapshot(self.names[0])
         self.swarm.pin_to(str(best_of_all(snapshot, self.names, n_requests)))
+
+    def learn(self, at_once: int) -> None:
+        """Serve with every device until all know what passes take, and then by what they know."""
+        self.pin_all(at_once)
+        threading.Event().wait(REST_S)
+        for _ in range(LEARN_LOADS):
+            self.measure(at_once)
+            if not pool.unlearned(self.swarm.snapshot(self.names[0])):
+                break
+        self.pin_all(at_once)
 
     def closed_form(self, at_once: int) -> float:
         """How many times as much no-bubbles gives as bubbles, in the plan that serves."""
@@ -260,7 +274,7 @@ def against_one(n: int, cores: float, wanted: float, say: Say) -> tuple[dict[str
         advised = many.report()["plan"]
         n_advised = len({stage["peer"] for stage in advised["stages"]})
         unpinned = many.measure(at_once)
-        many.pin_all(at_once)
+        many.learn(at_once)
         rows = many.report()["plan"]["micro_batch"]
         times_us = many.stage_times_us(rows, cores) if n == N_STAGES else []
         pairs = [in_turn(one, many, at_once, number % 2 == 1) for number in range(PAIRS)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import ceil
 from typing import Literal
 
 from msgspec import Struct
@@ -127,8 +128,8 @@ def iteration_us(
     fraction is what several sources have on average.
     """
     if schedule == "bubbles":
-        return int(pipeline_us + (n - 1) * bottleneck_us)
-    return int(max(pipeline_us, n * bottleneck_us))
+        return ceil(pipeline_us + (n - 1) * bottleneck_us)
+    return ceil(max(pipeline_us, n * bottleneck_us))
 
 
 def iteration_of(schedule: Schedule, legs: Sequence[Leg], n: int) -> int:
