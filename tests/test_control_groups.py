@@ -61,14 +61,14 @@ def test_one_group_holds_both_limits_beside_the_one_that_this_process_is_in(tree
         assert groups.has(MEMORY)
         groups.limit_cores(0.25)
         groups.limit_memory(3 * 2**20)
-        assert tree.read("user/device/cpu.max") == "5000 20000"
+        assert tree.read("user/device/cpu.max") == "2500 10000"
         assert tree.read("user/device/memory.max") == "3145728"
         assert tree.read("user/device/memory.swap.max") == "0"
         for cores, quota in ((0.02, "1000 50000"), (0.03, "1000 33334"), (0.007, "1000 142858")):
             groups.limit_cores(cores)
             assert tree.read("user/device/cpu.max") == quota, "there is a least one"
         groups.limit_cores(None)
-        assert tree.read("user/device/cpu.max") == "max 20000"
+        assert tree.read("user/device/cpu.max") == "max 10000"
         assert int(tree.read("user/device/cgroup.procs")) > 1, "a process was put there"
     assert not (tree.root / "user" / "device").exists()
 
@@ -86,7 +86,7 @@ def test_controller_is_asked_for_and_without_it_the_next_group_up_is_taken(tree:
     with tree.groups() as groups:
         assert tree.read("user/cgroup.subtree_control") == "+cpu"
         groups.limit_cores(0.5)
-        assert tree.read("device/cpu.max") == "10000 20000"
+        assert tree.read("device/cpu.max") == "5000 10000"
         assert tree.read("device/cpu.weight") == str(WEIGHT)
 
 
