@@ -113,6 +113,11 @@ class Devices:
         reports = {name: self.swarm.report(name) for name in self.names}
         return {name: report["loop"]["lag_ms"] for name, report in reports.items() if report}
 
+    def pass_ms(self) -> dict[str, float]:
+        """What a pass takes of each device besides its units, as far as it was learned."""
+        known = self.swarm.snapshot(self.names[0]).devices
+        return {device.peer.name: round(device.pass_us / 1e3, 2) for device in known}
+
     def report(self) -> dict[str, Any]:
         report = self.swarm.report(self.names[0])
         if not report:
@@ -282,7 +287,7 @@ def against_one(n: int, cores: float, wanted: float, say: Say) -> tuple[dict[str
             again_us = many.stage_times_us(rows, cores)
             times_us = [round(sum(both) / 2) for both in zip(times_us, again_us, strict=True)]
         many.measure(at_once, ROUNDS_SATURATED)
-        lag = many.loop_lag()
+        lag, besides = many.loop_lag(), many.pass_ms()
         alone_all = one.measure(at_once)
         rounds = [in_rounds(many, at_once)]
         if n == N_STAGES:
@@ -302,6 +307,7 @@ def against_one(n: int, cores: float, wanted: float, say: Say) -> tuple[dict[str
         "same_load_ratio": round(together["tokens_per_s"] / alone_all["tokens_per_s"], 2),
         "advised": {"devices": n_advised, **unpinned},
         "loop_lag_ms": lag,
+        "pass_besides_ms": besides,
         "no_bubbles_over_bubbles": rounds,
     }
     if times_us:

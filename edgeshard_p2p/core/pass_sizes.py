@@ -28,10 +28,17 @@ class PassSize(Struct, frozen=True):
 
 def round_us(plan: Plan, rows: int, n_requests: int, snapshot: Snapshot, schedule: Schedule) -> int:
     """From one token of each of ``n_requests`` to their next, in passes of so many rows."""
-    layout = Layout(plan.sources, plan.entry_end, plan.stages, snapshot.model.n_units)
-    busiest = max(loads(snapshot, layout, rows).values())
-    n = -(-n_requests // rows)
-    return iteration_us(schedule, latency_us(snapshot, layout, rows, n), busiest, n)
+    layout, n = _layout(plan, snapshot), -(-n_requests // rows)
+    return iteration_us(schedule, *_costs_us(snapshot, layout, rows, n), n)
+
+
+def _layout(plan: Plan, snapshot: Snapshot) -> Layout:
+    return Layout(plan.sources, plan.entry_end, plan.stages, snapshot.model.n_units)
+
+
+def _costs_us(snapshot: Snapshot, layout: Layout, rows: int, n: int) -> tuple[int, Fraction]:
+    """What one of ``n`` passes takes, and for how long it occupies the busiest resource."""
+    return latency_us(snapshot, layout, rows, n), max(loads(snapshot, layout, rows).values())
 
 
 @dataclass(slots=True)
@@ -67,7 +74,7 @@ class PassSizes:
         peers = plan.peers()
         devices = tuple(device for device in snapshot.devices if device.peer in peers)
         snapshot = replace(snapshot, devices=devices)  # Others cost nothing but time here.
-        layout = Layout(plan.sources, plan.entry_end, plan.stages, snapshot.model.n_units)
+        layout = _layout(plan, snapshot)
         is_of_model = plan.model_digest == snapshot.model.digest
         is_whole = plan.n_units == snapshot.model.n_units and len(devices) == len(peers)
         if not is_of_model or not is_whole or not is_linked(snapshot, layout):
@@ -87,6 +94,5 @@ class PassSizes:
         n = -(-n_requests // rows)
         key = (plan.id, rows, n == 1)
         if key not in self._costs:
-            busiest = max(loads(snapshot, layout, rows).values())
-            self._costs[key] = latency_us(snapshot, layout, rows, n), busiest
+            self._costs[key] = _costs_us(snapshot, layout, rows, n)
         return iteration_us("no-bubbles", *self._costs[key], n)

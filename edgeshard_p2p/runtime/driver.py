@@ -133,7 +133,7 @@ class Driver:
             fx.FinishRequest: self.clients.finish,
             fx.SaveGeneration: self._save_generation,
             fx.SaveLinks: lambda effect: state.save_links(effect.links),
-            fx.SavePassTime: lambda effect: state.save_pass_us(_share(), effect.us),
+            fx.SavePassTime: lambda effect: state.save_pass_us(self._cores, effect.us),
             fx.Log: lambda effect: log.log(LEVELS[effect.level.upper()], effect.text),
             fx.Stop: self._stop,
         }
@@ -318,7 +318,8 @@ class Driver:
         opened = self.core.local.opened
         assert opened is not None
         digest = opened.digest
-        how = (effect.dtype, effect.numerics, effect.tile_rows, self._device, _share())
+        share = f"{cpu_share():.3g}"  # Of a core, as figures are kept by it.
+        how = (effect.dtype, effect.numerics, effect.tile_rows, self._device, share)
         key = "-".join([digest[:16], *map(str, how)])
 
         def work() -> Profile:
@@ -330,8 +331,6 @@ class Driver:
             return measured
 
         def on_done(profile: Profile) -> None:
-            # Where there is more than one processor, nothing is learned of passes, nor corrected.
-            pass_us = self._state.pass_us(_share()) if self._cores <= 1 else 0
             self.post(
                 ev.DeviceMeasured(
                     digest,
@@ -339,7 +338,7 @@ class Driver:
                     effect.numerics,
                     profile.decode,
                     profile.prefill,
-                    pass_us,
+                    self._state.pass_us(self._cores),
                     profile.rested_us,
                 )
             )
@@ -382,8 +381,3 @@ class Driver:
     def _progress(self, text: str) -> None:
         """From the compute thread."""
         self._compute.call(log.info, text)
-
-
-def _share() -> str:
-    """Of a core, as figures are kept by it."""
-    return f"{cpu_share():.3g}"

@@ -3,7 +3,7 @@
 STATE/lock          held while the peer runs
 STATE/identity.json install id and generation
 STATE/links.json    link figures by name of the other end
-STATE/pass.json     what a pass takes besides its units, us, by share of a core
+STATE/pass.json     what a pass takes besides its units, us, by processors at the start
 STATE/profiles/     device figures by model, dtype, numerics and device
 """
 
@@ -91,12 +91,15 @@ class State:
         merged = {link.to: link for link in (*self.links(), *links)}
         self._keep("links.json", tuple(merged[name] for name in sorted(merged)))
 
-    def pass_us(self, share: str) -> int:
-        return (self._read("pass.json", dict[str, Count]) or {}).get(share, 0)
+    def pass_us(self, cores: float) -> int:
+        """As learned with so much of the machine's processors; 0: nothing was."""
+        return self._pass_times().get(f"{cores:.3g}", 0)
 
-    def save_pass_us(self, share: str, us: int) -> None:
-        known = self._read("pass.json", dict[str, Count]) or {}
-        self._keep("pass.json", {**known, share: us})
+    def save_pass_us(self, cores: float, us: int) -> None:
+        self._keep("pass.json", {**self._pass_times(), f"{cores:.3g}": us})
+
+    def _pass_times(self) -> dict[str, Count]:
+        return self._read("pass.json", dict[str, Count]) or {}
 
     def profile(self, key: str) -> Profile | None:
         return self._read(f"profiles/{key}.json", Profile)

@@ -129,13 +129,17 @@ def fits(swarm: Snapshot, plan: Layout, batch: int) -> bool:
     )
 
 
+def back(swarm: Snapshot, plan: Layout) -> str:
+    """What comes back to a source."""
+    return "last row" if plan.tail_start < len(swarm.model.block_params) + 2 else "token"
+
+
 def hops(swarm: Snapshot, plan: Layout, source: PeerId) -> list[tuple[str, str, str]]:
     """(from, to, what travels: a ``row`` of hidden states, a ``last row`` or a ``token``) along
     one source's token."""
     route = [source, *(stage.peer for stage in plan.stages), source]
-    back = "last row" if plan.tail_start < len(swarm.model.block_params) + 2 else "token"
     pairs = [
-        (a.name, b.name, "row" if i < len(plan.stages) else back)
+        (a.name, b.name, "row" if i < len(plan.stages) else back(swarm, plan))
         for i, (a, b) in enumerate(pairwise(route))
     ]
     return [(a, b, what) for a, b, what in pairs if a != b]
@@ -172,13 +176,13 @@ def latency(swarm: Snapshot, plan: Layout, rows: int = 1) -> Fraction:
         for peer, units in computed(swarm, plan, source):
             total += rows * sum(unit_us[peer][unit] for unit in units)
         ways = {(b, what): (a, b) for a, b, what in hops(swarm, plan, source)}
-        back = {what for _, what in ways} - {"row"} or {"token"}
-        for peer, what in [*((s.peer, "row") for s in plan.stages), (source, back.pop())]:
+        arrivals = [*((stage.peer, "row") for stage in plan.stages), (source, back(swarm, plan))]
+        for peer, what in arrivals:
             device, way_us = swarm.devices[[d.peer for d in swarm.devices].index(peer)], 0
             if (peer.name, what) in ways:
                 link = links[ways[peer.name, what]]
-                bits = Fraction(rows * hop_bytes(swarm, what) * 10**6, link.bytes_per_s)
-                way_us = ceil(bits) + link.per_message_us + link.delay_us - device.rested_us
+                transfer = Fraction(rows * hop_bytes(swarm, what) * 10**6, link.bytes_per_s)
+                way_us = ceil(transfer) + link.per_message_us + link.delay_us - device.rested_us
             total += max(0, way_us + device.pass_us)
     return Fraction(total, len(plan.sources))
 

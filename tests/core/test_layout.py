@@ -45,8 +45,8 @@ def chain(sources: tuple[PeerId, ...], tail_start: int = N) -> Layout:
     return Layout(sources, 2, stages, tail_start)
 
 
-def rested(n_sources: int = 1, beside: bool = True) -> Snapshot:
-    whole = swarm(n_sources, beside)
+def rested(n_sources: int = 1) -> Snapshot:
+    whole = swarm(n_sources)
     devices = tuple(replace(d, rested_us=RESTED[d.peer]) for d in whole.devices)
     return replace(whole, devices=devices)
 

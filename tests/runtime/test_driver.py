@@ -244,20 +244,26 @@ def _payload(header: FrameHeader, data: st.DataObject) -> bytes:
     return b""
 
 
-@pytest.mark.parametrize(("cores", "expected"), [(0.2, 9_000), (1.0, 9_000), (4.0, 0)])
+@pytest.mark.parametrize(
+    ("before", "cores", "expected"), [(0.2, 0.2, 9_000), (1.0, 1.0, 9_000), (1.0, 4.0, 0)]
+)
 def test_what_passes_take_is_kept_and_counts_where_it_could_be_learned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: float, expected: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: float, cores: float, expected: int
 ) -> None:
     """A peer that comes back with more processors goes by nothing that it could not correct."""
-    monkeypatch.setattr(driver_module, "usable_cores", lambda: cores)
+    key = f"{MODEL.digest[:16]}-fp32-exact-4-cpu-{driver_module.cpu_share():.3g}"
+    times = (UnitTimes(1, 10, 200, 300),)
 
     async def main() -> None:
+        monkeypatch.setattr(driver_module, "usable_cores", lambda: before)
         async with peer(tmp_path) as a:
-            share = driver_module._share()
-            key = f"{MODEL.digest[:16]}-fp32-exact-4-cpu-{share}"
-            times = (UnitTimes(1, 10, 200, 300),)
-            a._state.save_profile(key, Profile(times, times, 70))
+            # By what it could use at its start, as it was reckoned, whatever that is by now.
+            monkeypatch.setattr(driver_module, "cpu_share", lambda: 0.05)
             a._performers[fx.SavePassTime](fx.SavePassTime(9_000))
+            a._state.save_profile(key, Profile(times, times, 70))
+        monkeypatch.undo()
+        monkeypatch.setattr(driver_module, "usable_cores", lambda: cores)
+        async with peer(tmp_path) as a:
             a.post(ev.ModelOpened(MODEL.digest, MODEL))
             a._performers[fx.MeasureDevice](fx.MeasureDevice("fp32", "exact", 4))
             measured = a.core.local.measured

@@ -115,11 +115,11 @@ def test_links_are_merged_by_name(tmp_path: Path) -> None:
 
 def test_what_a_pass_takes_is_kept_by_share_of_a_core(tmp_path: Path) -> None:
     state = State(tmp_path)
-    assert state.pass_us("0.229") == 0
-    state.save_pass_us("0.229", 8000)
-    state.save_pass_us("0.8", 2000)
-    state.save_pass_us("0.229", 9000)
-    assert (state.pass_us("0.229"), state.pass_us("0.8"), state.pass_us("1")) == (9000, 2000, 0)
+    assert state.pass_us(0.229) == 0
+    state.save_pass_us(0.229, 8000)
+    state.save_pass_us(0.8, 2000)
+    state.save_pass_us(0.229, 9000)
+    assert (state.pass_us(0.229), state.pass_us(0.8), state.pass_us(1.0)) == (9000, 2000, 0)
     state.close()
 
 
