@@ -17,6 +17,8 @@ class Send:
 
     to: Address
     message: ControlMessage
+    can_wait: bool = False
+    """Nobody waits for it, and the next of its kind will say as much and more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,7 @@ class Entry:
         is_last = slot.length == request.n_known
         sampling = request.prompt.sampling if is_last and not plan.stages else None
         group = RowGroup(request.key, start, rows, sampling)
-        tokens = request.known[start : start + rows]
+        tokens = request.tokens(start, start + rows)
         flags = RowFlag.LAST_CHUNK if is_last else 0
         return [
             Compute(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgeshard_p2p.core import messages as msg
 from edgeshard_p2p.core.ids import PeerId, RequestId
 from edgeshard_p2p.core.messages import (
     Address,
@@ -192,3 +193,19 @@ Event = (
     | SettingAsked
     | StopAsked
 )
+
+
+GOSSIP = msg.Ping | msg.Ack | msg.PingReq | msg.News | msg.Digest | msg.Delta
+
+
+def is_flow(event: Event) -> bool:
+    """Whether this event belongs to the steady flow of tokens."""
+    is_ack = isinstance(event, MessageReceived) and isinstance(event.message, msg.FrameAck)
+    return is_ack or isinstance(event, FrameReceived | ForwardDone)
+
+
+def is_routine(event: Event) -> bool:
+    """Whether it belongs to that or to gossip, which by itself mostly changes neither members nor
+    records: bringing them up to date would cost more than the event."""
+    is_gossip = isinstance(event, MessageReceived) and isinstance(event.message, GOSSIP)
+    return is_gossip or is_flow(event)

@@ -97,6 +97,8 @@ class Flow:
     """Rises when an edge opens or is lost."""
     refused: Counter[str] = field(default_factory=Counter)
     """Frames that were not taken, by reason."""
+    _tag: bytes = field(init=False)
+    """Of this peer."""
     _specs: dict[int, EdgeSpec] = field(default_factory=dict)
     _owed: dict[int, list[Frame]] = field(default_factory=dict)
     """Releases that an edge was lost with: they go first when it is open again."""
@@ -107,6 +109,7 @@ class Flow:
     """Credit last told, by incoming edge."""
 
     def __post_init__(self) -> None:
+        self._tag = self.me.tag
         for spec in edges_of(self.plan):
             self._specs[spec.index] = spec
             if spec.receiver == self.me and spec.sender != self.me:
@@ -201,7 +204,7 @@ class Flow:
         return FrameHeader(
             WIRE_MAX,
             frame.kind,
-            self.me.tag,
+            self._tag,
             bytes.fromhex(self.plan.id),
             edge.spec.index,
             edge.epoch,
@@ -286,7 +289,7 @@ class Flow:
             body,
         )
         self.arrived.append((Due(edge.spec, header.epoch, frame.is_chunk), frame))
-        return self._ack(edge)
+        return self._ack(edge, can_wait=True)
 
     def _refuse(self, event: FrameReceived, reason: str) -> list[Effect]:
         self.refused[reason] += 1
@@ -334,13 +337,13 @@ class Flow:
         is_time = due.is_chunk or edge.credit - stale >= WINDOW // 2
         return self._ack(edge) if is_time else []
 
-    def _ack(self, edge: InEdge) -> list[Effect]:
+    def _ack(self, edge: InEdge, can_wait: bool = False) -> list[Effect]:
         address = self.membership.address_of(edge.spec.sender)
         if address is None or edge.epoch == 0:
             return []
         self._promised[edge.spec.index] = edge.credit
         numbers = (edge.epoch, edge.received, edge.credit, edge.chunks)
-        return [Send(address, FrameAck(self.plan.id, edge.spec.index, *numbers))]
+        return [Send(address, FrameAck(self.plan.id, edge.spec.index, *numbers), can_wait)]
 
     # --- the end --------------------------------------------------------------------------
 

@@ -53,7 +53,6 @@ from edgeshard_p2p.core.wishes import Wishes
 
 OLDER_BY_MS = 1_000
 """A peer that has been up for so much longer keeps its settings when a newcomer contradicts."""
-ROUTINE = msg.FrameAck | msg.Ping | msg.Ack | msg.PingReq | msg.News | msg.Digest | msg.Delta
 QUIET_GROWTH_MAX = 10
 """A peer that keeps refuting waits at most so many times longer before it is planned."""
 
@@ -120,6 +119,10 @@ class PeerCore:
         self._now = 0.0
         self._has_settled = False
         self._settled_revision: tuple[int | str, ...] = ()
+        self.is_steady = False
+        """Whether nothing but frames, results and acknowledgements has come since the next deadline
+        was asked for, and it stands."""
+        self._deadline: float | None = None
         self._handlers = self._event_handlers()
         self._message_handlers = self._control_handlers()
 
@@ -179,12 +182,25 @@ class PeerCore:
         self._now = now
         effects = self._handlers[type(event)](event, now)
         revision = (self.serving.revision(), self.gossip.revision, *self.membership.revision())
-        if not _is_routine(event) or revision != self._settled_revision:
+        is_settled = revision == self._settled_revision
+        self.is_steady &= is_settled and ev.is_flow(event) and self._is_soon(now)
+        if not is_settled or not ev.is_routine(event):
             self._settled_revision = revision
             effects += self._settle(now)
         return effects + self.serving.desk.begin()
 
+    def _is_soon(self, now: float) -> bool:
+        """Whether the next deadline comes before anything that the flow of frames could bring
+        about."""
+        return self._deadline is not None and self._deadline <= now + self.timing.resend_s
+
     def next_deadline(self) -> float | None:
+        """While all is steady the one of before: to look for it costs as much as a frame."""
+        if not self.is_steady:
+            self.is_steady, self._deadline = True, self._earliest()
+        return self._deadline
+
+    def _earliest(self) -> float | None:
         times = [
             self.membership.next_deadline(),
             self.join.next_deadline(),
@@ -375,10 +391,3 @@ class PeerCore:
         # Only the first links keep a peer out: later ones must not take it away from a plan.
         self._has_settled = self._has_settled or self.links.is_settled()
         return "" if self._has_settled else "it is measuring its links"
-
-
-def _is_routine(event: ev.Event) -> bool:
-    """Whether this event belongs to the steady flow of tokens and of gossip, which by itself mostly
-    changes neither members nor records: bringing them up to date would cost more than the event."""
-    is_gossip = isinstance(event, ev.MessageReceived) and isinstance(event.message, ROUTINE)
-    return is_gossip or isinstance(event, ev.FrameReceived | ev.ForwardDone)

@@ -90,6 +90,13 @@ class Request:
     def known(self) -> tuple[int, ...]:
         return (*self.prompt.prompt, *self.generated)
 
+    def tokens(self, start: int, end: int) -> tuple[int, ...]:
+        """Of those known, without the rest being looked at: decoding asks for the last one."""
+        n_prompt = len(self.prompt.prompt)
+        if start >= n_prompt:
+            return tuple(self.generated[start - n_prompt : end - n_prompt])
+        return self.known[start:end]
+
     @property
     def n_known(self) -> int:
         return len(self.prompt.prompt) + len(self.generated)
@@ -236,6 +243,8 @@ SourceStep = Effect | AskSlot | AskCaches | Compute | Flush | OfferFrame | Retur
 
 def is_back(pass_number: int | None, requests: Iterable[Request]) -> None:
     """A token of that pass is here: those of its other rows came with it, or never will."""
+    if pass_number is None:
+        return
     for request in requests:
         if request.pass_number == pass_number:
             request.pass_number = None

@@ -13,6 +13,8 @@ PARTS_MAX = 8
 """No message that is meant for us has more.  Of one that has, so many are handed on and one, which
 is enough to refuse it by; the rest is dropped as it is read.
 NOTE: libzmq itself holds all parts until the last has come, however many; it has no limit."""
+READABLE = int(zmq.POLLIN)
+"""A flag of an enumeration takes several times as long to test."""
 
 
 class Receiver:
@@ -20,6 +22,8 @@ class Receiver:
 
     NOTE: the descriptor of a ZeroMQ socket announces changes, not readiness: it must be drained
     until nothing comes, and looked at again after every send on the same socket (``poke``).
+    Whether something is there is asked, and not found out by receiving: that would hand the
+    interpreter to the compute thread, and wait to have it back.
     """
 
     def __init__(
@@ -36,7 +40,12 @@ class Receiver:
         self.poke()
 
     def poke(self) -> None:
-        self._loop.call_soon(self._drain)
+        if not self._is_closed and self._is_there():
+            self._loop.call_soon(self._drain)
+
+    def _is_there(self) -> bool:
+        """A whole message: ZeroMQ hands on no part before it has the last."""
+        return bool(int(self._socket.get(zmq.EVENTS)) & READABLE)
 
     def close(self) -> None:
         self._is_closed = True
@@ -44,12 +53,9 @@ class Receiver:
 
     def _drain(self) -> None:
         for _ in range(BURST):
-            if self._is_closed:
+            if self._is_closed or not (self._parts or self._is_there()):
                 return
-            try:
-                part = self._socket.recv(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
+            part = self._socket.recv(zmq.NOBLOCK, copy=False)
             if len(self._parts) <= PARTS_MAX:
                 self._parts.append(part)
             if not part.more:

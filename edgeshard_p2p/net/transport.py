@@ -33,6 +33,7 @@ CONTROL_QUEUE = 1_000
 DATA_QUEUE = 64
 """NOTE: ZeroMQ counts parts, not messages, and hears late of what was read: a queue of few parts
 is full when nothing is on its way."""
+MORE_TO_COME = zmq.NOBLOCK | zmq.SNDMORE
 BIND_TRIES = 20
 BIND_PAUSE_S = 0.1
 FROM_PEER, FROM_CLIENT = b"p", b"c"
@@ -51,7 +52,6 @@ HANDSHAKE_EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
-
 
 LOOKS_AFTER_S = (0.01, 0.04, 0.1)
 """Pauses before one looks whether a port takes no connection: that of a process that is being
@@ -292,7 +292,7 @@ class Transport:
         *others, last = parts
         try:
             for part in others:
-                socket.send(part, zmq.NOBLOCK | zmq.SNDMORE, copy=False)
+                socket.send(part, MORE_TO_COME, copy=False)
             socket.send(last, zmq.NOBLOCK, copy=False)
         except zmq.Again:
             self.dropped[if_full] += 1

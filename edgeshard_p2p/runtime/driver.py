@@ -12,14 +12,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from edgeshard_p2p.control_groups import usable_cores
 from edgeshard_p2p.core import effects as fx
 from edgeshard_p2p.core import events as ev
-from edgeshard_p2p.core.ids import PlanId
-from edgeshard_p2p.core.messages import Address, FrameAck, FrameHeader, Refused
+from edgeshard_p2p.core.messages import FrameAck, FrameHeader, Refused
 from edgeshard_p2p.core.peer import PeerCore
 from edgeshard_p2p.core.work import TensorRef
 from edgeshard_p2p.model.cpu_quota import cpu_share
@@ -27,6 +25,7 @@ from edgeshard_p2p.model.errors import COMPUTE_ERRORS
 from edgeshard_p2p.model.library import LocalModel
 from edgeshard_p2p.net.offences import OFFENCES_MAX
 from edgeshard_p2p.net.transport import Transport
+from edgeshard_p2p.runtime.afterwards import READS_S, Afterwards
 from edgeshard_p2p.runtime.arrivals import Arrivals
 from edgeshard_p2p.runtime.beside import BesideClock
 from edgeshard_p2p.runtime.clients import Clients
@@ -47,14 +46,6 @@ log = logging.getLogger("edgeshard")
 
 WAITS_TO_MEASURE = "another peer on this machine is measuring itself: waiting for it"
 LEVELS = logging.getLevelNamesMapping()
-PAUSE_S = 0.001
-"""What nobody computes with (acknowledgements, which are cumulative, and the next deadline) is
-dealt with this much later: once for several events, and without keeping the interpreter from the
-compute thread, which has just been given work."""
-
-LATE_S = 0.05
-READS_S = 0.02
-"""A deadline that comes later than this first lets so much time pass, for reading."""
 
 
 class Restart(Exception):
@@ -105,14 +96,10 @@ class Driver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._events: deque[ev.Event] = deque()
         self._is_handling = False
-        self._pause: asyncio.TimerHandle | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._deadline: float | None = None
-        self._reads_first = False
+        self._afterwards = Afterwards(core, self._send_now, self.post)
         opening = Opening(core, self.clients, self._compute, host, given, self.post, self._progress)
         self._tensors: dict[int, Computed | Received] = {}
         self._n_tensors = 0
-        self._acks: dict[tuple[Address, PlanId, int], fx.Send] = {}
         self._performers: dict[type, Callable[[Any], None]] = {
             fx.Send: self._send,
             fx.SendFrame: self._send_frame,
@@ -150,9 +137,7 @@ class Driver:
         self.spawn(self._beside.run(), name="what passes take besides")
 
     async def close(self) -> None:
-        for timer in (self._pause, self._timer):
-            if timer is not None:
-                timer.cancel()
+        self._afterwards.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -200,8 +185,7 @@ class Driver:
                     self._performers[type(effect)](effect)
         finally:
             self._is_handling = False
-        if self._pause is None:
-            self._pause = self._loop.call_later(PAUSE_S, self._after_pause)
+        self._afterwards.after_events()
 
     def _stand_still(self, for_s: float) -> None:
         """As a device that froze: what arrives is lost, what is done in here waits."""
@@ -214,37 +198,6 @@ class Driver:
     def _go_on(self) -> None:
         self.arrivals.is_deaf = False
         self._loop.call_later(READS_S, self.post, ev.DeadlineReached())
-
-    def _after_pause(self) -> None:
-        self._pause = None
-        acks, self._acks = self._acks, {}
-        for effect in acks.values():
-            self._send_now(effect)
-        self._arm()
-
-    def _arm(self) -> None:
-        deadline = self.core.next_deadline()
-        if deadline == self._deadline and self._timer is not None:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._deadline, self._timer = deadline, None
-        if deadline is not None:
-            # NOTE: uvloop's own clock counts whole milliseconds; round trips need better.
-            wait_ms = max(0, ceil((deadline - time.monotonic()) * 1e3))
-            self._timer = self._loop.call_later(wait_ms / 1e3, self._on_deadline)
-
-    def _on_deadline(self) -> None:
-        assert self._deadline is not None
-        self._timer = None
-        is_late = time.monotonic() > self._deadline + LATE_S
-        if is_late and not self._reads_first:
-            # This process did not run for a while: the answer that it now misses may lie unread.
-            self._reads_first = True
-            self._timer = self._loop.call_later(READS_S, self._on_deadline)
-            return
-        self._reads_first = False
-        self.post(ev.DeadlineReached())
 
     # --- what arrives ---------------------------------------------------------------------
 
@@ -287,7 +240,7 @@ class Driver:
     def _send(self, effect: fx.Send) -> None:
         message = effect.message
         if isinstance(message, FrameAck):
-            self._acks[effect.to, message.plan, message.edge] = effect
+            self._afterwards.ack(effect, message.plan, message.edge)
         else:
             self._send_now(effect)
 

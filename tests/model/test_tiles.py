@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import combinations_with_replacement
+
 import pytest
 
 from edgeshard_p2p.model.kv_cache import KEY_BLOCK
 from edgeshard_p2p.model.tiles import (
     QUERY_ROWS,
+    TILE_COST_ROWS,
     WIDEST_TILE_ROWS,
     Numerics,
     Run,
@@ -72,9 +75,30 @@ def test_queries_of_a_cut_are_never_too_few(group: int) -> None:
             assert (cut.index is None) == (cut.start == 0 and len(cut.positions) == tile.width)
 
 
-def test_padding_is_little() -> None:
-    for rows in range(1, 300):
-        padding = sum(width for _, _, width in EXACT.split(rows)) - rows
-        assert padding <= EXACT.tile_rows
+def test_tiles_are_as_cheap_as_any() -> None:
+    def cost(widths: tuple[int, ...]) -> int:
+        return sum(width + TILE_COST_ROWS for width in widths)
+
+    for rows in range(1, 71):
+        chosen = tuple(width for _, _, width in EXACT.split(rows))
+        assert chosen == tuple(sorted(chosen, reverse=True))
+        others = (
+            widths
+            for n in range(1, 4)
+            for widths in combinations_with_replacement(EXACT.widths, n)
+            if sum(widths) >= rows
+        )
+        assert cost(chosen) == min(map(cost, others)), rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "widths"),
+    [(1, (2,)), (5, (8,)), (9, (16,)), (13, (16,)), (33, (32, 2)), (66, (64, 2)), (130, (128, 2))],
+)
+def test_rows_share_a_reading_of_the_weights(rows: int, widths: tuple[int, ...]) -> None:
+    assert tuple(width for _, _, width in EXACT.split(rows)) == widths
+
+
+def test_fast_tiles_are_as_wide_as_there_are_rows() -> None:
     assert FAST.split(300) == ((0, 128, 128), (128, 256, 128), (256, 300, 44))
     assert max(EXACT.widths) == WIDEST_TILE_ROWS
