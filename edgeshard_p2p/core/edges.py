@@ -30,6 +30,9 @@ WINDOW = 8
 CHUNKS_AHEAD = 2
 """Frames of chunks that may be on an edge without being computed at its end: the one that is, and
 one to follow it without a gap.  What comes after them is not held up by more."""
+ACK_HELD_S = 0.1
+"""An acknowledgement that can wait (`flow`) does so for so long at most: without one a frame is
+sent again after five times as long."""
 WAITING_MAX = 4096
 """Frames that may wait for credit.  Nobody who keeps to the protocol gets there; an edge that
 does is given up, with a reason for each request on it."""

@@ -18,7 +18,8 @@ class Send:
     to: Address
     message: ControlMessage
     can_wait: bool = False
-    """Nobody waits for it, and the next of its kind will say as much and more."""
+    """Only of a FrameAck: it confirms, and its sender has credit left, so that it may as well go
+    together with a later one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ class Flow:
     """When an edge that was lost may be opened again: a receiver that refuses what it has just
     opened for would otherwise be asked as fast as it answers."""
     _promised: dict[int, int] = field(default_factory=dict)
-    """Credit last told, by incoming edge."""
+    """Credit last told, by incoming edge, but for what can wait and may not have gone."""
 
     def __post_init__(self) -> None:
         self._tag = self.me.tag
@@ -341,7 +341,8 @@ class Flow:
         address = self.membership.address_of(edge.spec.sender)
         if address is None or edge.epoch == 0:
             return []
-        self._promised[edge.spec.index] = edge.credit
+        if not can_wait:
+            self._promised[edge.spec.index] = edge.credit
         numbers = (edge.epoch, edge.received, edge.credit, edge.chunks)
         return [Send(address, FrameAck(self.plan.id, edge.spec.index, *numbers), can_wait)]
 

@@ -190,9 +190,10 @@ class PeerCore:
         return effects + self.serving.desk.begin()
 
     def _is_soon(self, now: float) -> bool:
-        """Whether the next deadline comes before anything that the flow of frames could bring
-        about."""
-        return self._deadline is not None and self._deadline <= now + self.timing.resend_s
+        """Whether the next deadline comes before what the flow of frames can bring about: frames
+        that are sent again, and attempts whose slot came free."""
+        soon_s = min(self.timing.resend_s, self.timing.report_wait_s)
+        return self._deadline is not None and self._deadline <= now + soon_s
 
     def next_deadline(self) -> float | None:
         """While all is steady the one of before: to look for it costs as much as a frame."""

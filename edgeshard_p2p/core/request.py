@@ -91,8 +91,10 @@ class Request:
         return (*self.prompt.prompt, *self.generated)
 
     def tokens(self, start: int, end: int) -> tuple[int, ...]:
-        """Of those known, without the rest being looked at: decoding asks for the last one."""
+        """Of those known, without a copy of the rest: decoding asks for the last one each time."""
         n_prompt = len(self.prompt.prompt)
+        if end <= n_prompt:
+            return self.prompt.prompt[start:end]
         if start >= n_prompt:
             return tuple(self.generated[start - n_prompt : end - n_prompt])
         return self.known[start:end]

@@ -13,20 +13,14 @@ from math import ceil
 
 from edgeshard_p2p.core import effects as fx
 from edgeshard_p2p.core import events as ev
-from edgeshard_p2p.core.edges import WINDOW
+from edgeshard_p2p.core.edges import ACK_HELD_S
 from edgeshard_p2p.core.ids import PlanId
-from edgeshard_p2p.core.messages import Address
+from edgeshard_p2p.core.messages import Address, FrameAck
 from edgeshard_p2p.core.peer import PeerCore
 
 PAUSE_S = 0.001
 """So much later once for several events, and without keeping the interpreter from the compute
 thread, which has just been given work."""
-ACKS_S = 0.1
-"""Acknowledgements that can wait do so for so long, at most: without one a frame is sent again
-after five times as long."""
-ACKS_MAX = WINDOW // 2
-"""Or until there are so many, before anybody runs out of credit."""
-
 LATE_S = 0.05
 READS_S = 0.02
 """Whose deadline comes later than this, or who stood still, first lets so much time pass for
@@ -41,47 +35,50 @@ class Afterwards:
     ) -> None:
         self._core, self._send, self._post = core, send, post
         self._loop = asyncio.get_running_loop()
-        self._acks: dict[tuple[Address, PlanId, int], fx.Send] = {}
-        self._n_acks = 0
+        self._acks: dict[tuple[Address, PlanId, int], tuple[FrameAck, fx.Send]] = {}
         self._is_owed = False
-        """An acknowledgement."""
+        """Whether an acknowledgement is due that cannot wait."""
         self._pause: asyncio.TimerHandle | None = None
         self._is_short = False
-        """The pause."""
+        """Whether the pause is that of PAUSE_S."""
+        self._is_closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._reads_first = False
 
     def close(self) -> None:
+        self._is_closed = True
         for timer in (self._pause, self._timer):
             if timer is not None:
                 timer.cancel()
 
-    def ack(self, effect: fx.Send, plan: PlanId, edge: int) -> None:
-        """Acknowledgements are cumulative: of an edge the last one counts."""
-        self._acks[effect.to, plan, edge] = effect
-        self._n_acks += 1
-        self._is_owed |= not effect.can_wait or self._n_acks >= ACKS_MAX
+    def acknowledge(self, effect: fx.Send, ack: FrameAck) -> None:
+        """They are cumulative: of an edge the one counts that says most, which need not be the last
+        (what is consumed of a frame is told before its receipt)."""
+        known = self._acks.setdefault((effect.to, ack.plan, ack.edge), (ack, effect))
+        if _says(ack) > _says(known[0]):
+            self._acks[effect.to, ack.plan, ack.edge] = (ack, effect)
+        self._is_owed |= not effect.can_wait
 
     def after_events(self) -> None:
         """Some have been handled, and their effects are performed."""
         if self._is_owed or not self._core.is_steady:
             self._pause_for(PAUSE_S, is_short=True)
         elif self._acks:
-            self._pause_for(ACKS_S, is_short=False)
+            self._pause_for(ACK_HELD_S, is_short=False)
 
     def _pause_for(self, pause_s: float, is_short: bool) -> None:
+        if self._is_closed or (self._pause is not None and (self._is_short or not is_short)):
+            return
         if self._pause is not None:
-            if self._is_short or not is_short:
-                return
             self._pause.cancel()
         self._is_short = is_short
         self._pause = self._loop.call_later(pause_s, self._after_pause)
 
     def _after_pause(self) -> None:
         self._pause = None
-        acks, self._acks, self._n_acks, self._is_owed = self._acks, {}, 0, False
-        for effect in acks.values():
+        acks, self._acks, self._is_owed = self._acks, {}, False
+        for _, effect in acks.values():
             self._send(effect)
         self._arm()
 
@@ -107,3 +104,7 @@ class Afterwards:
             return
         self._reads_first = False
         self._post(ev.DeadlineReached())
+
+
+def _says(ack: FrameAck) -> tuple[int, int, int, int]:
+    return ack.epoch, ack.acked, ack.credit, ack.chunks

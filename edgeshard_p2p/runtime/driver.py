@@ -240,7 +240,7 @@ class Driver:
     def _send(self, effect: fx.Send) -> None:
         message = effect.message
         if isinstance(message, FrameAck):
-            self._afterwards.ack(effect, message.plan, message.edge)
+            self._afterwards.acknowledge(effect, message)
         else:
             self._send_now(effect)
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from edgeshard_p2p.core import effects as fx
 from edgeshard_p2p.core import events as ev
+from edgeshard_p2p.core.edges import ACK_HELD_S
 from edgeshard_p2p.core.ids import RequestId
-from edgeshard_p2p.core.messages import Address, FrameKind, ProbeBody
+from edgeshard_p2p.core.messages import Address, FrameKind
 from edgeshard_p2p.core.model_spec import ModelSpec
 from edgeshard_p2p.core.sampling import Sampling
 from edgeshard_p2p.core.settings import SettingValue
@@ -303,8 +304,10 @@ class Simulator:
     def _send(self, peer: SimPeer, effect: fx.Send) -> None:
         self.safety.check_chatter(peer, effect, self.now)
         data = encode_control(SWARM, peer.id, effect.message)
-        sender, message = decode_control(SWARM, data)
-        self._deliver(peer, effect.to, len(data), lambda _: ev.MessageReceived(sender, message))
+        heard = ev.MessageReceived(*decode_control(SWARM, data))
+        held_s = self.rng.random() * ACK_HELD_S if effect.can_wait else 0.0
+        deliver = lambda: self._deliver(peer, effect.to, len(data), lambda _: heard)  # noqa: E731
+        self._at(self.now + held_s, deliver)
 
     def _send_frame(self, peer: SimPeer, effect: fx.SendFrame) -> None:
         states = peer.tensors[effect.tensor.id] if effect.tensor is not None else []
@@ -321,9 +324,7 @@ class Simulator:
         self._deliver(peer, effect.to, len(payload) + 64, make)
 
     def _send_probe(self, peer: SimPeer, effect: fx.SendProbe) -> None:
-        parts = encode_probe(peer.id, effect.nonce, 0)
-        header, _, body = decode_frame(parts)
-        assert isinstance(body, ProbeBody)
+        header, _, body = decode_frame(encode_probe(peer.id, effect.nonce, 0))
         event = ev.FrameReceived(header, body=body)
         self._deliver(peer, effect.to, effect.n_bytes, lambda _: event)
 
@@ -355,15 +356,14 @@ class Simulator:
         peer.busy_until = max(peer.busy_until, self.now) + duration_s
 
         def act() -> None:
-            event = work()
-            if event is not None:
+            if (event := work()) is not None:
                 self._feed(peer, event)
 
         self._at(peer.busy_until, lambda: self._when_awake(peer, life, act))
 
     def _plan(self, peer: SimPeer, effect: fx.ComputePlan) -> None:
-        choice = self.choices.of(effect.snapshot)
-        self._later(peer, 0.01 + self.rng.random() * 0.05, ev.PlanComputed(choice))
+        event = ev.PlanComputed(self.choices.of(effect.snapshot))
+        self._later(peer, 0.01 + self.rng.random() * 0.05, event)
 
     def _save_links(self, peer: SimPeer, effect: fx.SaveLinks) -> None:
         peer.known_links = effect.links

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from edgeshard_p2p.core.edges import WINDOW, Due, EdgeKind
-from edgeshard_p2p.core.effects import CloseEdge, DropTensor, Effect, SendFrame
+from edgeshard_p2p.core.effects import CloseEdge, DropTensor, Effect, Send, SendFrame
 from edgeshard_p2p.core.events import FrameReceived
 from edgeshard_p2p.core.flow import DTYPE_CODES, Flow, Frame, refuse
 from edgeshard_p2p.core.ids import PeerId
@@ -197,6 +197,27 @@ def test_credit_is_renewed_before_it_runs_out() -> None:
         told += [credit for _, credit in acks(flow.consumed(Due(spec, 7)))]
         assert max(told) > k, "the sender may always send the next one"
     assert max(told) <= 3 * WINDOW - 1 + WINDOW
+
+
+def test_credit_does_not_depend_on_what_can_wait() -> None:
+    """All acknowledgements that can wait may be on hold: the sender hears of every fourth frame."""
+    flow = opened(B)
+    spec = flow.find(EdgeKind.ENTRY, 0, 0)
+    credit, waited = WINDOW, 0
+    for k in range(1, 5 * WINDOW):
+        assert k <= credit, "the sender may always send the next one"
+        effects = [*flow.on_frame(received(ENTRY, RELEASE, k), 0.0), *flow.consumed(Due(spec, 7))]
+        told = of(Send, effects)
+        waited += sum(effect.can_wait for effect in told)
+        credit = max([credit, *(ack for _, ack in acks([e for e in told if not e.can_wait]))])
+    assert waited == 5 * WINDOW - 1
+
+
+def test_repeat_is_answered_at_once() -> None:
+    """Its sender has not heard, and waits."""
+    flow = opened(B)
+    assert [e.can_wait for e in of(Send, flow.on_frame(received(ENTRY, HIDDEN, 1), 0.0))] == [True]
+    assert [e.can_wait for e in of(Send, flow.on_frame(received(ENTRY, HIDDEN, 1), 0.0))] == [False]
 
 
 def test_consuming_alone_renews_the_credit() -> None:

@@ -12,6 +12,7 @@ from edgeshard_p2p.core import effects as fx
 from edgeshard_p2p.core import events as ev
 from edgeshard_p2p.core import messages as msg
 from edgeshard_p2p.core.ids import PeerId
+from edgeshard_p2p.core.membership import Membership
 from edgeshard_p2p.core.peer import CoreConfig, PeerCore
 from edgeshard_p2p.core.records import HeldRecord, Record, Setting
 from edgeshard_p2p.core.report import report
@@ -52,6 +53,56 @@ def hear(core: PeerCore, sender: PeerId, message: Any, now: float = 0.1) -> list
 
 def welcome(*settings: Setting, from_: PeerId = B, uptime_ms: int = 0) -> msg.Welcome:
     return msg.Welcome(identity(from_), 0, 0, (), settings, uptime_ms)
+
+
+def deadlines_asked(core: PeerCore, monkeypatch: pytest.MonkeyPatch) -> list[PeerCore]:
+    """One entry for each time that all are asked for their deadlines."""
+    asked: list[PeerCore] = []
+    of_members = Membership.next_deadline
+
+    def counted(members: Membership) -> float | None:
+        asked.append(core)
+        return of_members(members)
+
+    monkeypatch.setattr(Membership, "next_deadline", counted)
+    return asked
+
+
+def test_next_deadline_stands_while_frames_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = core_of()
+    hear(core, B, welcome())
+    hear(core, B, msg.Ping(1, ()))  # By now what the newcomer has changed is dealt with.
+    asked = deadlines_asked(core, monkeypatch)
+    deadline = core.next_deadline()
+    assert deadline is not None
+    soon = deadline - core.timing.resend_s / 2
+    ack = msg.FrameAck(PLAN.id, 0, 1, 1, 9, 0)
+    for _ in range(3):
+        hear(core, B, ack, soon)
+        assert core.is_steady
+        assert core.next_deadline() == deadline
+    assert len(asked) == 1
+    hear(core, B, msg.Ping(1, ()), soon)
+    assert not core.is_steady
+    core.next_deadline()
+    core.handle(ev.DeadlineReached(), deadline)
+    later = core.next_deadline()
+    assert later is not None
+    assert later > deadline
+    assert len(asked) > 1
+
+
+def test_deadline_that_is_far_off_does_not_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame that is sent may be due for being sent again before it."""
+    core = core_of()
+    asked = deadlines_asked(core, monkeypatch)
+    deadline = core.next_deadline()
+    assert deadline is not None
+    ack = msg.FrameAck(PLAN.id, 0, 1, 1, 9, 0)
+    hear(core, B, ack, deadline - 2 * core.timing.resend_s)
+    assert not core.is_steady
+    core.next_deadline()
+    assert len(asked) == 2
 
 
 def submit(core: PeerCore, n_tokens: int = 3, now: float = 5.0) -> list[fx.Effect]:

@@ -60,6 +60,32 @@ def test_control_messages_arrive_in_order_and_both_ways() -> None:
     uvloop.run(scenario())
 
 
+def test_no_message_is_left_unread_where_both_ends_talk_at_once() -> None:
+    """A descriptor of ZeroMQ's tells of changes: sending may swallow the one that told of what
+    has arrived."""
+
+    async def scenario() -> None:
+        async with endpoint() as a, endpoint() as b:
+            sent = [b"%d" % number for number in range(300)]
+            n_answered = 0
+
+            def answer() -> None:
+                nonlocal n_answered
+                for data in b.messages[n_answered:]:
+                    n_answered += 1
+                    say(b, a, data)
+
+            for number, data in enumerate(sent):
+                say(a, b, data)
+                if number % 7 < number % 5:
+                    answer()
+                    await asyncio.sleep(0)
+            await until(lambda: answer() or len(a.messages) == len(sent))
+            assert a.messages == b.messages == sent
+
+    uvloop.run(scenario())
+
+
 def test_frames_arrive_as_they_were_sent() -> None:
     async def scenario() -> None:
         async with endpoint() as a, endpoint() as b:
