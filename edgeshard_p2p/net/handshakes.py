@@ -37,8 +37,8 @@ class Handshakes:
         elif event == zmq.EVENT_DISCONNECTED:
             was_waiting = self._waiting.pop(value, value) is None
             # All events come from one thread: that of a failure is followed by its own end.
-            was_told, self._has_failed = self._has_failed, False
-            return NONE if was_waiting and not was_told else None
+            has_failed, self._has_failed = self._has_failed, False
+            return self._on_failed(was_waiting) if has_failed else NONE if was_waiting else None
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._forget_oldest()
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
@@ -46,8 +46,16 @@ class Handshakes:
             return FAILED
         elif event & FAILURES:
             self._has_failed = True
-            return FAILED
         return None
+
+    def _on_failed(self, was_waiting: bool) -> str | None:
+        """One whose place another one's handshake was put down to is put down to that one's; if
+        that has ended already, it was counted then."""
+        if not was_waiting and not self._waiting:
+            return None
+        if not was_waiting:
+            self._forget_oldest()
+        return FAILED
 
     def _forget_oldest(self) -> None:
         if self._waiting:

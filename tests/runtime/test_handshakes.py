@@ -25,6 +25,14 @@ STORIES = {
         [(COME, 7), (COME, 8), (LATE, 11), (GONE, 8), (IN, 0), (GONE, 7)],
         {FAILED: 1},
     ),
+    "its place was given away, and it fails": (
+        [(COME, 7), (COME, 8), (AUTH, 400), (WRONG, 99), (GONE, 7), (GONE, 8)],
+        {FAILED: 2},
+    ),
+    "its place was given away, and it fails later": (
+        [(COME, 7), (COME, 8), (AUTH, 400), (GONE, 8), (WRONG, 99), (GONE, 7)],
+        {FAILED: 1, NONE: 1},
+    ),
     "an end of what came before": ([(GONE, 7), (IN, 0)], {}),
 }
 
