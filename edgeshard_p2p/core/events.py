@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgeshard_p2p.core import messages as msg
 from edgeshard_p2p.core.ids import PeerId, RequestId
 from edgeshard_p2p.core.messages import (
+    Ack,
     Address,
     ControlMessage,
+    Delta,
+    Digest,
+    FrameAck,
     FrameHeader,
+    News,
     Open,
+    Ping,
+    PingReq,
     ProbeBody,
 )
 from edgeshard_p2p.core.model_spec import ModelSpec
@@ -195,12 +201,13 @@ Event = (
 )
 
 
-GOSSIP = msg.Ping | msg.Ack | msg.PingReq | msg.News | msg.Digest | msg.Delta
+GOSSIP = Ping | Ack | PingReq | News | Digest | Delta
+"""Of members and of records."""
 
 
 def is_flow(event: Event) -> bool:
     """Whether this event belongs to the steady flow of tokens."""
-    is_ack = isinstance(event, MessageReceived) and isinstance(event.message, msg.FrameAck)
+    is_ack = isinstance(event, MessageReceived) and isinstance(event.message, FrameAck)
     return is_ack or isinstance(event, FrameReceived | ForwardDone)
 
 

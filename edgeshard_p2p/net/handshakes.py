@@ -38,7 +38,9 @@ class Handshakes:
             was_waiting = self._waiting.pop(value, value) is None
             # All events come from one thread: that of a failure is followed by its own end.
             has_failed, self._has_failed = self._has_failed, False
-            return self._on_failed(was_waiting) if has_failed else NONE if was_waiting else None
+            if has_failed:
+                return self._on_failed(was_waiting)
+            return NONE if was_waiting else None
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._forget_oldest()
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
@@ -51,9 +53,9 @@ class Handshakes:
     def _on_failed(self, was_waiting: bool) -> str | None:
         """One whose place another one's handshake was put down to is put down to that one's; if
         that has ended already, it was counted then."""
-        if not was_waiting and not self._waiting:
-            return None
         if not was_waiting:
+            if not self._waiting:
+                return None
             self._forget_oldest()
         return FAILED
 

@@ -113,7 +113,7 @@ def test_links_are_merged_by_name(tmp_path: Path) -> None:
     state.close()
 
 
-def test_what_a_pass_takes_is_kept_by_share_of_a_core(tmp_path: Path) -> None:
+def test_what_a_pass_takes_is_kept_by_processors_at_the_start(tmp_path: Path) -> None:
     state = State(tmp_path)
     assert state.pass_us(0.229) == 0
     state.save_pass_us(0.229, 8000)
